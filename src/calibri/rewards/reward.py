@@ -1,0 +1,95 @@
+"""The protocol every reward obeys: it knows images and prompts, nothing else."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from calibri.errors import RewardError
+
+
+@dataclass(frozen=True)
+class RewardInfo:
+    """What a number of this reward means; printed beside every figure.
+
+    Attributes:
+        name: the name users type, for example ``"shapes"``.
+        variant: what exactly made the numbers (checkpoint, revision, preprocessing).
+        range: smallest and largest possible score.
+        unit: how to read a score, in a few words.
+        differentiable: whether ``score`` has a gradient with respect to float images.
+    """
+
+    name: str
+    variant: str
+    range: tuple[float, float] = (-inf, inf)
+    unit: str = ""
+    differentiable: bool = False
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """Scores images against prompts; higher is better."""
+
+    info: RewardInfo
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Score ``images`` (uint8, N x 3 x H x W) for ``prompts`` (N): float32 (N,) on the CPU."""
+        ...
+
+
+class BatchedReward(ABC):
+    """Batching and checks shared by the rewards that score image by image.
+
+    A subclass sets ``info`` and implements ``score_batch``. Construction must be cheap: weights
+    are loaded on first use.
+    """
+
+    info: RewardInfo
+
+    def __init__(self, batch_size: int = 256) -> None:
+        self.batch_size = batch_size
+
+    @abstractmethod
+    def score_batch(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Score one batch: uint8 (N, 3, H, W) and N prompts to float (N,)."""
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Score images against their prompts.
+
+        Args:
+            images: uint8, shape (N, 3, H, W).
+            prompts: N texts.
+
+        Returns:
+            float32 (N,) on the CPU; a score that is not finite marks a failed image.
+
+        Raises:
+            RewardError: the shapes disagree or the reward returned the wrong number of scores.
+        """
+        if len(images) != len(prompts):
+            raise RewardError(
+                f"Reward '{self.info.name}' got {len(images)} images for {len(prompts)} prompts. "
+                "Pass one prompt per image."
+            )
+        with torch.inference_mode():
+            parts = [
+                self._checked(images[i : i + self.batch_size], prompts[i : i + self.batch_size])
+                for i in range(0, len(prompts), self.batch_size)
+            ]
+        return torch.cat(parts) if parts else torch.empty(0)
+
+    def _checked(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        scores = self.score_batch(images, prompts).float().cpu()
+        if scores.shape != (len(prompts),):
+            raise RewardError(
+                f"Reward '{self.info.name}' returned scores of shape {tuple(scores.shape)} for "
+                f"{len(prompts)} images. A reward must return one number per image."
+            )
+        return scores
