@@ -1,0 +1,172 @@
+"""Typed results: what commands return, reports draw and artifacts keep.
+
+Everything here is plain data that survives a round trip through JSON. No torch.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Record(BaseModel):
+    """Base of all results: immutable, and unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Figure(Record):
+    """A mean with its 95% bootstrap interval over ``n`` prompts."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+class SettingResult(Record):
+    """One way of sampling, scored on the held-out prompts.
+
+    Attributes:
+        label: for people, for example ``"original, 12 steps"``.
+        calibrated: whether the calibration was applied.
+        num_inference_steps: steps of the sampler.
+        nfe: transformer evaluations per image.
+        scores: reward name to mean score.
+        diversity: mean pairwise RMS distance of images of one prompt, or None when not measured.
+        frechet: Frechet distance to reference images, or None when there are none.
+        seconds_per_image: wall time of sampling.
+    """
+
+    label: str
+    calibrated: bool
+    num_inference_steps: int
+    guidance_scale: float
+    nfe: int
+    scores: dict[str, Figure]
+    diversity: float | None = None
+    frechet: float | None = None
+    seconds_per_image: float
+
+
+class Comparison(Record):
+    """Calibrated minus one uncalibrated setting, paired by (prompt, seed)."""
+
+    reward: str
+    against: str
+    num_inference_steps: int
+    difference: Figure
+
+
+class Evaluation(Record):
+    """Baseline against calibrated on prompts and seeds that the search never used."""
+
+    objective: str
+    held_out_rewards: list[str]
+    variants: dict[str, str]
+    num_prompts: int
+    images_per_prompt: int
+    seed: int
+    settings: list[SettingResult]
+    comparisons: list[Comparison]
+
+    def setting(self, *, calibrated: bool, num_inference_steps: int) -> SettingResult | None:
+        """Find one setting, or None when it was not evaluated."""
+        for setting in self.settings:
+            if (setting.calibrated, setting.num_inference_steps) == (
+                calibrated,
+                num_inference_steps,
+            ):
+                return setting
+        return None
+
+
+class Generation(Record):
+    """One generation of the search, as the reward curve shows it.
+
+    Attributes:
+        mean: mean objective over the candidates on the bucket.
+        best: highest mean objective of a single candidate; noisy, shown and never returned.
+        baseline: objective of the uncalibrated model on the same bucket and noise.
+        sigma: step size of the search after the generation.
+        images: images scored so far, all candidates and the baseline.
+        seconds: time spent so far, interruptions excluded.
+    """
+
+    generation: int
+    mean: float
+    best: float
+    baseline: float
+    sigma: float
+    images: int
+    seconds: float
+
+
+class Checkpoint(Record):
+    """A tail-averaged mean, scored against the baseline on the validation prompts."""
+
+    generation: int
+    difference: Figure
+    chosen: bool = False
+
+
+class SearchResult(Record):
+    """What the search did and which coefficients it returns.
+
+    Attributes:
+        coefficients: parameter name to value, in the order of the flat vector.
+        stopped: why the search ended, in words.
+        images: images sampled by the search and its validation.
+    """
+
+    coefficients: dict[str, float]
+    generations: list[Generation]
+    checkpoints: list[Checkpoint]
+    stopped: str
+    images: int
+    seconds: float
+
+
+class SiteRecord(Record):
+    """One site, as ``calibri inspect`` lists it and the report draws it."""
+
+    name: str
+    block: str
+    layer: str
+    stream: str
+    parameter: str
+
+
+class SampleRow(Record):
+    """Images of one prompt and one noise seed: setting label to file name under ``images/``."""
+
+    prompt: str
+    seed: int
+    files: dict[str, str]
+
+
+class RunSummary(Record):
+    """Everything a report needs to know about a finished run; kept as ``results.json``.
+
+    Attributes:
+        verdict: the outcome in one or two sentences, for people.
+        coefficients: label of each entry of the flat vector (``transformer_blocks.0.attn[0]``,
+            ``conditional/...``, ``output``) to its value.
+        start: label to the value of the uncalibrated model (1, or the guidance weights).
+        machine: what the run ran on: ``cpu``, ``threads``, ``torch`` and so on.
+    """
+
+    name: str
+    pipeline: str
+    transformer_class: str
+    calibri_version: str
+    created: str
+    verdict: str
+    config: dict[str, object]
+    granularity: str
+    sites: list[SiteRecord]
+    coefficients: dict[str, float]
+    start: dict[str, float]
+    search: SearchResult
+    evaluation: Evaluation | None
+    samples: list[SampleRow]
+    machine: dict[str, str]
