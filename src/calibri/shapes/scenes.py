@@ -141,7 +141,8 @@ def parse_caption(text: str) -> Scene:
     first = _thing(size, color, shape)
     if link is None:
         return Scene((first,))
-    return Scene((first, _thing(*second)), None if link == "and" else link)
+    relation = next((name for name in RELATIONS if name == link), None)
+    return Scene((first, _thing(*second)), relation)
 
 
 def _draw(generator: torch.Generator, count: int) -> int:
