@@ -1,1 +1,75 @@
-"""Calibri."""
+"""Calibri: calibrate Diffusion Transformers.
+
+Public names are imported on first use, so that ``import calibri`` and ``calibri --help`` do not
+wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from calibri.version import __version__
+
+if TYPE_CHECKING:
+    from calibri.applied import AppliedCalibration, load
+    from calibri.artifact import Calibration
+    from calibri.config import RunConfig, load_config
+    from calibri.errors import CalibriError
+    from calibri.evaluation import evaluate
+    from calibri.fusing import fuse
+    from calibri.generation import generate
+    from calibri.inspection import Inspection, inspect
+    from calibri.reporting import report
+    from calibri.results import Evaluation, RunSummary
+    from calibri.runner import calibrate, resume
+
+# No module below may bear the name of a public function: importing it would hide the function.
+_WHERE = {
+    "AppliedCalibration": "applied",
+    "Calibration": "artifact",
+    "CalibriError": "errors",
+    "Evaluation": "results",
+    "Inspection": "inspection",
+    "RunConfig": "config",
+    "RunSummary": "results",
+    "calibrate": "runner",
+    "evaluate": "evaluation",
+    "fuse": "fusing",
+    "generate": "generation",
+    "inspect": "inspection",
+    "load": "applied",
+    "load_config": "config",
+    "report": "reporting",
+    "resume": "runner",
+}
+
+__all__ = [
+    "AppliedCalibration",
+    "Calibration",
+    "CalibriError",
+    "Evaluation",
+    "Inspection",
+    "RunConfig",
+    "RunSummary",
+    "__version__",
+    "calibrate",
+    "evaluate",
+    "fuse",
+    "generate",
+    "inspect",
+    "load",
+    "load_config",
+    "report",
+    "resume",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'calibri' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"calibri.{_WHERE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -44,6 +44,19 @@ class Reward(Protocol):
         ...
 
 
+@runtime_checkable
+class FeatureReward(Reward, Protocol):
+    """A reward whose network also gives features of images, for a Frechet distance."""
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features of ``images`` (uint8, N x 3 x H x W) that ignore the prompt: float32 (N, D)."""
+        ...
+
+    def reference_features(self, prompts: Sequence[str], seed: int) -> Tensor | None:
+        """Features of real images of ``prompts``, float32 (N, D), or None when there are none."""
+        ...
+
+
 class BatchedReward(ABC):
     """Batching and checks shared by the rewards that score image by image.
 

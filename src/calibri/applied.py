@@ -1,0 +1,158 @@
+"""Use a calibration on a pipeline: load, set its strength, fuse, unfuse, unload."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from calibri.artifact import Calibration
+from calibri.coefficients import Coefficients
+from calibri.errors import CalibrationError, FuseError
+from calibri.guidance import BranchResolver
+from calibri.pipelines import transformer_of
+from calibri.scaling import Fused, Scaler
+from calibri.sites import find_sites
+
+_APPLIED = "_calibri_applied"
+
+
+class AppliedCalibration:
+    """A calibration on a pipeline. Made by ``load``."""
+
+    def __init__(self, pipe: Any, calibration: Calibration, strength: float) -> None:
+        self.pipe = pipe
+        self.calibration = calibration
+        self._coefficients = calibration.coefficients.with_strength(strength)
+        self._resolver: BranchResolver | None = None
+        self._scaler: Scaler | None = None
+        self._fused: Fused | None = None
+        self._attach()
+
+    @property
+    def coefficients(self) -> Coefficients:
+        """The coefficients at the present strength."""
+        return self._coefficients
+
+    def set_strength(self, strength: float) -> None:
+        """Blend with the original model: 0 is the original, 1 the full calibration.
+
+        Raises:
+            CalibrationError: ``strength`` is outside [0, 1].
+            FuseError: the calibration is fused.
+        """
+        if self._fused is not None:
+            raise FuseError("The calibration is fused into the weights. Call unfuse() first.")
+        self._coefficients = self.calibration.coefficients.with_strength(strength)
+        self._set()
+
+    def fuse(self, *, keep_originals: bool = True) -> None:
+        """Fold the scales into the weights; sampling then costs exactly what it did before.
+
+        Args:
+            keep_originals: keep copies of the changed weights on the CPU so that ``unfuse`` is
+                exact.
+
+        Raises:
+            FuseError: the scales differ between the branches of guidance, or a weight cannot take
+                a scale.
+        """
+        if self._fused is not None:
+            return
+        if self._coefficients.per_branch:
+            raise FuseError(
+                "This calibration scales the conditional and the unconditional branch differently, "
+                "and weights cannot. Keep it loaded without fusing."
+            )
+        transformer = transformer_of(self.pipe)
+        scales = self._coefficients.site_scales(find_sites(transformer))[0]
+        self._fused = Fused(transformer, scales.tolist(), keep_originals=keep_originals)
+        self._detach()
+
+    def unfuse(self) -> None:
+        """Restore the original weights bit for bit and scale by hooks again.
+
+        Raises:
+            FuseError: the originals were not kept.
+        """
+        if self._fused is None:
+            return
+        self._fused.undo()
+        self._fused = None
+        self._attach()
+
+    def unload(self) -> None:
+        """Remove the calibration; the pipeline is as it was before.
+
+        Raises:
+            FuseError: it was fused without keeping the original weights.
+        """
+        if self._fused is not None:
+            self._fused.undo()
+            self._fused = None
+        self._detach()
+        delattr(transformer_of(self.pipe), _APPLIED)
+
+    def _attach(self) -> None:
+        if self._coefficients.num_branches > 1 and self.calibration.coefficients.per_branch:
+            self._resolver = BranchResolver(self.pipe)
+        self._scaler = Scaler(transformer_of(self.pipe), self._resolver)
+        self._set()
+
+    def _set(self) -> None:
+        assert self._scaler is not None
+        scales = torch.from_numpy(self._coefficients.site_scales(self._scaler.sites))
+        # Without differences between branches one row serves any batch.
+        self._scaler.set(scales[None] if self._resolver else scales[None, :1])
+
+    def _detach(self) -> None:
+        if self._scaler is not None:
+            self._scaler.remove()
+            self._scaler = None
+        if self._resolver is not None:
+            self._resolver.remove()
+            self._resolver = None
+
+
+def load(
+    pipe: Any,
+    calibration: Calibration | str | Path,
+    *,
+    strength: float = 1.0,
+    revision: str | None = None,
+    token: str | None = None,
+) -> AppliedCalibration:
+    """Load a calibration onto a diffusers pipeline.
+
+    Args:
+        pipe: a loaded pipeline; its images change from now on.
+        calibration: a folder, a Hugging Face repository id, or a ``Calibration``.
+        strength: 0 is the original model, 1 the full calibration.
+        revision: branch, tag or commit of the repository.
+        token: access token of the hub.
+
+    Returns:
+        A handle with ``set_strength``, ``fuse``, ``unfuse`` and ``unload``.
+
+    Raises:
+        CalibrationError: the calibration is for another model, or one is loaded already.
+    """
+    if not isinstance(calibration, Calibration):
+        calibration = Calibration.from_pretrained(calibration, revision=revision, token=token)
+    transformer = transformer_of(pipe)
+    found = type(transformer).__name__
+    if found != calibration.transformer_class:
+        raise CalibrationError(
+            f"This calibration was made for {calibration.transformer_class} "
+            f"({calibration.base_model}); the pipeline has a {found}. Load it onto the model it "
+            "was made for."
+        )
+    if getattr(transformer, _APPLIED, None) is not None:
+        raise CalibrationError(
+            "A calibration is already loaded onto this pipeline. Call unload() on it first."
+        )
+    calibration.coefficients.site_scales(find_sites(transformer))  # refuses another size
+    applied = AppliedCalibration(pipe, calibration, strength)
+    setattr(transformer, _APPLIED, applied)
+    return applied

@@ -1,0 +1,225 @@
+"""One validated configuration for a run: defaults, a YAML file, then ``key=value`` overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from calibri.coefficients import Branches, Granularity
+from calibri.errors import ConfigError
+
+SHIPPED = "shapes"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class SamplingConfig(_Section):
+    """How images are sampled, in diffusers' own words.
+
+    Attributes:
+        num_inference_steps: steps the calibration is searched for; use the number you will serve.
+        guidance_scale: above 1 a pipeline with classifier-free guidance runs two branches; a
+            guidance-distilled model (FLUX.1-dev) embeds it.
+        negative_prompt: prompt of the unconditional branch.
+        height: pixels, or None for the pipeline's default.
+        width: pixels, or None for the pipeline's default.
+        batch_size: images per forward of the transformer, over all candidates.
+    """
+
+    num_inference_steps: int = Field(6, ge=1, le=1000)
+    guidance_scale: float = Field(1.0, ge=0.0, le=100.0)
+    negative_prompt: str = ""
+    height: int | None = Field(None, ge=1)
+    width: int | None = Field(None, ge=1)
+    batch_size: int = Field(64, ge=1)
+
+
+class SpaceConfig(_Section):
+    """Which scalars are searched (spec section 1).
+
+    Attributes:
+        granularity: one scalar per block, layer or gate.
+        branches: under guidance, one set of scalars for both branches or one for each (N = 2).
+        output_weights: search the output weights omega too.
+    """
+
+    granularity: Granularity = "gate"
+    branches: Branches = "shared"
+    output_weights: bool = True
+
+
+class RewardConfig(_Section):
+    """Which reward is maximised, and which only watch.
+
+    Attributes:
+        objective: name of the reward the search maximises.
+        held_out: names of rewards that are reported and never optimised.
+    """
+
+    objective: str = "shapes"
+    held_out: tuple[str, ...] = ("shapes-judge",)
+
+
+class PromptConfig(_Section):
+    """Where prompts come from.
+
+    Attributes:
+        train: a file of prompts for the buckets, or ``"shapes"`` for the shipped world.
+        held_out: a file of prompts for selection and for the final figures; None holds out a fifth
+            of ``train`` by content.
+    """
+
+    train: str = SHIPPED
+    held_out: str | None = None
+
+
+class SearchConfig(_Section):
+    """The search (spec section 3).
+
+    Attributes:
+        method: ``"calibri"`` returns the tail-averaged mean; ``"reference"`` is the paper's loop,
+            which keeps the best sampled candidate.
+        generations: budget.
+        popsize: candidates per generation; None for 4 + 3 ln n.
+        bucket_size: prompts per generation, the same for all candidates.
+        sigma0: first step size, in units of a gate.
+        output_sigma: step of an output weight relative to a gate's, times the size of the weight.
+        scale_bounds: allowed range of scalars.
+        output_bounds: allowed range of output weights.
+        tail: fraction of the generations so far whose means are averaged.
+        validate_every: generations between checkpoints.
+        num_validation_prompts: held-out prompts that choose among checkpoints.
+        stop_sigma: stop once sigma is below this fraction of sigma0 and the reward has reached its
+            plateau.
+        plateau: generations without a rise of the mean reward that count as a plateau.
+    """
+
+    method: Literal["calibri", "reference"] = "calibri"
+    generations: int = Field(40, ge=1, le=100_000)
+    popsize: int | None = Field(None, ge=3)
+    bucket_size: int = Field(16, ge=1)
+    sigma0: float = Field(0.25, gt=0.0, le=2.0)
+    output_sigma: float = Field(1.0, gt=0.0, le=10.0)
+    scale_bounds: tuple[float, float] = (-1.0, 2.0)
+    output_bounds: tuple[float, float] = (-10.0, 10.0)
+    tail: float = Field(0.25, gt=0.0, le=1.0)
+    validate_every: int = Field(5, ge=1)
+    num_validation_prompts: int = Field(128, ge=2)
+    stop_sigma: float = Field(0.1, gt=0.0, le=1.0)
+    plateau: int = Field(20, ge=4)
+
+
+class EvaluationConfig(_Section):
+    """The final figures, on prompts and seeds the search never used.
+
+    Attributes:
+        num_prompts: held-out prompts.
+        images_per_prompt: noise seeds per prompt; two or more give a diversity.
+        step_multiples: the original model is also sampled at these multiples of the steps.
+        num_samples: prompts shown in the report's image grid.
+    """
+
+    num_prompts: int = Field(256, ge=2)
+    images_per_prompt: int = Field(2, ge=1)
+    step_multiples: tuple[int, ...] = (1, 2, 3)
+    num_samples: int = Field(8, ge=0)
+
+
+class RunConfig(_Section):
+    """Everything that decides the result of a run.
+
+    Attributes:
+        pipeline: ``"shapes"`` (shipped), a local folder, or a Hugging Face repository id.
+        revision: branch, tag or commit of the repository.
+        dtype: of the weights.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
+        seed: every random draw is derived from it.
+    """
+
+    pipeline: str = SHIPPED
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "auto"
+    seed: int = Field(0, ge=0)
+    sampling: SamplingConfig = SamplingConfig()
+    space: SpaceConfig = SpaceConfig()
+    rewards: RewardConfig = RewardConfig()
+    prompts: PromptConfig = PromptConfig()
+    search: SearchConfig = SearchConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+def load_config(
+    path: Path | str | None = None,
+    overrides: Iterable[str] = (),
+    values: Mapping[str, Any] | None = None,
+) -> RunConfig:
+    """Build a configuration; later sources win.
+
+    Args:
+        path: a YAML file with any part of ``RunConfig``.
+        overrides: ``section.key=value`` strings; values are read as YAML.
+        values: dotted keys with values, from command line flags; None values are ignored.
+
+    Raises:
+        ConfigError: a file, key or value is wrong; the message names every wrong key.
+    """
+    data = _read_yaml(path) if path is not None else {}
+    for key, value in (values or {}).items():
+        if value is not None:
+            _assign(data, key, value)
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"'{override}' is not of the form key=value, e.g. search.sigma0=0.1.")
+        _assign(data, key.strip(), _parse_yaml(text, f"--set {override}"))
+    return validate_config(data)
+
+
+def validate_config(data: Mapping[str, Any]) -> RunConfig:
+    """Check a nested mapping against ``RunConfig``.
+
+    Raises:
+        ConfigError: names every wrong key with what was seen.
+    """
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(map(str, item['loc']))}: {item['msg']} (got {item['input']!r})"
+            for item in error.errors()
+        ]
+        raise ConfigError("The configuration is not valid:\n" + "\n".join(lines)) from error
+
+
+def _read_yaml(path: Path | str) -> dict[str, Any]:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Cannot read the configuration '{path}': {error}.") from error
+    data = _parse_yaml(text, str(path))
+    if not isinstance(data, dict | None):
+        raise ConfigError(f"'{path}' must hold keys and values, not a {type(data).__name__}.")
+    return data or {}
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"Cannot read {source} as YAML: {error}") from error
+
+
+def _assign(data: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        data = data.setdefault(section, {})
+        if not isinstance(data, dict):
+            raise ConfigError(f"'{key}': '{section}' is not a section of the configuration.")
+    data[last] = value

@@ -1,0 +1,164 @@
+"""Everything a configuration needs to score candidates, checked before any work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from calibri.coefficients import Coefficients, SearchSpace
+from calibri.config import SHIPPED, PromptConfig, RunConfig
+from calibri.errors import PromptError
+from calibri.evaluator import Evaluator, Ledger, Measure
+from calibri.guidance import BranchResolver
+from calibri.pipelines import load_pipeline, transformer_of
+from calibri.prompts import Prompt, check_disjoint, load_prompts, make_prompts
+from calibri.rewards import Reward, make_reward
+from calibri.sampling import Noise, Sampler
+from calibri.scaling import Scaler
+from calibri.seeds import derive_seed
+
+_SHIPPED_TRAIN_PROMPTS = 4096
+
+
+@dataclass(frozen=True)
+class PromptSets:
+    """Three disjoint sets of prompts.
+
+    Attributes:
+        train: buckets of the search.
+        validation: choose among checkpoints.
+        test: final figures only.
+    """
+
+    train: tuple[Prompt, ...]
+    validation: tuple[Prompt, ...]
+    test: tuple[Prompt, ...]
+
+
+class Engine:
+    """A pipeline with hooks, its rewards and its prompts.
+
+    Args:
+        config: a run's configuration.
+        prompts: prompt sets to use instead of the configured ones.
+
+    Raises:
+        CalibriError: the pipeline, a reward, the prompts or the search space do not work; raised
+            before anything is sampled.
+    """
+
+    def __init__(self, config: RunConfig, prompts: PromptSets | None = None) -> None:
+        self.config = config
+        self.prompts = prompts or prompt_sets(config)
+        self.rewards: dict[str, Reward] = {
+            name: make_reward(name)
+            for name in dict.fromkeys((config.rewards.objective, *config.rewards.held_out))
+        }
+        self.pipe: Any = load_pipeline(
+            config.pipeline, revision=config.revision, dtype=config.dtype, device=config.device
+        )
+        self.sampler = Sampler(self.pipe, config.sampling)
+        self.resolver = BranchResolver(self.pipe) if self.sampler.guided else None
+        self.scaler = Scaler(transformer_of(self.pipe), self.resolver)
+        self.space = SearchSpace.build(
+            self.scaler.sites,
+            config.space.granularity,
+            guidance_scale=config.sampling.guidance_scale if self.sampler.guided else 1.0,
+            branches=config.space.branches,
+            search_output=config.space.output_weights,
+        )
+
+    def evaluator(self, ledger: Ledger, on_unit: Callable[[int, bool], None]) -> Evaluator:
+        """Make an evaluator that keeps its units in ``ledger``."""
+        return Evaluator(self.sampler, self.scaler, ledger, on_unit)
+
+    def measures(self, *, held_out: bool) -> Mapping[str, Measure]:
+        """The objective alone, or together with the held-out rewards."""
+        names = self.rewards if held_out else (self.config.rewards.objective,)
+        return {name: self.rewards[name].score for name in names}
+
+    def sample(
+        self,
+        coefficients: Coefficients,
+        noises: Sequence[Noise],
+        num_inference_steps: int | None = None,
+    ) -> torch.Tensor:
+        """Sample images with one set of coefficients: uint8 (N, 3, H, W)."""
+        scales = torch.from_numpy(coefficients.site_scales(self.scaler.sites))
+        size = self.config.sampling.batch_size
+        images = []
+        for first in range(0, len(noises), size):
+            batch = noises[first : first + size]
+            self.scaler.set(scales.expand(len(batch), -1, -1))
+            images.append(self.sampler.sample(batch, num_inference_steps))
+        return torch.cat(images)
+
+    def noises(
+        self, purpose: str, step: int, prompts: Sequence[Prompt], count: int = 1
+    ) -> list[Noise]:
+        """Pair prompts with ``count`` noise seeds each, derived from what they are for."""
+        return [
+            Noise(prompt, derive_seed(self.config.seed, purpose, step, prompt.id, index))
+            for prompt in prompts
+            for index in range(count)
+        ]
+
+
+def prompt_sets(config: RunConfig) -> PromptSets:
+    """Load the three prompt sets of a configuration.
+
+    Raises:
+        PromptError: a file cannot be used, sets overlap, or there are too few prompts.
+    """
+    num_validation = config.search.num_validation_prompts
+    num_test = config.evaluation.num_prompts
+    train, held_out = _train_and_held_out(config.prompts, config.seed, num_validation + num_test)
+    check_disjoint(train, held_out)
+    if len(train) < config.search.bucket_size:
+        raise PromptError(
+            f"{len(train)} training prompts cannot fill a bucket of {config.search.bucket_size}. "
+            "Add prompts or lower search.bucket_size."
+        )
+    if len(held_out) < num_validation + num_test:
+        raise PromptError(
+            f"{len(held_out)} held-out prompts are too few: {num_validation} choose among "
+            f"checkpoints (search.num_validation_prompts) and {num_test} give the final figures "
+            "(evaluation.num_prompts). Add prompts or lower these numbers."
+        )
+    held_out = _shuffled(held_out, config.seed)
+    return PromptSets(
+        train, held_out[:num_validation], held_out[num_validation : num_validation + num_test]
+    )
+
+
+def _train_and_held_out(
+    config: PromptConfig, seed: int, num_held_out: int
+) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
+    if config.train == SHIPPED:
+        train = shipped_prompts("train", _SHIPPED_TRAIN_PROMPTS, seed)
+    else:
+        train = load_prompts(Path(config.train))
+    if config.held_out == SHIPPED or (config.held_out is None and config.train == SHIPPED):
+        return train, shipped_prompts("held_out", num_held_out, seed)
+    if config.held_out is not None:
+        return train, load_prompts(Path(config.held_out))
+    shuffled = _shuffled(train, seed)
+    fifth = len(shuffled) // 5
+    return shuffled[fifth:], shuffled[:fifth]
+
+
+def shipped_prompts(
+    split: Literal["train", "held_out"], count: int, seed: int
+) -> tuple[Prompt, ...]:
+    """Captions of the shipped world: trained on, or never trained on."""
+    from calibri.shapes import sample_prompts
+
+    return make_prompts(sample_prompts(count, derive_seed(seed, "prompts", split), split))
+
+
+def _shuffled(prompts: Sequence[Prompt], seed: int) -> tuple[Prompt, ...]:
+    return tuple(sorted(prompts, key=lambda prompt: derive_seed(seed, "split", prompt.id)))

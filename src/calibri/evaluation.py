@@ -1,0 +1,298 @@
+"""Original against calibrated, on prompts and noise that the search never used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from calibri.artifact import Calibration
+from calibri.coefficients import Coefficients
+from calibri.config import validate_config
+from calibri.engine import Engine, PromptSets, shipped_prompts
+from calibri.evaluator import Evaluator, Ledger, Measure, MemoryRecords, Scores
+from calibri.metrics import diversity, frechet_distance
+from calibri.progress import Progress
+from calibri.prompts import Prompt, load_prompts
+from calibri.results import Comparison, Evaluation, SettingResult
+from calibri.rewards import FeatureReward
+from calibri.sampling import Noise
+from calibri.seeds import derive_seed
+from calibri.statistics import bootstrap_mean, paired_difference
+
+_DIVERSITY, _FEATURES = "diversity", "features"
+
+
+def evaluate(
+    calibration: Calibration | str | Path,
+    *,
+    pipeline: str | None = None,
+    prompts: Path | str | None = None,
+    rewards: Sequence[str] | None = None,
+    num_prompts: int = 256,
+    images_per_prompt: int = 2,
+    step_multiples: Sequence[int] = (1, 2, 3),
+    batch_size: int = 64,
+    seed: int = 1,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Compare a pipeline with and without a calibration, on the same prompts and noise.
+
+    Args:
+        calibration: a folder, a repository id, or a ``Calibration``.
+        pipeline: a name (see ``load_pipeline``); None for the calibration's base model.
+        prompts: a file of prompts that the search did not use; None for the held-out captions of
+            the shipped world.
+        rewards: reward names, the first is the objective; None for those of the calibration.
+        num_prompts: prompts to use.
+        images_per_prompt: noise seeds per prompt.
+        step_multiples: the original model is also sampled at these multiples of the steps.
+        batch_size: images per forward of the transformer.
+        seed: of the noise; take another than the search's.
+        device: where to run.
+        progress: is told what happens.
+
+    Raises:
+        CalibriError: something cannot be loaded or does not fit.
+    """
+    if not isinstance(calibration, Calibration):
+        calibration = Calibration.from_pretrained(calibration)
+    names = list(rewards or calibration.rewards)
+    sampling = calibration.sampling
+    config = validate_config(
+        {
+            "pipeline": pipeline or calibration.base_model,
+            "revision": None if pipeline else calibration.base_revision,
+            "dtype": sampling.dtype,
+            "device": device,
+            "seed": seed,
+            "sampling": sampling.model_dump(exclude={"dtype"}) | {"batch_size": batch_size},
+            "space": {
+                "granularity": calibration.coefficients.granularity,
+                "branches": "separate" if len(calibration.coefficients.scales) > 1 else "shared",
+            },
+            "rewards": {"objective": names[0], "held_out": names[1:]},
+            "evaluation": {
+                "num_prompts": num_prompts,
+                "images_per_prompt": images_per_prompt,
+                "step_multiples": tuple(step_multiples),
+            },
+        }
+    )
+    engine = Engine(config, PromptSets((), (), _test_prompts(prompts, num_prompts, seed)))
+    evaluator = engine.evaluator(Ledger(MemoryRecords()), (progress or Progress()).unit)
+    comparer = Comparer(engine, evaluator, calibration.coefficients, engine.prompts.test)
+    return comparer.run(progress or Progress())
+
+
+def _test_prompts(path: Path | str | None, count: int, seed: int) -> tuple[Prompt, ...]:
+    if path is None:
+        return shipped_prompts("held_out", count, seed)
+    return load_prompts(Path(path))[:count]
+
+
+@dataclass(frozen=True)
+class _Setting:
+    calibrated: bool
+    num_inference_steps: int
+
+    @property
+    def label(self) -> str:
+        who = "calibrated" if self.calibrated else "original"
+        return f"{who}, {self.num_inference_steps} steps"
+
+
+class Comparer:
+    """Scores the settings of one evaluation.
+
+    Args:
+        engine: the model, its rewards and its held-out prompts.
+        evaluator: samples and keeps scores.
+        coefficients: the calibration.
+        prompts: held-out prompts.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        evaluator: Evaluator,
+        coefficients: Coefficients,
+        prompts: Sequence[Prompt],
+    ) -> None:
+        self._engine = engine
+        self._evaluator = evaluator
+        self._coefficients = coefficients
+        self._original = engine.space.coefficients(engine.space.start)
+        self._prompts = prompts
+        self._count = engine.config.evaluation.images_per_prompt
+        self._noises = engine.noises("evaluation", 0, prompts, self._count)
+        self._feature_reward = next(
+            (r for r in engine.rewards.values() if isinstance(r, FeatureReward)), None
+        )
+
+    def run(self, progress: Progress) -> Evaluation:
+        """Score every setting and compare them pairwise."""
+        settings = self._settings()
+        progress.phase("evaluation", len(settings) * len(self._noises))
+        scores = {setting: self._score(step, setting) for step, setting in enumerate(settings)}
+        engine = self._engine
+        return Evaluation(
+            objective=engine.config.rewards.objective,
+            held_out_rewards=list(engine.config.rewards.held_out),
+            variants={name: reward.info.variant for name, reward in engine.rewards.items()},
+            num_prompts=len(self._prompts),
+            images_per_prompt=self._count,
+            seed=engine.config.seed,
+            settings=[self._result(setting, scores[setting]) for setting in settings],
+            comparisons=[
+                self._compare(name, scores[settings[0]], setting, scores[setting])
+                for setting in settings
+                if not setting.calibrated
+                for name in engine.rewards
+            ],
+        )
+
+    def _settings(self) -> list[_Setting]:
+        steps = self._engine.config.sampling.num_inference_steps
+        multiples = sorted({1, *self._engine.config.evaluation.step_multiples})
+        calibrated = [_Setting(True, steps * multiple) for multiple in multiples[:2]]
+        return [*calibrated, *(_Setting(False, steps * multiple) for multiple in multiples)]
+
+    def _score(self, step: int, setting: _Setting) -> dict[str, Scores]:
+        measures: dict[str, Measure] = dict(self._engine.measures(held_out=True))
+        if self._count > 1:
+            measures[_DIVERSITY] = diversity
+        if self._feature_reward is not None:
+            measures[_FEATURES] = _features_of(self._feature_reward)
+        before = self._evaluator.seconds
+        candidate = self._coefficients if setting.calibrated else self._original
+        scores = self._evaluator.score(
+            "evaluation", step, [candidate], self._noises, measures, setting.num_inference_steps
+        )
+        seconds = (self._evaluator.seconds - before) / len(self._noises)
+        return {name: values[0] for name, values in scores.items()} | {
+            "seconds": np.array([seconds])
+        }
+
+    def _result(self, setting: _Setting, scores: dict[str, Scores]) -> SettingResult:
+        steps = setting.num_inference_steps
+        return SettingResult(
+            label=setting.label,
+            calibrated=setting.calibrated,
+            num_inference_steps=steps,
+            guidance_scale=self._engine.config.sampling.guidance_scale,
+            nfe=self._engine.sampler.nfe(steps),
+            scores={
+                name: bootstrap_mean(self._by_prompt(scores[name]), self._seed(name))
+                for name in self._engine.rewards
+            },
+            diversity=float(scores[_DIVERSITY].mean()) if _DIVERSITY in scores else None,
+            frechet=self._frechet(scores),
+            seconds_per_image=float(scores["seconds"][0]),
+        )
+
+    def _frechet(self, scores: dict[str, Scores]) -> float | None:
+        if _FEATURES not in scores or self._feature_reward is None:
+            return None
+        texts = [noise.prompt.text for noise in self._noises]
+        seed = derive_seed(self._engine.config.seed, "reference images")
+        reference = self._feature_reward.reference_features(texts, seed)
+        if reference is None:
+            return None
+        return frechet_distance(scores[_FEATURES], reference.double().numpy())
+
+    def _compare(
+        self, name: str, ours: dict[str, Scores], setting: _Setting, theirs: dict[str, Scores]
+    ) -> Comparison:
+        return Comparison(
+            reward=name,
+            against=setting.label,
+            num_inference_steps=setting.num_inference_steps,
+            difference=paired_difference(
+                self._by_prompt(ours[name]), self._by_prompt(theirs[name]), self._seed(name)
+            ),
+        )
+
+    def _by_prompt(self, scores: Scores) -> Scores:
+        return scores.reshape(len(self._prompts), self._count)
+
+    def _seed(self, name: str) -> int:
+        return derive_seed(self._engine.config.seed, "bootstrap", name)
+
+
+def _features_of(reward: FeatureReward) -> Measure:
+    def features(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        return reward.features(images)
+
+    return features
+
+
+def sample_settings(
+    engine: Engine, coefficients: Coefficients, noises: Sequence[Noise], progress: Progress
+) -> dict[str, torch.Tensor]:
+    """Sample the same noise with every setting of an evaluation, to look at.
+
+    Returns:
+        Label of each setting to uint8 (N, 3, H, W).
+    """
+    config = engine.config
+    steps = config.sampling.num_inference_steps
+    settings = [_Setting(False, steps), _Setting(True, steps)]
+    settings += [
+        _Setting(False, steps * m) for m in sorted(config.evaluation.step_multiples) if m > 1
+    ]
+    original = engine.space.coefficients(engine.space.start)
+    images = {}
+    for setting in settings:
+        candidate = coefficients if setting.calibrated else original
+        images[setting.label] = engine.sample(candidate, noises, setting.num_inference_steps)
+        progress.unit(len(noises), True)
+    return images
+
+
+def verdict(evaluation: Evaluation) -> str:
+    """Say in words what an evaluation shows, no more than its intervals allow."""
+    first = min(c.num_inference_steps for c in evaluation.comparisons)
+    held_out = evaluation.held_out_rewards or [evaluation.objective]
+    parts = [_at_same_steps(evaluation, first)]
+    for name in held_out:
+        parts.append(_against_more_steps(evaluation, name, first))
+    return " ".join(part for part in parts if part)
+
+
+def _at_same_steps(evaluation: Evaluation, steps: int) -> str:
+    same = [c for c in evaluation.comparisons if c.num_inference_steps == steps]
+    pieces = [
+        f"{c.reward} {c.difference.mean:+.3f} [{c.difference.low:+.3f}, {c.difference.high:+.3f}]"
+        for c in same
+    ]
+    if all(c.difference.low > 0 for c in same):
+        head = f"At {steps} steps the calibrated model is better on every reward"
+    elif all(c.difference.high < 0 for c in same):
+        head = f"At {steps} steps the calibrated model is worse on every reward"
+    else:
+        head = f"At {steps} steps not every reward changed for the better"
+    return (
+        f"{head}: {', '.join(pieces)} (95% intervals, {evaluation.num_prompts} held-out prompts)."
+    )
+
+
+def _against_more_steps(evaluation: Evaluation, reward: str, first: int) -> str:
+    more = [
+        c for c in evaluation.comparisons if c.reward == reward and c.num_inference_steps > first
+    ]
+    reached = [c for c in more if c.difference.high > 0]
+    if not more:
+        return ""
+    if not reached:
+        return f"On {reward} it does not reach the original at {more[0].num_inference_steps} steps."
+    last = max(reached, key=lambda c: c.num_inference_steps)
+    relation = "is above" if last.difference.low > 0 else "is not distinguishable from"
+    return (
+        f"On {reward} it {relation} the original at {last.num_inference_steps} steps, "
+        f"{last.num_inference_steps / first:.3g} times as many."
+    )

@@ -1,0 +1,226 @@
+"""Score candidates on (prompt, seed) pairs, unit by unit.
+
+A unit mixes rows of several candidates in one batch and is the grain of the journal: a unit found
+there is never computed again, so an interrupted run and an undisturbed one end the same.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from calibri.coefficients import Coefficients
+from calibri.errors import RewardError, RunError
+from calibri.sampling import Noise, Sampler
+from calibri.scaling import Scaler
+
+Scores = NDArray[np.float64]
+# From images (uint8, N x 3 x H x W) and N prompts to one row of numbers per image.
+Measure = Callable[[Tensor, Sequence[str]], Tensor]
+Row = tuple[int, Noise]
+
+
+class Records(Protocol):
+    """What the ledger needs of a journal."""
+
+    @property
+    def records(self) -> Sequence[Mapping[str, Any]]:
+        """Everything appended so far."""
+        ...
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Keep a record durably."""
+        ...
+
+
+class MemoryRecords:
+    """Records that are not kept: for work that is not part of a run."""
+
+    def __init__(self) -> None:
+        self.records: list[Mapping[str, Any]] = []
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Keep a record until the process ends."""
+        self.records.append(record)
+
+
+class Ledger:
+    """Finished units by (phase, step, unit), kept in a journal."""
+
+    def __init__(self, journal: Records) -> None:
+        self._journal = journal
+        self._units = {
+            (r["phase"], r["step"], r["unit"]): r for r in journal.records if r["kind"] == "unit"
+        }
+
+    def find(self, key: tuple[str, int, int], digest: str) -> Mapping[str, Any] | None:
+        """Return a finished unit, or None when it must be computed.
+
+        Raises:
+            RunError: the journal holds another unit under this key.
+        """
+        record = self._units.get(key)
+        if record is not None and record["digest"] != digest:
+            raise RunError(
+                f"The journal's unit {key} was made for other candidates, prompts or settings. "
+                "This run was started by another version of Calibri or of its libraries, or its "
+                "configuration was edited. Start a new run."
+            )
+        return record
+
+    def add(self, key: tuple[str, int, int], record: Mapping[str, Any]) -> None:
+        """Keep a finished unit."""
+        phase, step, unit = key
+        entry = {"kind": "unit", "phase": phase, "step": step, "unit": unit, **record}
+        self._journal.append(entry)
+        self._units[key] = entry
+
+
+class Evaluator:
+    """Scores candidates through one pipeline.
+
+    Args:
+        sampler: samples images.
+        scaler: hooks of the sampler's transformer.
+        ledger: finished units.
+        on_unit: called after every unit with the number of its images and whether it was new.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        scaler: Scaler,
+        ledger: Ledger,
+        on_unit: Callable[[int, bool], None] = lambda images, new: None,
+    ) -> None:
+        self._sampler = sampler
+        self._scaler = scaler
+        self._ledger = ledger
+        self._on_unit = on_unit
+        self.images = 0
+        self.seconds = 0.0
+
+    def score(
+        self,
+        phase: str,
+        step: int,
+        candidates: Sequence[Coefficients],
+        noises: Sequence[Noise],
+        measures: Mapping[str, Measure],
+        num_inference_steps: int | None = None,
+    ) -> dict[str, Scores]:
+        """Sample every candidate on every noise and measure the images.
+
+        Args:
+            phase: part of the run, for the journal.
+            step: generation or number within the phase.
+            candidates: coefficients; all see the same prompts and noise.
+            noises: (prompt, seed) pairs; the images of one prompt stay in one unit when they are
+                neighbours here and divide the batch size.
+            measures: name to measure.
+            num_inference_steps: other steps than the configured ones.
+
+        Returns:
+            For each measure, float64 (candidates, noises) or (candidates, noises, D).
+
+        Raises:
+            RewardError: a measure returned a number that is not finite.
+        """
+        rows = [(c, noise) for c in range(len(candidates)) for noise in noises]
+        scales = [self._site_scales(candidate) for candidate in candidates]
+        size = self._sampler.config.batch_size
+        parts: dict[str, list[Scores]] = {name: [] for name in measures}
+        for unit, first in enumerate(range(0, len(rows), size)):
+            batch = rows[first : first + size]
+            steps = num_inference_steps or self._sampler.config.num_inference_steps
+            digest = _digest(batch, scales, sorted(measures), steps)
+            record = self._unit((phase, step, unit), digest, batch, scales, measures, steps)
+            for name in measures:
+                parts[name].append(_decode(record["scores"][name]))
+        shape = (len(candidates), len(noises))
+        joined = {name: np.concatenate(values) for name, values in parts.items()}
+        return {name: values.reshape(*shape, *values.shape[1:]) for name, values in joined.items()}
+
+    def _site_scales(self, candidate: Coefficients) -> Tensor:
+        return torch.from_numpy(candidate.site_scales(self._scaler.sites))
+
+    def _unit(
+        self,
+        key: tuple[str, int, int],
+        digest: str,
+        rows: Sequence[Row],
+        scales: Sequence[Tensor],
+        measures: Mapping[str, Measure],
+        steps: int,
+    ) -> Mapping[str, Any]:
+        record = self._ledger.find(key, digest)
+        new = record is None
+        if record is None:
+            record = self._compute(digest, rows, scales, measures, steps)
+            self._ledger.add(key, record)
+        self.images += len(rows)
+        self.seconds += float(record["seconds"])
+        self._on_unit(len(rows), new)
+        return record
+
+    def _compute(
+        self,
+        digest: str,
+        rows: Sequence[Row],
+        scales: Sequence[Tensor],
+        measures: Mapping[str, Measure],
+        steps: int,
+    ) -> dict[str, Any]:
+        started = time.perf_counter()
+        self._scaler.set(torch.stack([scales[candidate] for candidate, _ in rows]))
+        images = self._sampler.sample([noise for _, noise in rows], steps)
+        prompts = [noise.prompt.text for _, noise in rows]
+        values = {name: measure(images, prompts) for name, measure in measures.items()}
+        for name, scores in values.items():
+            _check_finite(name, scores, prompts)
+        return {
+            "digest": digest,
+            "scores": {name: _encode(scores) for name, scores in values.items()},
+            "seconds": time.perf_counter() - started,
+        }
+
+
+def _digest(rows: Sequence[Row], scales: Sequence[Tensor], names: list[str], steps: int) -> str:
+    candidates = {c: hashlib.sha256(scales[c].numpy().tobytes()).hexdigest() for c, _ in rows}
+    content = [[candidates[c], noise.prompt.id, noise.seed] for c, noise in rows]
+    return hashlib.sha256(json.dumps([content, names, steps]).encode()).hexdigest()[:16]
+
+
+def _check_finite(name: str, scores: Tensor, prompts: Sequence[str]) -> None:
+    bad = (~torch.isfinite(scores.reshape(len(prompts), -1)).all(dim=1)).nonzero().flatten()
+    if len(bad):
+        first = int(bad[0])
+        raise RewardError(
+            f"Reward '{name}' returned {scores[first].tolist()} for the prompt "
+            f"'{prompts[first]}' ({len(bad)} of {len(prompts)} images failed). A score must be a "
+            "finite number. Everything before this is kept; fix the reward and resume the run."
+        )
+
+
+def _encode(scores: Tensor) -> Any:
+    if scores.ndim == 1:
+        return [float(score) for score in scores]
+    # Feature vectors are many and need no more than half precision.
+    data = scores.to(torch.float16).cpu().numpy()
+    return {"float16": base64.b64encode(data.tobytes()).decode(), "shape": list(data.shape)}
+
+
+def _decode(stored: Any) -> Scores:
+    if isinstance(stored, list):
+        return np.asarray(stored, dtype=np.float64)
+    data = np.frombuffer(base64.b64decode(stored["float16"]), dtype=np.float16)
+    return np.asarray(data.reshape(stored["shape"]), dtype=np.float64)

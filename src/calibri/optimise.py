@@ -1,0 +1,161 @@
+"""The search loop: ask, score, tell, validate, choose (spec section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from calibri.coefficients import SearchSpace, Vector
+from calibri.config import RunConfig, SearchConfig
+from calibri.engine import Engine
+from calibri.evaluator import Evaluator, Scores
+from calibri.progress import Progress
+from calibri.prompts import bucket
+from calibri.results import Checkpoint, Generation, SearchResult
+from calibri.sampling import Noise
+from calibri.search import CMASearch, default_popsize, reached_plateau, tail_mean
+from calibri.seeds import derive_seed
+from calibri.statistics import paired_difference
+
+
+def make_search(space: SearchSpace, config: RunConfig) -> CMASearch:
+    """Start a search at the original model (spec section 3).
+
+    Output weights are of the size of the guidance scale, gates are of size 1: each output weight's
+    step is in proportion to its start.
+    """
+    search = config.search
+    outputs = space.is_output
+    scale = np.where(outputs, search.output_sigma * np.maximum(1.0, np.abs(space.start)), 1.0)
+    bounds = np.where(outputs[:, None], search.output_bounds, search.scale_bounds)
+    return CMASearch(
+        space.start,
+        scale=scale,
+        bounds=bounds,
+        sigma0=search.sigma0,
+        popsize=search.popsize or default_popsize(space.size),
+        seed=config.seed,
+    )
+
+
+@dataclass
+class _State:
+    means: list[Vector] = field(default_factory=list)
+    generations: list[Generation] = field(default_factory=list)
+    checkpoints: list[tuple[Vector, Checkpoint]] = field(default_factory=list)
+
+    @property
+    def gains(self) -> list[float]:
+        return [g.mean - g.baseline for g in self.generations]
+
+
+class Optimiser:
+    """One search on one engine.
+
+    Args:
+        engine: scores candidates.
+        evaluator: keeps their scores.
+        progress: is told of every generation and checkpoint.
+    """
+
+    def __init__(self, engine: Engine, evaluator: Evaluator, progress: Progress) -> None:
+        self._engine = engine
+        self._evaluator = evaluator
+        self._progress = progress
+        self._config: SearchConfig = engine.config.search
+        self._search = make_search(engine.space, engine.config)
+        self._state = _State()
+        self._baseline: Scores | None = None
+
+    def run(self) -> tuple[Vector, SearchResult]:
+        """Search until the budget or a plateau ends it, and choose the vector to return.
+
+        Returns:
+            The chosen flat vector and the record of the search.
+        """
+        stopped = ""
+        while not stopped:
+            vector = self._generation()
+            stopped = self._stop_reason()
+            done = self._search.generation
+            if stopped or done % self._config.validate_every == 0:
+                self._validate(vector)
+        return self._choose(stopped)
+
+    def _generation(self) -> Vector:
+        engine, search = self._engine, self._search
+        number = search.generation
+        candidates = search.ask()
+        prompts = bucket(engine.prompts.train, self._config.bucket_size, engine.config.seed, number)
+        noises = engine.noises("search", number, prompts)
+        vectors = [engine.space.start, *candidates]
+        scores = self._objective("search", number, vectors, noises).mean(axis=1)
+        search.tell(candidates, scores[1:])
+        self._state.means.append(search.mean)
+        self._record(number, scores)
+        if self._config.method == "reference":
+            return candidates[int(np.argmax(scores[1:]))]
+        return tail_mean(self._state.means, self._config.tail)
+
+    def _objective(
+        self, phase: str, step: int, vectors: Sequence[Vector], noises: Sequence[Noise]
+    ) -> Scores:
+        candidates = [self._engine.space.coefficients(vector) for vector in vectors]
+        measures = self._engine.measures(held_out=False)
+        scores = self._evaluator.score(phase, step, candidates, noises, measures)
+        return scores[self._engine.config.rewards.objective]
+
+    def _record(self, number: int, scores: Scores) -> None:
+        generation = Generation(
+            generation=number,
+            mean=float(scores[1:].mean()),
+            best=float(scores[1:].max()),
+            baseline=float(scores[0]),
+            sigma=self._search.sigma,
+            images=self._evaluator.images,
+            seconds=self._evaluator.seconds,
+        )
+        self._state.generations.append(generation)
+        self._progress.generation(generation)
+
+    def _validate(self, vector: Vector) -> None:
+        engine, done = self._engine, self._search.generation
+        # The same prompts and noise at every checkpoint, so that checkpoints compare.
+        noises = engine.noises("validation", 0, engine.prompts.validation)
+        if self._baseline is None:
+            self._baseline = self._objective("validation", 0, [engine.space.start], noises)[0]
+        scores = self._objective("validation", done, [vector], noises)[0]
+        seed = derive_seed(engine.config.seed, "bootstrap", done)
+        difference = paired_difference(scores, self._baseline, seed)
+        checkpoint = Checkpoint(generation=done - 1, difference=difference)
+        self._state.checkpoints.append((vector, checkpoint))
+        self._progress.checkpoint(checkpoint)
+
+    def _stop_reason(self) -> str:
+        config = self._config
+        if self._search.generation >= config.generations:
+            return f"the budget of {config.generations} generations is used up"
+        small = self._search.sigma <= config.stop_sigma * config.sigma0
+        if small and reached_plateau(self._state.gains, config.plateau):
+            return f"sigma fell to {self._search.sigma:.3f} and the reward reached its plateau"
+        return ""
+
+    def _choose(self, stopped: str) -> tuple[Vector, SearchResult]:
+        vectors = [vector for vector, _ in self._state.checkpoints]
+        checkpoints = [checkpoint for _, checkpoint in self._state.checkpoints]
+        best = int(np.argmax([c.difference.mean for c in checkpoints]))
+        vector = self._engine.space.start
+        # A calibration that selection prompts do not prefer to the original is not returned.
+        if checkpoints[best].difference.mean > 0:
+            vector = vectors[best]
+            checkpoints[best] = checkpoints[best].model_copy(update={"chosen": True})
+        return vector, SearchResult(
+            coefficients=dict(self._engine.space.named(vector)),
+            generations=self._state.generations,
+            checkpoints=checkpoints,
+            stopped=stopped,
+            images=self._evaluator.images,
+            seconds=self._evaluator.seconds,
+        )

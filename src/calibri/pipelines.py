@@ -1,0 +1,91 @@
+"""Load a diffusers pipeline by name: the shipped one, a folder, or a repository id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from torch import nn
+
+from calibri.config import SHIPPED
+from calibri.errors import ConfigError, UnsupportedModelError
+from calibri.shapes import PIPELINE_PATH
+
+
+def resolve_device(device: str) -> torch.device:
+    """Turn ``"auto"`` into the best device here, and check any other name.
+
+    Raises:
+        ConfigError: the device does not exist.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"Device '{device}' cannot be used here: {error}. Try 'auto'.") from error
+    return chosen
+
+
+def load_pipeline(
+    name: str, *, revision: str | None = None, dtype: str = "float32", device: str = "auto"
+) -> Any:
+    """Load a pipeline ready to sample, without progress bars.
+
+    Args:
+        name: ``"shapes"``, a local folder, or a Hugging Face repository id.
+        revision: branch, tag or commit of a repository.
+        dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        device: see ``resolve_device``.
+
+    Raises:
+        UnsupportedModelError: nothing could be loaded under that name, or it has no transformer.
+        ConfigError: the device does not exist.
+    """
+    target = resolve_device(device)
+    pipe = _from_pretrained(name, revision, getattr(torch, dtype))
+    transformer_of(pipe)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(target)
+
+
+def transformer_of(pipe: Any) -> nn.Module:
+    """Return the transformer of a pipeline.
+
+    Raises:
+        UnsupportedModelError: the pipeline has none (a UNet, say).
+    """
+    transformer = getattr(pipe, "transformer", None)
+    if not isinstance(transformer, nn.Module):
+        parts = sorted(getattr(pipe, "components", {}))
+        raise UnsupportedModelError(
+            f"{type(pipe).__name__} has no transformer to calibrate; its parts are {parts}. "
+            "Calibri works on Diffusion Transformers such as SD3 and FLUX."
+        )
+    return transformer
+
+
+def _from_pretrained(name: str, revision: str | None, dtype: torch.dtype) -> Any:
+    path = PIPELINE_PATH if name == SHIPPED else name
+    verbosity = diffusers_logging.get_verbosity()
+    if name == SHIPPED:
+        # Its text encoder and VAE are deliberately smaller classes than SD3's own.
+        diffusers_logging.set_verbosity_error()
+    try:
+        return DiffusionPipeline.from_pretrained(path, revision=revision, torch_dtype=dtype)
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        where = "a folder here" if Path(name).is_dir() else "neither a folder here nor reachable"
+        raise UnsupportedModelError(
+            f"Cannot load a pipeline from '{name}' ({where}): {_first_line(error)}. "
+            f"Pass a folder with model_index.json, a repository id, or '{SHIPPED}'."
+        ) from error
+    finally:
+        diffusers_logging.set_verbosity(verbosity)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else repr(error)

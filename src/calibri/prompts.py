@@ -1,0 +1,276 @@
+"""Prompts: from files to (id, text), and the bucket of prompts of each generation."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibri.errors import PromptError
+from calibri.seeds import derive_seed
+
+MAX_FILE_BYTES = 64 * 2**20
+MAX_PROMPTS = 100_000
+MAX_CHARACTERS = 4000
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt.
+
+    Attributes:
+        id: first 16 hexadecimal digits of the SHA-256 of the text in UTF-8; the same wherever and
+            in whatever order the text is found.
+        text: without outer whitespace, 1 to 4000 characters.
+    """
+
+    id: str
+    text: str
+
+
+# (where, text): the place is only for messages.
+_Located = tuple[str, str]
+
+
+def make_prompts(texts: Iterable[str]) -> tuple[Prompt, ...]:
+    """Turn texts into prompts: strip, drop blank ones and repeats, keep the order.
+
+    Raises:
+        PromptError: a text is too long or cannot be encoded, there are too many, or none is left.
+    """
+    return _collect(((f"prompt {i}", text) for i, text in enumerate(texts, 1)), "The list")
+
+
+def _collect(located: Iterable[_Located], source: str) -> tuple[Prompt, ...]:
+    found: dict[str, Prompt] = {}
+    for where, raw in located:
+        text = raw.strip()
+        if not text or text in found:
+            continue
+        if len(found) == MAX_PROMPTS:
+            raise PromptError(
+                f"{source} has more than {MAX_PROMPTS} prompts (at {where}). Give fewer."
+            )
+        found[text] = _prompt(text, where, source)
+    if not found:
+        raise PromptError(f"{source} has no prompts: it is empty or blank. Add at least one.")
+    return tuple(found.values())
+
+
+def _prompt(text: str, where: str, source: str) -> Prompt:
+    if len(text) > MAX_CHARACTERS:
+        raise PromptError(
+            f"{source}, {where}: the prompt has {len(text)} characters, more than "
+            f"{MAX_CHARACTERS}. Shorten it, or check that the file has one prompt a line."
+        )
+    try:
+        data = text.encode()
+    except UnicodeEncodeError as error:  # a lone surrogate, which JSON escapes can spell
+        raise PromptError(
+            f"{source}, {where}: the prompt has a character that is not valid Unicode. Remove it."
+        ) from error
+    return Prompt(id=hashlib.sha256(data).hexdigest()[:16], text=text)
+
+
+def load_prompts(path: Path) -> tuple[Prompt, ...]:
+    """Read prompts from a UTF-8 file: one a line, JSON, JSON lines or CSV.
+
+    Args:
+        path: ``.txt`` (one prompt a line), ``.json`` (a list of texts or of objects with
+            ``"prompt"``), ``.jsonl`` (one of these a line) or ``.csv`` (a column ``prompt``). At
+            most 64 MB, 100,000 prompts and 4000 characters each.
+
+    Raises:
+        PromptError: missing, unreadable, too large, malformed or without prompts; names the file
+            and the line.
+    """
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise PromptError(
+            f"Cannot read prompts from {path}: '{path.suffix}' is not a known kind of file. Use "
+            f"{', '.join(_READERS)}."
+        )
+    return _collect(reader(_read_text(path), path), str(path))
+
+
+def _read_text(path: Path) -> str:
+    try:
+        if path.exists() and not path.is_file():
+            raise PromptError(f"{path} is not a regular file. Give a file with prompts.")
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise PromptError(
+            f"Could not read the prompt file {path}: {error.strerror}. Check the path."
+        ) from error
+    if len(data) > MAX_FILE_BYTES:
+        raise PromptError(
+            f"{path} is larger than {MAX_FILE_BYTES // 2**20} MB. Give fewer prompts."
+        )
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise PromptError(
+            f"{path}, line {line}: not UTF-8 text. Save the file as UTF-8."
+        ) from error
+
+
+def _lines(text: str) -> Iterator[_Located]:
+    # Not str.splitlines: it would also split at characters that may stand inside a prompt.
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1):
+        yield f"line {number}", line
+
+
+def _read_txt(text: str, path: Path) -> Iterator[_Located]:
+    return _lines(text)
+
+
+def _read_json(text: str, path: Path) -> Iterator[_Located]:
+    entries = _parse(text, path, first_line=1)
+    if not isinstance(entries, list):
+        raise PromptError(
+            f'{path}: not a list. Write ["a prompt", ...] or [{{"prompt": "a prompt"}}, ...].'
+        )
+    for number, entry in enumerate(entries, 1):
+        yield f"entry {number}", _text_of(entry, f"{path}, entry {number}")
+
+
+def _read_jsonl(text: str, path: Path) -> Iterator[_Located]:
+    for number, (where, line) in enumerate(_lines(text), 1):
+        if line.strip():
+            yield where, _text_of(_parse(line, path, first_line=number), f"{path}, {where}")
+
+
+def _read_csv(text: str, path: Path) -> Iterator[_Located]:
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = [name.strip() for name in next(rows, [])]
+        if header.count("prompt") != 1:
+            raise PromptError(
+                f"{path}, line 1: needs one column named 'prompt'; has {header[:10]}. Add a header."
+            )
+        column = header.index("prompt")
+        for row in rows:
+            # An unquoted comma would silently cut a prompt short.
+            if row and len(row) != len(header):
+                raise PromptError(
+                    f"{path}, line {rows.line_num}: {len(row)} cells under {len(header)} columns. "
+                    'Put prompts that have commas in "quotes".'
+                )
+            if row:
+                yield f"line {rows.line_num}", row[column]
+    except csv.Error as error:
+        raise PromptError(f"{path}, line {rows.line_num}: {error}. Correct the line.") from error
+
+
+def _parse(text: str, path: Path, first_line: int) -> object:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        raise PromptError(
+            f"{path}, line {line}, column {error.colno}: not JSON ({error.msg}). Correct the line."
+        ) from error
+    except (RecursionError, ValueError) as error:
+        raise PromptError(
+            f"{path}, from line {first_line}: nested too deeply or with a number too long. "
+            "Write plain texts."
+        ) from error
+
+
+def _text_of(entry: object, where: str) -> str:
+    text = entry.get("prompt") if isinstance(entry, dict) else entry
+    if not isinstance(text, str):
+        raise PromptError(
+            f'{where}: neither a text nor an object with a text under "prompt". Correct it.'
+        )
+    return text
+
+
+_READERS = {".txt": _read_txt, ".json": _read_json, ".jsonl": _read_jsonl, ".csv": _read_csv}
+
+
+def bucket(prompts: Sequence[Prompt], size: int, seed: int, generation: int) -> tuple[Prompt, ...]:
+    """Draw the prompts of one generation (spec section 3), as a pure function of its arguments.
+
+    Buckets run through one permutation of the prompts per epoch, so that every prompt is used once
+    before any repeats; a bucket that spans two epochs still has no prompt twice.
+
+    Args:
+        prompts: the training prompts.
+        size: prompts per bucket.
+        seed: the seed of the run.
+        generation: 0 for the first.
+
+    Raises:
+        PromptError: there are fewer prompts than ``size``.
+        ValueError: ``size`` is below 1 or ``generation`` below 0.
+    """
+    if size < 1 or generation < 0:
+        raise ValueError(f"Need size >= 1 and generation >= 0; got {size} and {generation}.")
+    if size > len(prompts):
+        raise PromptError(
+            f"A bucket of {size} prompts cannot be drawn from {len(prompts)}. Give more training "
+            "prompts or a smaller bucket."
+        )
+    epoch, start = divmod(generation * size, len(prompts))
+    order = _epoch_order(len(prompts), size, seed, epoch)[start : start + size]
+    if len(order) < size:
+        following = _epoch_order(len(prompts), size, seed, epoch + 1)
+        order = np.concatenate([order, following[: size - len(order)]])
+    return tuple(prompts[index] for index in order)
+
+
+def _epoch_order(count: int, size: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Permutation of one epoch whose head does not repeat what its first bucket already holds."""
+    # Epochs that begin with a whole bucket depend on nothing before them: at most `size` steps.
+    independent = size // math.gcd(count, size)
+    order = np.empty(0, dtype=np.int64)
+    for current in range(epoch - epoch % independent, epoch + 1):
+        rng = np.random.default_rng(derive_seed(seed, "bucket", current))
+        fresh = rng.permutation(count)
+        head = -current * count % size  # places in the bucket that the epoch before began
+        held = order[count - (size - head) :] if head else order[:0]
+        first = fresh[~np.isin(fresh, held)][:head]
+        order = np.concatenate([first, fresh[~np.isin(fresh, first)]])
+    return order
+
+
+def check_disjoint(
+    train: Iterable[Prompt], held_out: Iterable[Prompt], held_out_name: str = "held-out"
+) -> None:
+    """Check that no prompt of a search is used to judge it.
+
+    Texts count as equal when they differ only in case or whitespace.
+
+    Args:
+        train: prompts that the search scores.
+        held_out: prompts that choose checkpoints or give the final figures.
+        held_out_name: what the message calls the second set.
+
+    Raises:
+        PromptError: some prompts are in both; gives their number and names the first three.
+    """
+    seen = {_wording(prompt) for prompt in train}
+    shared = [prompt.text for prompt in held_out if _wording(prompt) in seen]
+    if shared:
+        shown = ", ".join(repr(text[:80]) for text in shared[:3])
+        more = f" and {len(shared) - 3} more" if len(shared) > 3 else ""
+        raise PromptError(
+            f"{len(shared)} {held_out_name} prompts are training prompts too: {shown}{more}. "
+            "Remove them from one of the two files."
+        )
+
+
+def _wording(prompt: Prompt) -> str:
+    return " ".join(prompt.text.split()).casefold()

@@ -1,0 +1,244 @@
+"""Calibrate a pipeline: the whole way from prompts to an artifact, and resume where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import io
+import os
+import platform
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cmaes
+import diffusers
+import torch
+import transformers
+from PIL import Image
+
+from calibri.artifact import Calibration, Sampling
+from calibri.coefficients import Coefficients, parameter_name
+from calibri.config import RunConfig, validate_config
+from calibri.engine import Engine
+from calibri.errors import Interrupted
+from calibri.evaluation import Comparer, sample_settings, verdict
+from calibri.evaluator import Ledger
+from calibri.optimise import Optimiser, make_search
+from calibri.pipelines import transformer_of
+from calibri.progress import Progress
+from calibri.results import Evaluation, RunSummary, SampleRow, SearchResult, SiteRecord
+from calibri.run import Journal, RunFolder, check_run_name, write_atomically
+from calibri.version import __version__
+
+RUNS = Path("runs")
+
+
+def calibrate(
+    config: RunConfig | None = None,
+    *,
+    name: str | None = None,
+    runs: Path = RUNS,
+    progress: Progress | None = None,
+    **values: Any,
+) -> RunSummary:
+    """Search the coefficients of a pipeline, evaluate them on held-out prompts and save them.
+
+    Args:
+        config: the whole configuration; None for the defaults.
+        name: folder of the run under ``runs``; None for one made from the time.
+        runs: where runs are kept.
+        progress: is told what happens.
+        values: when ``config`` is None, sections of a configuration, for example
+            ``search={"generations": 10}``.
+
+    Returns:
+        The summary that is also kept as ``results.json`` in the run's folder.
+
+    Raises:
+        CalibriError: something does not work; what was computed is kept.
+        Interrupted: the user stopped the run; ``resume`` continues it.
+    """
+    config = config or validate_config(values)
+    path = runs / check_run_name(name or default_run_name())
+    engine = Engine(config)
+    folder = RunFolder.create(path, config.model_dump(mode="json"))
+    return _run(folder, engine, progress or Progress())
+
+
+def resume(path: Path | str, *, progress: Progress | None = None) -> RunSummary:
+    """Continue a run: finished units are read from its journal, only missing ones are computed.
+
+    Args:
+        path: folder of the run.
+        progress: is told what happens.
+
+    Returns:
+        The same summary that an undisturbed run gives.
+
+    Raises:
+        CalibriError: there is no such run, it is in use, or its journal is damaged.
+    """
+    folder = RunFolder.open(Path(path))
+    engine = Engine(validate_config(folder.config))
+    return _run(folder, engine, progress or Progress())
+
+
+def default_run_name() -> str:
+    """Name a run by the time it starts."""
+    return datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+
+
+def planned_images(engine: Engine) -> dict[str, int]:
+    """Count the images that a run will sample at most, by phase."""
+    config, search = engine.config, engine.config.search
+    popsize = make_search(engine.space, config).popsize
+    checkpoints = -(-search.generations // search.validate_every) + 1
+    evaluation = config.evaluation
+    settings = len({1, *evaluation.step_multiples}) + min(2, len({1, *evaluation.step_multiples}))
+    return {
+        "search": search.generations * (popsize + 1) * search.bucket_size,
+        "validation": checkpoints * len(engine.prompts.validation),
+        "evaluation": settings * evaluation.num_prompts * evaluation.images_per_prompt,
+    }
+
+
+def _run(folder: RunFolder, engine: Engine, progress: Progress) -> RunSummary:
+    with folder.lock(), Journal.open(folder.journal_path) as journal, _stop_politely(folder):
+        evaluator = engine.evaluator(Ledger(journal), progress.unit)
+        planned = planned_images(engine)
+        progress.phase("search", planned["search"] + planned["validation"])
+        vector, search = Optimiser(engine, evaluator, progress).run()
+        coefficients = engine.space.coefficients(vector)
+        evaluation = Comparer(engine, evaluator, coefficients, engine.prompts.test).run(progress)
+        samples = _save_samples(folder, engine, coefficients, progress)
+        summary = _summary(folder, engine, search, evaluation, samples)
+        _calibration(summary, engine, coefficients).save_pretrained(folder.calibration_path)
+        folder.write_results(summary)
+        return summary
+
+
+@contextlib.contextmanager
+def _stop_politely(folder: RunFolder) -> Iterator[None]:
+    def stop(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = None
+    with contextlib.suppress(ValueError):  # only the main thread may handle signals
+        previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Interrupted(
+            f"Stopped. Everything finished so far is kept; continue with: "
+            f"calibri resume {folder.path}"
+        ) from error
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _save_samples(
+    folder: RunFolder, engine: Engine, coefficients: Coefficients, progress: Progress
+) -> list[SampleRow]:
+    prompts = engine.prompts.test[: engine.config.evaluation.num_samples]
+    if not prompts:
+        return []
+    noises = engine.noises("evaluation", 0, prompts)
+    images = sample_settings(engine, coefficients, noises, progress)
+    rows = []
+    for row, noise in enumerate(noises):
+        files = {}
+        for column, (label, batch) in enumerate(images.items()):
+            files[label] = f"sample-{row:02d}-{column}.png"
+            write_atomically(folder.images_path / files[label], _png(batch[row]))
+        rows.append(SampleRow(prompt=noise.prompt.text, seed=noise.seed, files=files))
+    return rows
+
+
+def _png(pixels: torch.Tensor) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _summary(
+    folder: RunFolder,
+    engine: Engine,
+    search: SearchResult,
+    evaluation: Evaluation,
+    samples: list[SampleRow],
+) -> RunSummary:
+    config = engine.config
+    granularity = config.space.granularity
+    return RunSummary(
+        name=folder.path.name,
+        pipeline=config.pipeline,
+        transformer_class=type(transformer_of(engine.pipe)).__name__,
+        calibri_version=__version__,
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        verdict=verdict(evaluation),
+        config=config.model_dump(mode="json"),
+        granularity=granularity,
+        sites=[
+            SiteRecord(
+                name=site.name,
+                block=site.block,
+                layer=site.layer,
+                stream=site.stream,
+                parameter=parameter_name(site, granularity),
+            )
+            for site in engine.scaler.sites
+        ],
+        coefficients=search.coefficients,
+        start=dict(engine.space.named(engine.space.start)),
+        search=search,
+        evaluation=evaluation,
+        samples=samples,
+        machine=_machine(),
+    )
+
+
+def _machine() -> dict[str, str]:
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "cores": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "transformers": transformers.__version__,
+        "cmaes": cmaes.__version__,
+    }
+
+
+def _calibration(summary: RunSummary, engine: Engine, coefficients: Coefficients) -> Calibration:
+    config = engine.config
+    return Calibration(
+        format_version=1,
+        calibri_version=__version__,
+        transformer_class=summary.transformer_class,
+        base_model=config.pipeline,
+        base_revision=config.revision,
+        coefficients=coefficients,
+        sampling=Sampling(
+            num_inference_steps=config.sampling.num_inference_steps,
+            guidance_scale=config.sampling.guidance_scale,
+            height=config.sampling.height,
+            width=config.sampling.width,
+            dtype=config.dtype,
+        ),
+        objective=config.rewards.objective,
+        rewards=summary.evaluation.variants if summary.evaluation else {},
+        provenance={
+            "run": summary.name,
+            "seed": config.seed,
+            "method": config.search.method,
+            "generations": len(summary.search.generations),
+            "images": summary.search.images,
+            "created": summary.created,
+        },
+        evaluation=summary.evaluation,
+    )

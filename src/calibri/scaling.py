@@ -1,0 +1,231 @@
+"""Scale the sites of a transformer: the only module that touches hooks or weights.
+
+Multiplying a branch output by s equals multiplying its gate by s (spec section 1). A forward hook
+does it while coefficients change; fusing folds s into the weights of the branch's last linear when
+they are final.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from calibri.errors import FuseError, GuidanceError, UnsupportedModelError
+from calibri.sites import Site, find_output_site, find_sites
+
+# Which branch each consecutive group of rows in a forward belongs to: (1, 0) is the batched
+# [unconditional, conditional] of classifier-free guidance, (0,) a conditional-only forward.
+Layout = tuple[int, ...]
+LayoutResolver = Callable[[dict[str, Any]], Layout]
+
+
+class _SiteHook:
+    """Multiplies one output of a module; holds its own view so a compiled graph has no index."""
+
+    def __init__(self, site: Site) -> None:
+        self.index = site.index
+        self.name = site.name
+        self.scale = torch.ones(1)
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if self.index is None:
+            return self._scaled(output)
+        parts = list(output)
+        parts[self.index] = self._scaled(parts[self.index])
+        return type(output)(parts)
+
+    def _scaled(self, output: Tensor) -> Tensor:
+        scale = self.scale.to(output.device)
+        rows = scale.shape[0]
+        if rows > 1 and output.shape[0] != rows:
+            if output.shape[0] % rows:
+                raise GuidanceError(
+                    f"Scales were set for {rows} rows, but '{self.name}' got a batch of "
+                    f"{output.shape[0]}. Set one scale for all rows, or one per row."
+                )
+            # Frames folded into the batch keep their row's scale.
+            scale = scale.repeat_interleave(output.shape[0] // rows)
+        # fp32 scale, product cast back: bf16 scalars would be off by up to 0.4%.
+        return (output * scale.view(-1, *[1] * (output.ndim - 1))).to(output.dtype)
+
+
+class Scaler:
+    """Hooks on every site of a transformer, set to the identity until told otherwise.
+
+    Args:
+        transformer: a diffusers transformer whose blocks are known.
+        resolver: tells the layout of a forward from its keyword arguments; needed only when
+            branches of guidance have different scales.
+
+    Raises:
+        UnsupportedModelError: no sites are known, or the model is already compiled (torch ignores
+            hooks that are added after the first compiled call).
+    """
+
+    def __init__(self, transformer: nn.Module, resolver: LayoutResolver | None = None) -> None:
+        _refuse_compiled(transformer)
+        self.transformer = transformer
+        self.sites = find_sites(transformer)
+        self.output = find_output_site(transformer)
+        self._resolver = resolver
+        self._hooks = [_SiteHook(site) for site in (*self.sites, self.output)]
+        self._scales = torch.ones(1, 1, len(self._hooks))
+        self._table = torch.ones(len(self._hooks), 1)
+        self._bind()
+        self._handles = self._install()
+
+    def _install(self) -> list[RemovableHandle]:
+        modules = dict(self.transformer.named_modules())
+        places = zip((*self.sites, self.output), self._hooks, strict=True)
+        handles = [modules[site.path].register_forward_hook(hook) for site, hook in places]
+        before = self.transformer.register_forward_pre_hook(self._before, with_kwargs=True)
+        return [before, *handles]
+
+    def set(self, scales: Tensor) -> None:
+        """Set the scales of the following forwards.
+
+        Args:
+            scales: (images, branches, sites + 1), output site last; ``images`` is 1 to serve any
+                batch, ``branches`` is 1 to serve every branch. Kept in fp32, updated in place.
+
+        Raises:
+            ValueError: the shape does not fit the sites.
+        """
+        if scales.ndim != 3 or scales.shape[2] != len(self._hooks):
+            raise ValueError(
+                f"Expected scales of shape (images, branches, {len(self._hooks)}), "
+                f"got {tuple(scales.shape)}."
+            )
+        self._scales = scales.to(_device(self.transformer), torch.float32)
+        # With one branch there is nothing to tell apart at each forward.
+        if scales.shape[1] == 1:
+            self._fill(self._scales[:, 0])
+
+    def remove(self) -> None:
+        """Take every hook off; the transformer is as it was before."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        rows = len(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
+        if self._scales.shape[1] == 1:
+            return self._check_rows(rows, 1)
+        if self._resolver is None:
+            raise GuidanceError(
+                "The scales differ between the branches of guidance, but nothing tells which rows "
+                "are conditional. Load the calibration onto the pipeline, not the transformer."
+            )
+        layout = self._resolver(kwargs)
+        self._check_rows(rows, len(layout))
+        images = rows // len(layout)
+        self._fill(torch.cat([self._scales[:, branch].expand(images, -1) for branch in layout]))
+
+    def _check_rows(self, rows: int, branches: int) -> None:
+        images = self._scales.shape[0]
+        if images != 1 and rows != images * branches:
+            raise GuidanceError(
+                f"The transformer got a batch of {rows} rows for {images} images in {branches} "
+                "branches. Set the scales of every image of the batch, one set per branch."
+            )
+
+    def _fill(self, rows: Tensor) -> None:
+        if rows.shape[0] == self._table.shape[1] and rows.device == self._table.device:
+            self._table.copy_(rows.T)
+            return
+        self._table = rows.T.contiguous()
+        self._bind()
+
+    def _bind(self) -> None:
+        for row, hook in zip(self._table, self._hooks, strict=True):
+            hook.scale = row
+
+
+class Fused:
+    """Scales folded into weights, and the way back.
+
+    Args:
+        transformer: the model to change in place.
+        scales: one scale per site, output site last: float64 (sites + 1,).
+        keep_originals: keep a copy of the changed tensors so that ``undo`` is exact.
+
+    Raises:
+        FuseError: a target cannot take a scale (LoRA layers, packed or offloaded weights).
+    """
+
+    def __init__(
+        self, transformer: nn.Module, scales: Sequence[float], *, keep_originals: bool = True
+    ) -> None:
+        sites = (*find_sites(transformer), find_output_site(transformer))
+        modules = dict(transformer.named_modules())
+        targets = [
+            (path, modules[path], scale)
+            for site, scale in zip(sites, scales, strict=True)
+            for path in site.fold
+            if scale != 1.0
+        ]
+        for path, module, _ in targets:
+            _refuse_unfoldable(path, module)
+        self._originals: list[tuple[Tensor, Tensor]] = []
+        self._keep = keep_originals
+        for _, module, scale in targets:
+            self._multiply(module, scale)
+
+    @torch.no_grad()
+    def _multiply(self, module: nn.Module, scale: float) -> None:
+        for parameter in module.parameters(recurse=False):
+            if self._keep:
+                self._originals.append((parameter, parameter.to("cpu", copy=True)))
+            # Double precision, one rounding: the closest the weight's dtype has to the product.
+            parameter.copy_(parameter.double() * scale)
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Restore the original weights bit for bit.
+
+        Raises:
+            FuseError: no copies were kept.
+        """
+        if not self._keep:
+            raise FuseError(
+                "This model was fused without keeping the original weights, so they cannot be "
+                "restored. Load the model again."
+            )
+        for parameter, original in self._originals:
+            parameter.copy_(original)
+        self._originals = []
+
+
+def _device(transformer: nn.Module) -> torch.device:
+    device = next(transformer.parameters()).device
+    # Weights of a sequentially offloaded model rest on the meta device between forwards.
+    return torch.device("cpu") if device.type == "meta" else device
+
+
+def _refuse_compiled(transformer: nn.Module) -> None:
+    compiled = (m for m in transformer.modules() if m._compiled_call_impl is not None)
+    if hasattr(transformer, "_orig_mod") or next(compiled, None) is not None:
+        raise UnsupportedModelError(
+            "This transformer is already compiled, and torch ignores hooks added after that. "
+            "Load the calibration first, then compile; or fuse the calibration into the weights."
+        )
+
+
+def _refuse_unfoldable(path: str, module: nn.Module) -> None:
+    if type(module) not in (nn.Linear, nn.Conv2d):
+        raise FuseError(
+            f"Cannot fold a scale into '{path}': it is a {type(module).__name__}, not a "
+            "plain linear layer. Fuse LoRA adapters first (pipe.fuse_lora(), then "
+            "pipe.unload_lora_weights()), "
+            "fuse before quantising, or keep the calibration loaded without fusing."
+        )
+    assert isinstance(module.weight, Tensor)
+    if not module.weight.is_floating_point() or module.weight.is_meta:
+        raise FuseError(
+            f"Cannot fold a scale into '{path}': its weight is {module.weight.dtype} on "
+            f"{module.weight.device}. Fuse before quantising or enabling offload."
+        )

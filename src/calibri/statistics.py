@@ -1,0 +1,77 @@
+"""Means over prompts with bootstrap intervals; numpy only.
+
+Images of one prompt are alike, so the prompt is the unit that is resampled (cluster bootstrap:
+Davison and Hinkley, *Bootstrap Methods and their Application*, 1997, section 3.8).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from calibri.results import Figure
+from calibri.seeds import derive_seed
+
+_BLOCK_ENTRIES = 1 << 21  # of resampled prompts at a time: bounds memory for many prompts
+
+
+def _prompt_means(values: ArrayLike) -> NDArray[np.float64]:
+    table = np.asarray(values, dtype=np.float64)
+    if table.ndim not in (1, 2):
+        raise ValueError(
+            f"Scores must have shape (prompts,) or (prompts, images_per_prompt); got {table.shape}."
+        )
+    if table.shape[0] < 2:
+        raise ValueError(f"An interval needs at least 2 prompts; got {table.shape[0]}.")
+    if table.size == 0:
+        raise ValueError(f"Every prompt needs at least one image; got shape {table.shape}.")
+    if not np.isfinite(table).all():
+        count = int((~np.isfinite(table)).sum())
+        raise ValueError(f"Scores must be finite; {count} of {table.size} are not.")
+    return table if table.ndim == 1 else table.mean(axis=1)
+
+
+def bootstrap_mean(values: ArrayLike, seed: int, resamples: int = 2000) -> Figure:
+    """Mean with its percentile 95% interval, resampling prompts with replacement.
+
+    Args:
+        values: finite scores, float, shape (prompts,) or (prompts, images_per_prompt).
+        seed: of the resampling; equal arguments give equal figures.
+        resamples: number of bootstrap means.
+
+    Returns:
+        The mean of all scores, the 2.5% and 97.5% quantiles of the resampled means, and the number
+        of prompts. With few prompts (below about 20) such intervals are a little too narrow.
+
+    Raises:
+        ValueError: another shape, fewer than 2 prompts, or scores that are not finite.
+    """
+    means = _prompt_means(values)
+    rng = np.random.default_rng(derive_seed(seed, "bootstrap"))
+    rows = max(1, _BLOCK_ENTRIES // means.size)
+    blocks = [
+        means[rng.integers(means.size, size=(min(rows, resamples - done), means.size))].mean(axis=1)
+        for done in range(0, resamples, rows)
+    ]
+    low, high = np.quantile(np.concatenate(blocks), [0.025, 0.975])
+    return Figure(mean=float(means.mean()), low=float(low), high=float(high), n=means.size)
+
+
+def paired_difference(a: ArrayLike, b: ArrayLike, seed: int, resamples: int = 2000) -> Figure:
+    """Mean of ``a - b`` with its interval, for scores of the same prompts and seeds.
+
+    Args:
+        a: finite scores, shape (prompts,) or (prompts, images_per_prompt).
+        b: scores of the same shape; entry by entry the same prompt and noise as ``a``.
+        seed: of the resampling.
+        resamples: number of bootstrap means.
+
+    Raises:
+        ValueError: the shapes differ, or as ``bootstrap_mean``.
+    """
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if first.shape != second.shape:
+        raise ValueError(
+            f"Paired scores must have one shape; got {first.shape} and {second.shape}."
+        )
+    return bootstrap_mean(first - second, seed, resamples)
