@@ -1,0 +1,130 @@
+"""Transfer of a calibration to and from the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from calibri.artifact import files
+from calibri.errors import CalibrationError
+
+
+def download(
+    repo_id: str,
+    *,
+    revision: str | None,
+    token: str | bool | None,
+    subfolder: str | None,
+    local_files_only: bool,
+) -> Path:
+    """Download the two files of a calibration into the hub's cache and return their folder.
+
+    Raises:
+        CalibrationError: they are not there, too large, or the hub cannot be reached.
+    """
+    api = HfApi(token=token)
+    folders = set()
+    with _plain_errors(repo_id, "loaded"):
+        for name in (files.JSON_NAME, files.TENSORS_NAME):
+            # The size is asked for first, so that an oversized file is never downloaded.
+            info = api.hf_hub_download(
+                repo_id,
+                name,
+                revision=revision,
+                subfolder=subfolder,
+                local_files_only=local_files_only,
+                dry_run=True,
+            )
+            files.checked_size(name, info.file_size or 0)
+            path = api.hf_hub_download(
+                repo_id,
+                name,
+                revision=revision,
+                subfolder=subfolder,
+                local_files_only=local_files_only,
+            )
+            folders.add(Path(path).parent)
+    if len(folders) > 1:
+        raise CalibrationError(
+            f"The calibration '{repo_id}' was not loaded: its repository changed during the "
+            "download. Load it again."
+        )
+    return folders.pop()
+
+
+def upload(
+    repo_id: str,
+    contents: Mapping[str, bytes],
+    *,
+    private: bool | None,
+    token: str | bool | None,
+    commit_message: str,
+    revision: str | None,
+    create_pr: bool,
+) -> str:
+    """Commit files to a model repository, creating it if needed; return the commit's address.
+
+    Raises:
+        CalibrationError: the hub refused, or could not be reached.
+    """
+    with _plain_errors(repo_id, "uploaded"):
+        api = HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        commit = api.create_commit(
+            repo_id,
+            [CommitOperationAdd(name, data) for name, data in contents.items()],
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+        )
+    return commit.pr_url or commit.commit_url
+
+
+@contextmanager
+def _plain_errors(repo_id: str, action: str) -> Iterator[None]:
+    try:
+        yield
+    except CalibrationError:
+        raise
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        raise CalibrationError(
+            f"The calibration '{repo_id}' was not {action}: {_reason(error)}"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    # Ordered from special to general: the hub's errors inherit from each other.
+    reasons: tuple[tuple[type[Exception], str], ...] = (
+        (HFValidationError, "it is neither a folder here nor a repository name (user/repo)."),
+        (GatedRepoError, "its repository asks for access first. Request it on the hub's page."),
+        (
+            RepositoryNotFoundError,
+            "it is neither a folder here nor a repository that you can see. Check the spelling, "
+            "and pass a token if it is private.",
+        ),
+        (RevisionNotFoundError, "the repository has no such revision. Check its branches."),
+        (
+            LocalEntryNotFoundError,
+            "the hub could not be reached and there is no earlier download. Check the "
+            "connection, or pass a folder.",
+        ),
+        (
+            EntryNotFoundError,
+            f"the repository has no {files.JSON_NAME} with a {files.TENSORS_NAME} beside it. "
+            "Check the subfolder and the revision.",
+        ),
+    )
+    known = (text for kind, text in reasons if isinstance(error, kind))
+    return next(known, f"{error} Check the connection, the token and its permissions.")
