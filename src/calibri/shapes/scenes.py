@@ -145,15 +145,16 @@ def parse_caption(text: str) -> Scene:
     return Scene((first, _thing(*second)), relation)
 
 
-def _draw(generator: torch.Generator, count: int) -> int:
+def draw_below(count: int, generator: torch.Generator) -> int:
+    """Draw an integer in [0, count)."""
     return int(torch.randint(count, (1,), generator=generator))
 
 
 def _sample_thing(generator: torch.Generator, colors: tuple[Color, ...]) -> Thing:
     return Thing(
-        SIZES[_draw(generator, len(SIZES))],
-        colors[_draw(generator, len(colors))],
-        SHAPES[_draw(generator, len(SHAPES))],
+        SIZES[draw_below(len(SIZES), generator)],
+        colors[draw_below(len(colors), generator)],
+        SHAPES[draw_below(len(SHAPES), generator)],
     )
 
 
@@ -172,7 +173,7 @@ def sample_scene(generator: torch.Generator) -> Scene:
         return Scene((first, first))
     others = tuple(color for color in COLORS if color != first.color)
     second = _sample_thing(generator, others)
-    relation = RELATIONS[_draw(generator, len(RELATIONS))] if kind == 1 else None
+    relation = RELATIONS[draw_below(len(RELATIONS), generator)] if kind == 1 else None
     return Scene((first, second), relation)
 
 
@@ -181,24 +182,39 @@ def held_out(text: str) -> bool:
     return crc32(canonical(text).encode()) % _HELD_OUT_MODULUS == 0
 
 
+@lru_cache(maxsize=1)
+def all_captions() -> tuple[str, ...]:
+    """Every caption of this world, once."""
+    things = [Thing(size, color, shape) for size in SIZES for color in COLORS for shape in SHAPES]
+    scenes = [Scene((thing,) * count) for thing in things for count in (1, 2)]
+    scenes += [
+        Scene((first, second), relation)
+        for first in things
+        for second in things
+        if first.color != second.color
+        for relation in (None, *RELATIONS)
+    ]
+    return tuple(caption(scene) for scene in scenes)
+
+
 def sample_prompts(n: int, seed: int, split: Split) -> list[str]:
     """Draw ``n`` distinct captions of one split.
 
     The same arguments give the same captions; a longer list starts with the shorter one.
 
     Raises:
-        PromptError: the split is unknown, or more captions are asked for than can be drawn.
+        PromptError: the split is unknown, or has fewer captions than are asked for.
     """
     if split not in get_args(Split):
         raise PromptError(f"Unknown split '{split}'. Use one of: {', '.join(get_args(Split))}.")
+    wanted = split == "held_out"
+    available = sum(held_out(text) == wanted for text in all_captions())
+    if n > available:
+        raise PromptError(f"The '{split}' split has {available} captions; {n} were asked for.")
     generator = torch.Generator().manual_seed(derive_seed(seed, "shapes prompts", split))
     found: dict[str, None] = {}
-    for _ in range(100 * n + 1000):
-        if len(found) >= n:
-            return list(found)
+    while len(found) < n:
         text = caption(sample_scene(generator))
-        if held_out(text) == (split == "held_out"):
+        if held_out(text) == wanted:
             found[text] = None
-    raise PromptError(
-        f"Only {len(found)} distinct '{split}' captions were found where {n} were asked for."
-    )
+    return list(found)
