@@ -1,0 +1,120 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from calibri.coefficients import GRANULARITIES, Coefficients, SearchSpace
+from calibri.errors import CalibrationError, ConfigError
+from calibri.sites import Site, find_sites
+from tests.tiny import tiny_flux, tiny_sd3
+
+SITES = find_sites(tiny_sd3())
+SPACES = [
+    SearchSpace.build(SITES, granularity, guidance_scale=w, branches=branches, search_output=out)
+    for granularity in GRANULARITIES
+    for w, branches in ((1.0, "shared"), (3.0, "shared"), (3.0, "separate"))
+    for out in (True, False)
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), space=st.sampled_from(SPACES))
+def test_a_vector_survives_the_way_to_names_and_json_and_back(data, space):
+    numbers = st.floats(-10, 10, allow_nan=False)
+    vector = np.array(data.draw(st.lists(numbers, min_size=space.size, max_size=space.size)))
+    coefficients = space.coefficients(vector)
+    stored = Coefficients.model_validate_json(coefficients.model_dump_json())
+    assert stored == coefficients
+    assert np.array_equal(space.vector(stored), vector)
+    assert list(space.named(vector).values()) == vector.tolist()
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_the_start_scales_every_site_by_one(space):
+    scales = space.coefficients(space.start).site_scales(SITES)
+    assert scales.shape == (len(space.start_weights), len(SITES) + 1)
+    assert np.array_equal(scales, np.ones_like(scales))
+
+
+def test_sizes_follow_the_paper():
+    # (scales + output weight) per member: 2 x (107 + 1) = 216 for SD3.5-medium.
+    names = tuple(f"transformer_blocks.{i}.attn" for i in range(107))
+    assert SearchSpace(names, "gate", members=2, start_weights=(7.0, -6.0)).size == 216
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_sites_of_one_parameter_share_its_value(granularity):
+    space = SearchSpace.build(SITES, granularity)
+    vector = np.arange(space.size, dtype=float) + 2
+    scales = space.coefficients(vector).site_scales(SITES)[0]
+    by_block: dict[str, set[float]] = {}
+    for site, scale in zip(SITES, scales, strict=False):
+        key = {"block": site.block, "layer": f"{site.block}.{site.layer}", "gate": site.name}
+        by_block.setdefault(key[granularity], set()).add(scale)
+    assert all(len(values) == 1 for values in by_block.values())
+    assert len(by_block) == space.size - 1
+    assert scales[-1] == vector[-1]
+
+
+def test_output_weights_become_multiples_of_the_guidance_formula():
+    space = SearchSpace.build(SITES, "block", guidance_scale=3.0)
+    vector = space.start.copy()
+    vector[-2:] = [4.5, -1.0]
+    scales = space.coefficients(vector).site_scales(SITES)
+    assert scales[:, -1].tolist() == [1.5, 0.5]
+    assert space.coefficients(vector).per_branch
+    assert not space.coefficients(space.start).per_branch
+
+
+def test_separate_branches_have_their_own_rows():
+    space = SearchSpace.build(SITES, "block", guidance_scale=3.0, branches="separate")
+    assert space.labels[0] == "conditional/transformer_blocks.0"
+    assert space.labels[-1] == "unconditional/output"
+    vector = space.start.copy()
+    vector[0] = 0.25
+    scales = space.coefficients(vector).site_scales(SITES)
+    first = [i for i, site in enumerate(SITES) if site.block == "transformer_blocks.0"]
+    assert (scales[0, first] == 0.25).all()
+    assert (scales[1] == 1).all()
+
+
+def test_separate_branches_need_guidance():
+    with pytest.raises(ConfigError, match="guidance_scale is 1"):
+        SearchSpace.build(SITES, "gate", branches="separate")
+
+
+def test_strength_blends_linearly_with_the_original():
+    space = SearchSpace.build(SITES, "gate", guidance_scale=3.0)
+    vector = space.start + np.linspace(-0.5, 0.5, space.size)
+    full = space.coefficients(vector)
+    assert full.with_strength(1.0) == full
+    assert np.array_equal(space.vector(full.with_strength(0.0)), space.start)
+    half = space.vector(full.with_strength(0.5))
+    np.testing.assert_allclose(half, (vector + space.start) / 2)
+    with pytest.raises(CalibrationError, match=r"got 1\.5"):
+        full.with_strength(1.5)
+
+
+def test_a_calibration_of_another_model_is_refused_with_both_numbers():
+    other = SearchSpace.build(find_sites(tiny_flux()), "gate")
+    with pytest.raises(CalibrationError, match=f"has {other.size - 1} .*needs {len(SITES)}"):
+        other.coefficients(other.start).site_scales(SITES)
+
+
+def test_a_vector_of_another_length_is_refused_with_both_numbers():
+    space = SearchSpace.build(SITES, "gate")
+    with pytest.raises(CalibrationError, match=f"3 entries, this search space has {space.size}"):
+        space.coefficients([1.0, 1.0, 1.0])
+
+
+def test_numbers_that_are_not_finite_are_refused():
+    space = SearchSpace.build(SITES, "block")
+    with pytest.raises(ValidationError, match="finite"):
+        space.coefficients([float("nan")] * space.size)
+
+
+def test_site_names():
+    site = Site("a.attn", 1, "a", "attn", "text", ())
+    assert site.name == "a.attn[1]"
+    assert Site("a.ff", None, "a", "mlp", "visual", ()).name == "a.ff"

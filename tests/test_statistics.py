@@ -1,0 +1,130 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from calibri.statistics import bootstrap_mean, paired_difference
+
+T_QUANTILE_99 = 1.984217  # 97.5% quantile of Student's t with 99 degrees of freedom
+
+tables = hnp.arrays(
+    np.float64,
+    hnp.array_shapes(min_dims=1, max_dims=2, min_side=2, max_side=12),
+    elements=st.floats(-1e6, 1e6),
+)
+
+
+def test_the_interval_of_normal_data_is_the_t_interval() -> None:
+    for seed in range(20):
+        values = np.random.default_rng(seed).normal(3.0, 2.0, size=100)
+        figure = bootstrap_mean(values, seed, resamples=20_000)
+        half = T_QUANTILE_99 * values.std(ddof=1) / math.sqrt(100)
+        assert figure.mean == pytest.approx(values.mean(), abs=1e-12)
+        assert figure.n == 100
+        assert figure.low == pytest.approx(values.mean() - half, abs=0.1 * half)
+        assert figure.high == pytest.approx(values.mean() + half, abs=0.1 * half)
+
+
+def coverage(prompt_spread: float, image_spread: float, cluster: bool) -> float:
+    """Share of 300 simulated data sets (60 prompts, 8 images) whose interval holds the truth."""
+    hits = 0
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        values = 1.5 + prompt_spread * rng.normal(size=(60, 1))
+        values = values + image_spread * rng.normal(size=(60, 8))
+        figure = bootstrap_mean(values if cluster else values.ravel(), seed, resamples=1000)
+        hits += figure.low <= 1.5 <= figure.high
+    return hits / 300
+
+
+def test_intervals_cover_the_truth_about_95_times_in_100() -> None:
+    assert 0.90 <= coverage(0.0, 1.0, cluster=False) <= 0.99
+    assert 0.90 <= coverage(1.0, 0.5, cluster=True) <= 0.99
+
+
+def test_resampling_images_instead_of_prompts_would_not_cover() -> None:
+    # The oracle for the test above: images of one prompt are alike and must not count as many.
+    assert coverage(1.0, 0.5, cluster=False) < 0.70
+
+
+def test_a_table_counts_as_its_prompt_means() -> None:
+    table = np.random.default_rng(0).normal(size=(30, 4))
+    assert bootstrap_mean(table, 5) == bootstrap_mean(table.mean(axis=1), 5)
+
+
+def test_figures_depend_on_the_seed_alone() -> None:
+    values = np.random.default_rng(0).normal(size=50)
+    state = np.random.get_state()[1].copy()
+    assert bootstrap_mean(values, 1) == bootstrap_mean(values, 1)
+    assert bootstrap_mean(values, 1) != bootstrap_mean(values, 2)
+    assert np.array_equal(np.random.get_state()[1], state)
+
+
+def test_many_prompts_are_resampled_in_blocks_as_well() -> None:
+    values = np.random.default_rng(0).normal(size=30_000)
+    figure = bootstrap_mean(values, 0, resamples=200)
+    half = 1.96 * values.std() / math.sqrt(values.size)
+    assert (figure.high - figure.low) / 2 == pytest.approx(half, rel=0.25)
+
+
+@given(values=tables, shift=st.floats(-1e3, 1e3))
+@settings(deadline=None)
+def test_intervals_move_with_the_data_and_stay_within_it(values: np.ndarray, shift: float) -> None:
+    figure = bootstrap_mean(values, 0, resamples=50)
+    moved = bootstrap_mean(values + shift, 0, resamples=50)
+    near = {"abs": 1e-8 * (1 + np.abs(values).max() + abs(shift))}
+    assert values.min() - near["abs"] <= figure.low <= figure.high <= values.max() + near["abs"]
+    assert moved.mean - shift == pytest.approx(figure.mean, **near)
+    assert moved.low - shift == pytest.approx(figure.low, **near)
+    assert moved.high - shift == pytest.approx(figure.high, **near)
+
+
+@given(values=tables)
+@settings(deadline=None)
+def test_paired_differences_change_sign_with_the_order(values: np.ndarray) -> None:
+    other = np.sin(values)
+    forward = paired_difference(values, other, 3, resamples=50)
+    backward = paired_difference(other, values, 3, resamples=50)
+    near = {"abs": 1e-8 * (1 + np.abs(values).max())}
+    assert forward.mean == pytest.approx(-backward.mean, **near)
+    assert (forward.low, forward.high) == pytest.approx((-backward.high, -backward.low), **near)
+    assert forward.mean == pytest.approx(values.mean() - other.mean(), **near)
+
+
+def test_pairing_removes_what_both_share() -> None:
+    rng = np.random.default_rng(0)
+    shared, noise = rng.normal(0, 10, size=(64, 2)), rng.normal(0, 0.1, size=(64, 2))
+    figure = paired_difference(shared + 0.5 + noise, shared, 0)
+    assert 0.4 < figure.low < 0.5 < figure.high < 0.6
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (1.0, "shape"),
+        (np.ones((3, 2, 2)), "shape"),
+        ([], "at least 2 prompts; got 0"),
+        ([1.0], "at least 2 prompts; got 1"),
+        (np.ones((1, 9)), "at least 2 prompts; got 1"),
+        (np.ones((4, 0)), "at least one image"),
+        ([1.0, math.nan, math.inf], "2 of 3 are not"),
+    ],
+)
+def test_values_without_an_interval_are_refused(values: object, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        bootstrap_mean(values, 0)
+
+
+def test_pairs_of_two_shapes_are_refused() -> None:
+    # (3, 1) and (3,) would broadcast silently.
+    with pytest.raises(ValueError, match=r"\(3, 1\) and \(3,\)"):
+        paired_difference(np.ones((3, 1)), np.ones(3), 0)
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+def test_pairs_that_are_not_finite_are_refused_without_a_warning(bad: float) -> None:
+    with pytest.raises(ValueError, match="1 of 2 are not"):
+        paired_difference([1.0, bad], [1.0, bad], 0)
