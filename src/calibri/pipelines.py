@@ -76,7 +76,7 @@ def _from_pretrained(name: str, revision: str | None, dtype: torch.dtype) -> Any
         # Its text encoder and VAE are deliberately smaller classes than SD3's own.
         diffusers_logging.set_verbosity_error()
     try:
-        return DiffusionPipeline.from_pretrained(path, revision=revision, torch_dtype=dtype)
+        return DiffusionPipeline.from_pretrained(path, revision=revision, dtype=dtype)
     except (OSError, ValueError, KeyError, AttributeError) as error:
         where = "a folder here" if Path(name).is_dir() else "neither a folder here nor reachable"
         raise UnsupportedModelError(

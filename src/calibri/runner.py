@@ -146,6 +146,7 @@ def _save_samples(
     if not prompts:
         return []
     noises = engine.noises("evaluation", 0, prompts)
+    folder.images_path.mkdir(exist_ok=True)
     images = sample_settings(engine, coefficients, noises, progress)
     rows = []
     for row, noise in enumerate(noises):

@@ -9,7 +9,7 @@ from math import inf
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from calibri.errors import RewardError
 
@@ -106,3 +106,54 @@ class BatchedReward(ABC):
                 f"{len(prompts)} images. A reward must return one number per image."
             )
         return scores
+
+
+class ModelReward(BatchedReward):
+    """A reward with a network, loaded on first use.
+
+    A subclass sets ``info`` and implements ``load`` and ``score_batch``; ``self.model`` is the
+    loaded network, on ``self.device``, in evaluation mode.
+
+    Args:
+        device: where the network runs.
+        dtype: of its weights.
+        batch_size: images per forward.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        batch_size: int = 16,
+    ) -> None:
+        super().__init__(batch_size)
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self._model: nn.Module | None = None
+
+    @abstractmethod
+    def load(self) -> nn.Module:
+        """Build the network and read its weights; called once.
+
+        Raises:
+            RewardError: the weights cannot be had or do not fit.
+        """
+
+    @property
+    def model(self) -> nn.Module:
+        """The network, loaded now if it was not before."""
+        if self._model is None:
+            self._model = self.load().to(self.device, self.dtype).eval().requires_grad_(False)
+        return self._model
+
+    def to(self, device: str | torch.device) -> ModelReward:
+        """Move the network, for example to the CPU between scoring phases."""
+        self.device = torch.device(device)
+        if self._model is not None:
+            self._model.to(self.device)
+        return self
+
+    def close(self) -> None:
+        """Free the network's memory; it is loaded again when it is next needed."""
+        self._model = None
