@@ -1,4 +1,4 @@
-"""Weights of reward models: found by repository id or folder, read from safetensors, loaded strictly."""
+"""Weights of reward models: where they are, read from safetensors only, loaded strictly."""
 
 from __future__ import annotations
 
