@@ -1,0 +1,104 @@
+"""``calibri evaluate``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from calibri.cli.display import loading, out, say, show_evaluation, verbatim
+from calibri.cli.options import (
+    DATA,
+    CalibrationArgument,
+    DeviceOption,
+    JsonOption,
+    PipelineOption,
+)
+from calibri.cli.paths import calibration_source
+from calibri.cli.progress import watching
+from calibri.cli.quiet import quiet_libraries
+from calibri.cli.tally import Tally
+from calibri.errors import ConfigError
+
+if TYPE_CHECKING:
+    from calibri.artifact import Calibration
+
+
+def evaluate(
+    calibration: CalibrationArgument,
+    pipeline: PipelineOption = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            "--prompts",
+            metavar="FILE",
+            help="Prompts that the search did not use (.txt, .json, .jsonl, .csv), or 'shapes' "
+            "for the held-out captions of the shipped world.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--reward",
+            metavar="NAME",
+            help="Reward to score with; repeatable. Default: those of the calibration.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    num_prompts: Annotated[
+        int, typer.Option("--num-prompts", min=2, help="Prompts to use.", rich_help_panel=DATA)
+    ] = 256,
+    seed: Annotated[
+        int,
+        typer.Option(
+            "--seed", min=0, help="Of the noise; not the seed of the run.", rich_help_panel=DATA
+        ),
+    ] = 1,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Score a calibration against the original model on fresh prompts and the same noise.
+
+    calibri evaluate runs/20260131-120000
+    calibri evaluate runs/20260131-120000 --num-prompts 64 --seed 7 --json
+    """
+    source = calibration_source(calibration)
+    with loading("Starting"):
+        from calibri.artifact import Calibration
+        from calibri.evaluation import evaluate as evaluate_calibration
+        from calibri.evaluation import verdict
+
+        loaded = Calibration.from_pretrained(source)
+        file = _prompt_file(loaded, pipeline, prompts)
+        quiet_libraries()
+    with watching(Tally(), loading=f"Loading {pipeline or loaded.base_model}") as progress:
+        evaluation = evaluate_calibration(
+            loaded,
+            pipeline=pipeline,
+            prompts=file,
+            rewards=reward,
+            num_prompts=num_prompts,
+            seed=seed,
+            device=device,
+            progress=progress,
+        )
+    console = out()
+    if as_json:
+        verbatim(console, evaluation.model_dump_json(indent=2))
+        return
+    say(console, Text(verdict(evaluation), style="bold"))
+    show_evaluation(console, evaluation)
+
+
+def _prompt_file(calibration: Calibration, pipeline: str | None, prompts: str | None) -> str | None:
+    from calibri.config import SHIPPED
+
+    name = pipeline or calibration.base_model
+    if prompts is None and name != SHIPPED:
+        raise ConfigError(
+            f"'{name}' needs --prompts FILE: the default prompts know only the small world of the "
+            "shipped pipeline."
+        )
+    return None if prompts == SHIPPED else prompts

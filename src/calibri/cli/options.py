@@ -1,0 +1,60 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+# The same choices as ``calibri.coefficients``, spelled here because that module imports torch.
+GranularityName = Literal["block", "layer", "gate"]
+BranchesName = Literal["shared", "separate"]
+DtypeName = Literal["float32", "bfloat16", "float16"]
+
+SEARCH = "Search"
+SAMPLING = "Sampling"
+DATA = "Prompts and rewards"
+RUN = "Run"
+MACHINE = "Machine"
+
+_PIPELINE_HELP = "'shapes' (shipped), a diffusers folder, or a Hugging Face repository."
+_CALIBRATION_HELP = "A calibration folder, a finished run, or a Hugging Face repository."
+
+PipelineArgument = Annotated[str, typer.Argument(metavar="PIPELINE", help=_PIPELINE_HELP)]
+CalibrationArgument = Annotated[str, typer.Argument(metavar="CALIBRATION", help=_CALIBRATION_HELP)]
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Folder of a run, or its name under runs/.")
+]
+PipelineOption = Annotated[
+    str | None,
+    typer.Option(
+        "--pipeline",
+        metavar="PIPELINE",
+        help="Another pipeline than the one it was made for; same kind of transformer.",
+    ),
+]
+StrengthOption = Annotated[
+    float, typer.Option("--strength", help="From 0, the original model, to 1, all of it.")
+]
+StepsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--steps", help="Steps per image; default: as calibrated.", rich_help_panel=SAMPLING
+    ),
+]
+GuidanceOption = Annotated[
+    float | None,
+    typer.Option(
+        "--guidance-scale", help="Guidance; default: as calibrated.", rich_help_panel=SAMPLING
+    ),
+]
+DeviceOption = Annotated[
+    str,
+    typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=MACHINE),
+]
+DtypeOption = Annotated[
+    DtypeName,
+    typer.Option("--dtype", help="Precision of the weights.", rich_help_panel=MACHINE),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]

@@ -1,0 +1,187 @@
+"""A run as a person watches it: redrawn in place on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from calibri.cli.display import animated, err, printable, signed
+from calibri.cli.tally import Tally, clock_time
+from calibri.progress import Progress
+from calibri.results import Checkpoint, Generation
+
+_QUARTERS = 4
+
+
+@contextlib.contextmanager
+def watching(
+    tally: Tally, *, objective: str = "", generations: int = 0, loading: str = "Loading"
+) -> Iterator[Progress]:
+    """Show the progress of a command while its body runs, on standard error.
+
+    Args:
+        tally: what is known of the work beforehand.
+        objective: name of the reward that is maximised.
+        generations: budget of the search; 0 when there is none.
+        loading: said until the first phase begins.
+    """
+    console = err()
+    if not animated(console):
+        yield PlainProgress(console, tally, objective, generations)
+        return
+    view = LiveProgress(tally, objective, generations, loading)
+    with Live(get_renderable=view.render, console=console, refresh_per_second=8) as live:
+        view.console = live.console
+        try:
+            yield view
+        finally:
+            view.ended = True
+
+
+class _Watcher(Progress):
+    """What both views know."""
+
+    def __init__(self, tally: Tally, objective: str, generations: int) -> None:
+        self._tally = tally
+        self._objective = printable(objective)
+        self._generations = generations
+
+    def phase(self, name: str, images: int) -> None:
+        """Begin a part of the command."""
+        self._tally.phase(name, images)
+
+    def unit(self, images: int, new: bool) -> None:
+        """Count a unit."""
+        self._tally.unit(images, new)
+
+
+class PlainProgress(_Watcher):
+    """One line a generation, in a fixed order of words, written at once and without colour."""
+
+    def __init__(self, console: Console, tally: Tally, objective: str, generations: int) -> None:
+        super().__init__(tally, objective, generations)
+        self._console = console
+        self._quarters = 0
+
+    def phase(self, name: str, images: int) -> None:
+        """Say what begins."""
+        super().phase(name, images)
+        self._quarters = 0
+        most = "at most " if name == "search" else ""
+        self._line(f"{name}: {most}{images} images")
+
+    def unit(self, images: int, new: bool) -> None:
+        """Say when another quarter of a phase is done; a search speaks by its generations."""
+        super().unit(images, new)
+        phase = self._tally.current
+        quarters = int(self._tally.fraction(phase) * _QUARTERS)
+        if phase != "search" and quarters > self._quarters:
+            self._quarters = quarters
+            self._line(f"{phase} {quarters * 100 // _QUARTERS}% left {self._left()}")
+
+    def generation(self, generation: Generation) -> None:
+        """Write the line of a generation."""
+        difference = generation.mean - generation.baseline
+        self._line(
+            f"generation {generation.generation + 1}/{self._generations} "
+            f"{self._objective} {generation.mean:.4f} original {generation.baseline:.4f} "
+            f"difference {difference:+.4f} sigma {generation.sigma:.4f} "
+            f"images {generation.images} left {self._left()}"
+        )
+
+    def checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Write the line of a validation."""
+        self._line(
+            f"checkpoint after generation {checkpoint.generation + 1} "
+            f"{self._objective} {signed(checkpoint.difference)}"
+        )
+
+    def message(self, text: str) -> None:
+        """Write a line."""
+        self._line(text)
+
+    def _left(self) -> str:
+        return clock_time(self._tally.seconds_left())
+
+    def _line(self, text: str) -> None:
+        self._console.print(Text(printable(text)), soft_wrap=True)
+        self._console.file.flush()
+
+
+class LiveProgress(_Watcher):
+    """Bars with the time left, and where the search stands."""
+
+    def __init__(self, tally: Tally, objective: str, generations: int, loading: str) -> None:
+        super().__init__(tally, objective, generations)
+        self.console: Console | None = None
+        self.ended = False
+        self._last: Generation | None = None
+        self._checkpoint: Checkpoint | None = None
+        self._spinner = Spinner("dots", Text(f"{printable(loading)} …"))
+
+    def generation(self, generation: Generation) -> None:
+        """Keep the newest generation."""
+        self._last = generation
+
+    def checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Keep the newest checkpoint."""
+        self._checkpoint = checkpoint
+
+    def message(self, text: str) -> None:
+        """Print above the bars."""
+        if self.console is not None:
+            self.console.print(Text(printable(text)))
+
+    def render(self) -> RenderableType:
+        """Draw the present state."""
+        if not self._tally.done:
+            return Text() if self.ended else self._spinner
+        return Group(self._bars(), self._figures())
+
+    def _bars(self) -> Table:
+        table = Table.grid(padding=(0, 1, 0, 0), expand=True)
+        table.add_column(width=10)
+        table.add_column(ratio=1)
+        table.add_column(justify="right", width=4)
+        table.add_column(justify="right", min_width=9)
+        for phase in self._tally.done:
+            fraction = self._tally.fraction(phase)
+            over = self.ended or phase != self._tally.current
+            left = "" if over else f"{clock_time(self._tally.seconds_left())} left"
+            bar = ProgressBar(total=1.0, completed=fraction, width=None)
+            table.add_row(phase, bar, f"{fraction:.0%}", left)
+        return table
+
+    def _figures(self) -> Table:
+        table = Table.grid(padding=(0, 1, 0, 0))
+        table.add_column(width=10, style="dim")
+        table.add_column()
+        if self._generations:
+            table.add_row("generation", self._counts())
+        if self._last is not None:
+            table.add_row("reward", self._reward(self._last))
+            table.add_row("sigma", f"{self._last.sigma:.3f}")
+        if self._checkpoint is not None:
+            number = self._checkpoint.generation + 1
+            gain = signed(self._checkpoint.difference)
+            table.add_row("validated", Text(f"{gain} after generation {number}"))
+        return table
+
+    def _counts(self) -> str:
+        done = 0 if self._last is None else self._last.generation + 1
+        return f"{done} of {self._generations} · {sum(self._tally.done.values()):,} images"
+
+    def _reward(self, last: Generation) -> Text:
+        difference = last.mean - last.baseline
+        style = "green" if difference > 0 else "red"
+        return Text.assemble(
+            f"{self._objective} {last.mean:.3f}, original {last.baseline:.3f}: ",
+            (f"{difference:+.3f}", style),
+        )

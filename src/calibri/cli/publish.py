@@ -1,0 +1,38 @@
+"""``calibri publish``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from calibri.cli.display import loading, out, verbatim
+from calibri.cli.paths import calibration_source
+
+
+def publish(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN_OR_CALIBRATION", help="A finished run or a calibration folder."
+        ),
+    ],
+    repo_id: Annotated[
+        str, typer.Argument(metavar="REPO_ID", help="user/name; made if it does not exist.")
+    ],
+    private: Annotated[
+        bool, typer.Option("--private", help="Make a new repository private.")
+    ] = False,
+) -> None:
+    """Upload a calibration with its card to the Hugging Face Hub and print its address.
+
+    Log in once with [bold]hf auth login[/bold], or set HF_TOKEN.
+
+        calibri publish runs/20260131-120000 user/flux-four-steps --private
+    """
+    folder = calibration_source(source)
+    with loading(f"Uploading to {repo_id}"):
+        from calibri.artifact import Calibration
+
+        address = Calibration.from_pretrained(folder).push_to_hub(repo_id, private=private or None)
+    verbatim(out(), address)

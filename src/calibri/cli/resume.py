@@ -1,0 +1,31 @@
+"""``calibri resume``."""
+
+from __future__ import annotations
+
+from calibri.cli.display import loading, out, verbatim
+from calibri.cli.options import RunArgument
+from calibri.cli.outcome import see_through
+from calibri.cli.paths import run_path
+from calibri.cli.quiet import quiet_libraries
+
+
+def resume(run: RunArgument) -> None:
+    """Continue a run that was stopped; it ends exactly as if it never had been.
+
+    What is finished is read from the run's journal, only the rest is computed.
+
+        calibri resume runs/20260131-120000
+        calibri resume 20260131-120000
+    """
+    from calibri.run import RunFolder
+
+    path = run_path(run)
+    folder = RunFolder.open(path)
+    with loading("Starting"):
+        from calibri.config import validate_config
+        from calibri.runner import resume as resume_run
+
+        config = validate_config(folder.config)
+        quiet_libraries()
+    verbatim(out(), f"run  {path}")
+    see_through(path, config, lambda progress: resume_run(path, progress=progress))

@@ -1,0 +1,77 @@
+"""How much of a command is done, and how long the rest takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+
+class Tally:
+    """Counts images by phase and estimates the time left over all phases.
+
+    The pace is work per second of newly sampled images alone: what a resumed run reads from its
+    journal takes no time and must not look like speed.
+
+    Args:
+        upcoming: images of phases that are known to come.
+        cost: work of one image of a phase, in images of the search; 1 where it is not named.
+        clock: seconds from any origin.
+    """
+
+    def __init__(
+        self,
+        upcoming: Mapping[str, int] | None = None,
+        cost: Mapping[str, float] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.total = dict(upcoming or {})
+        self.done: dict[str, int] = {}
+        self.current = ""
+        self._cost = dict(cost or {})
+        self._clock = clock
+        self._last = clock()
+        self._work = 0.0
+        self._seconds = 0.0
+
+    def phase(self, name: str, images: int) -> None:
+        """Begin a phase; earlier ones count as finished, whatever was planned for them."""
+        for earlier in self.done:
+            self.total[earlier] = self.done[earlier]
+        self.total[name] = images
+        self.done[name] = 0
+        self.current = name
+        self._last = self._clock()
+
+    def unit(self, images: int, new: bool) -> None:
+        """Count the images of a unit."""
+        now = self._clock()
+        if new:
+            self._work += images * self._cost.get(self.current, 1.0)
+            self._seconds += now - self._last
+        self._last = now
+        self.done[self.current] = self.done.get(self.current, 0) + images
+
+    def fraction(self, phase: str) -> float:
+        """Part of a phase that is done, 0 to 1."""
+        total = self.total.get(phase, 0)
+        return min(1.0, self.done.get(phase, 0) / total) if total else 0.0
+
+    def seconds_left(self) -> float | None:
+        """Estimate the time until the end, or None before anything new was sampled."""
+        if not self._work:
+            return None
+        left = sum(
+            max(0, total - self.done.get(name, 0)) * self._cost.get(name, 1.0)
+            for name, total in self.total.items()
+        )
+        since = self._clock() - self._last
+        return max(0.0, left * self._seconds / self._work - since)
+
+
+def clock_time(seconds: float | None) -> str:
+    """Write a duration as 1:05 or 2:01:05; ``-:--`` when it is not known."""
+    if seconds is None:
+        return "-:--"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
