@@ -246,6 +246,7 @@ def sample_settings(
         _Setting(False, steps * m) for m in sorted(config.evaluation.step_multiples) if m > 1
     ]
     original = engine.space.coefficients(engine.space.start)
+    progress.phase("samples", len(settings) * len(noises))
     images = {}
     for setting in settings:
         candidate = coefficients if setting.calibrated else original
