@@ -15,7 +15,7 @@ from calibri.seeds import derive_seed
 _BLOCK_ENTRIES = 1 << 21  # of resampled prompts at a time: bounds memory for many prompts
 
 
-def _prompt_means(values: ArrayLike) -> NDArray[np.float64]:
+def _checked(values: ArrayLike) -> NDArray[np.float64]:
     table = np.asarray(values, dtype=np.float64)
     if table.ndim not in (1, 2):
         raise ValueError(
@@ -28,7 +28,7 @@ def _prompt_means(values: ArrayLike) -> NDArray[np.float64]:
     if not np.isfinite(table).all():
         count = int((~np.isfinite(table)).sum())
         raise ValueError(f"Scores must be finite; {count} of {table.size} are not.")
-    return table if table.ndim == 1 else table.mean(axis=1)
+    return table
 
 
 def bootstrap_mean(values: ArrayLike, seed: int, resamples: int = 2000) -> Figure:
@@ -46,7 +46,8 @@ def bootstrap_mean(values: ArrayLike, seed: int, resamples: int = 2000) -> Figur
     Raises:
         ValueError: another shape, fewer than 2 prompts, or scores that are not finite.
     """
-    means = _prompt_means(values)
+    table = _checked(values)
+    means = table if table.ndim == 1 else table.mean(axis=1)
     rng = np.random.default_rng(derive_seed(seed, "bootstrap"))
     rows = max(1, _BLOCK_ENTRIES // means.size)
     blocks = [
@@ -69,7 +70,8 @@ def paired_difference(a: ArrayLike, b: ArrayLike, seed: int, resamples: int = 20
     Raises:
         ValueError: the shapes differ, or as ``bootstrap_mean``.
     """
-    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    # Checked before subtracting: the difference of two infinities would warn and become NaN.
+    first, second = _checked(a), _checked(b)
     if first.shape != second.shape:
         raise ValueError(
             f"Paired scores must have one shape; got {first.shape} and {second.shape}."
