@@ -1,0 +1,149 @@
+"""The page: everything put into one HTML file without scripts or remote parts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from calibri.errors import RunError
+from calibri.reporting import charts, context, text
+from calibri.reporting.network import Network, place_coefficients
+from calibri.results import Evaluation, RunSummary
+from calibri.run import RunFolder, write_atomically
+
+# Pixels: a chart across the page, and on a phone.
+_WIDE, _NARROW = 1040.0, 330.0
+
+_MAX_IMAGE_BYTES = 20 * 2**20
+
+
+def report(run: Path | str) -> Path:
+    """Write ``report.html`` of a finished run.
+
+    Args:
+        run: the run's folder.
+
+    Returns:
+        The file.
+
+    Raises:
+        RunError: there is no such run, it is not finished, or the file cannot be written.
+    """
+    folder = RunFolder.open(Path(run))
+    summary = folder.read_results()
+    if summary is None:
+        raise RunError(
+            f"{folder.path} has no results yet. Finish the run with `calibri resume {folder.path}`."
+        )
+    page = render_report(summary, _images(folder.images_path, summary))
+    write_atomically(folder.report_path, page.encode())
+    return folder.report_path
+
+
+def _images(folder: Path, summary: RunSummary) -> dict[str, bytes]:
+    names = {name for sample in summary.samples for name in sample.files.values()}
+    # Only plain files of the run itself: a name from a foreign file must not lead elsewhere.
+    paths = [folder / name for name in sorted(names) if Path(name).name == name]
+    return {
+        path.name: path.read_bytes()
+        for path in paths
+        if path.is_file() and not path.is_symlink() and path.stat().st_size <= _MAX_IMAGE_BYTES
+    }
+
+
+def render_report(summary: RunSummary, images: Mapping[str, bytes]) -> str:
+    """Draw a run as one self-contained HTML page.
+
+    Args:
+        summary: the results of the run; every text in it is escaped.
+        images: file name to PNG bytes, for the samples; a missing one leaves an empty tile.
+    """
+    network = place_coefficients(summary)
+    return _environment().get_template("page.html.jinja").render(
+        summary=summary,
+        key_numbers=context.key_numbers(summary),
+        rows=context.sample_rows(summary, images),
+        search=_search_charts(summary),
+        network=network,
+        depth=_depth_charts(network),
+        config=json.dumps(summary.config, indent=2, ensure_ascii=False, default=str),
+        **_evaluation_parts(summary.evaluation),
+    )  # fmt: skip
+
+
+def _both(draw: Callable[[float], Markup], columns: int = 1) -> Markup:
+    """Draw a chart for the page and for a phone; the style sheet shows the one that fits."""
+    wide, narrow = draw(_WIDE / columns), draw(_NARROW)
+    return Markup(f'<div class="on-wide">{wide}</div><div class="on-narrow">{narrow}</div>')
+
+
+def _columns(count: int) -> int:
+    """How many charts share a row, so that the last row is not nearly empty."""
+    return 2 if count in (1, 2, 4) else 3
+
+
+def _search_charts(summary: RunSummary) -> dict[str, Markup]:
+    draw = {
+        "reward": charts.reward_curve,
+        "gain": charts.gain_curve,
+        "sigma": charts.sigma_curve,
+    }
+    if not summary.search.generations:
+        return {}
+    return {name: _both(partial(chart, summary.search)) for name, chart in draw.items()}
+
+
+def _depth_charts(network: Network) -> list[tuple[str, Markup]]:
+    return [
+        (panel.title, _both(partial(charts.depth, panel.marks, network.stacks, panel.title)))
+        for panel in network.panels
+    ]
+
+
+def _evaluation_parts(evaluation: Evaluation | None) -> dict[str, object]:
+    if evaluation is None:
+        return {"settings": [], "rewards": {}, "forests": [], "trends": []}
+    forests = context.comparisons_by_reward(evaluation)
+    trends = context.trends(evaluation)
+    return {
+        "settings": context.ordered_settings(evaluation),
+        "rewards": context.rewards_of(evaluation),
+        "forests": [
+            (name, _both(partial(charts.forest, rows, name), _columns(len(forests))))
+            for name, rows in forests.items()
+        ],
+        "trends": [
+            (t, _both(partial(charts.over_steps, t.points, t.name), _columns(len(trends))))
+            for t in trends
+        ],
+    }
+
+
+def _finalize(value: object) -> object:
+    is_text = isinstance(value, str) and not isinstance(value, Markup)
+    return text.clean(value) if is_text else value  # type: ignore[arg-type]
+
+
+def _marker(shape: str) -> Markup:
+    return charts.marker(shape, 7.0, 7.0, 5.0)
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("calibri.reporting", package_path=""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    helpers = (text.mean, text.interval, text.number, text.general, text.duration)
+    environment.filters.update({helper.__name__: helper for helper in helpers})
+    environment.filters.update(count=text.count, moment=text.moment)
+    environment.filters.update(marker=_marker, columns=_columns)
+    return environment
