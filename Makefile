@@ -1,0 +1,38 @@
+# Two commands do everything on a fresh machine: `make calibrate` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# One thread per test process: two processes share two cores.
+TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: calibrate test quick lint bench clean
+
+calibrate: $(VENV)/.base  ## set up, then calibrate the shipped pipeline
+	$(BIN)/calibri calibrate
+
+test: lint  ## lint, types, import order and the whole suite
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -q
+
+quick: $(VENV)/.dev  ## the suite without its slow tests
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -q -m "not slow"
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev  ## reference procedure against ours, on this machine
+	$(BIN)/python -m benchmarks
+
+$(VENV)/.base: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
