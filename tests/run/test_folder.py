@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from calibri.errors import ConfigError, RunError
 from calibri.results import RunSummary, SearchResult
@@ -99,6 +100,31 @@ def test_a_used_folder_is_refused_and_left_alone(folder: RunFolder, tmp_path: Pa
     with pytest.raises(RunError, match="not empty"):
         RunFolder.create(foreign, CONFIG)
     assert os.listdir(foreign) == ["cat.png"]
+
+
+def test_of_two_starts_under_one_name_the_later_keeps_the_configuration_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run"
+    real = RunFolder.lock
+
+    def lock_after_the_other(self: RunFolder):
+        monkeypatch.setattr(RunFolder, "lock", real)
+        RunFolder.create(path, {"by": "the other"})
+        return real(self)
+
+    monkeypatch.setattr(RunFolder, "lock", lock_after_the_other)
+    with pytest.raises(RunError, match="not empty"):
+        RunFolder.create(path, CONFIG)
+    assert RunFolder.open(path).config == {"by": "the other"}
+
+
+def test_the_name_of_a_new_run_is_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[int] = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (flushed.append(os.fstat(fd).st_ino), real(fd)))
+    RunFolder.create(tmp_path / "run", CONFIG)
+    assert tmp_path.stat().st_ino in flushed
 
 
 def test_a_start_that_was_interrupted_can_be_repeated(tmp_path: Path) -> None:
@@ -224,12 +250,22 @@ def test_the_lock_is_exclusive_within_a_process_and_can_be_taken_again(folder: R
                 pytest.fail("the lock was taken twice")
 
 
-def test_the_lock_is_freed_after_an_error_inside(folder: RunFolder) -> None:
+def test_the_lock_is_freed_after_an_error_inside(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[FileLock] = []  # a forgotten lock would be freed by the garbage collector
+
+    def file_lock(path: Path, *, blocking: bool) -> FileLock:
+        kept.append(FileLock(path, blocking=blocking))
+        return kept[-1]
+
+    monkeypatch.setattr("calibri.run.folder.FileLock", file_lock)
     with pytest.raises(KeyError), folder.lock():
         raise KeyError("x")
+    assert not (folder.path / ".lock.json").exists()
     with folder.lock():
         assert (folder.path / ".lock.json").exists()
-    assert not (folder.path / ".lock.json").exists()
+    assert len(kept) == 2
 
 
 def test_the_lock_needs_a_writable_folder(folder: RunFolder) -> None:

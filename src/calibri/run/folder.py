@@ -144,7 +144,7 @@ class RunFolder:
             yield
         finally:
             with contextlib.suppress(OSError):
-                (self.path / _HOLDER).unlink(missing_ok=True)
+                (self.path / _HOLDER).unlink()
             lock.release()
 
     def write_results(self, summary: RunSummary) -> None:
