@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -103,6 +104,7 @@ def _figure(figure: Figure | None, sign: bool = False) -> Markup:
     return Markup(f"{figure.mean:{style}} ({low} to {high})")
 
 
+@lru_cache
 def _environment() -> Environment:
     # `finalize` sees every value that the template prints: nothing is printed unescaped by mistake.
     environment = Environment(

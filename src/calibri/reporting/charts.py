@@ -208,6 +208,8 @@ def _generation_frame(x: Axis, bottom: float, name: str) -> Markup:
 
 def _series(points: Sequence[tuple[float, float]], class_: str) -> Markup:
     """A line, or a dot where one point makes no line."""
+    if not points:
+        return Markup("")
     if len(points) == 1:
         return element("circle", cx=points[0][0], cy=points[0][1], r=4.0, class_=f"dot {class_}")
     return path(points, f"series {class_}")

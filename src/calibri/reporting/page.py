@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -76,10 +76,10 @@ def render_report(summary: RunSummary, images: Mapping[str, bytes]) -> str:
     )  # fmt: skip
 
 
-def _both(draw: Callable[[float], Markup], columns: int = 1) -> Markup:
+def _both(draw: Callable[[float], Markup], columns: int = 1, narrow: float = _NARROW) -> Markup:
     """Draw a chart for the page and for a phone; the style sheet shows the one that fits."""
-    wide, narrow = draw(_WIDE / columns), draw(_NARROW)
-    return Markup(f'<div class="on-wide">{wide}</div><div class="on-narrow">{narrow}</div>')
+    wide, slim = draw(_WIDE / columns), draw(narrow)
+    return Markup(f'<div class="on-wide">{wide}</div><div class="on-narrow">{slim}</div>')
 
 
 def _columns(count: int) -> int:
@@ -99,10 +99,13 @@ def _search_charts(summary: RunSummary) -> dict[str, Markup]:
 
 
 def _depth_charts(network: Network) -> list[tuple[str, Markup]]:
-    return [
-        (panel.title, _both(partial(charts.depth, panel.marks, network.stacks, panel.title)))
+    # A deep network is not squeezed onto a phone: it is drawn wider and scrolls in its box.
+    narrow = max(_NARROW, 60.0 + 14.0 * sum(stack.count for stack in network.stacks))
+    drawings = {
+        panel.title: partial(charts.depth, panel.marks, network.stacks, panel.title)
         for panel in network.panels
-    ]
+    }
+    return [(title, _both(draw, narrow=narrow)) for title, draw in drawings.items()]
 
 
 def _evaluation_parts(evaluation: Evaluation | None) -> dict[str, object]:
@@ -133,6 +136,7 @@ def _marker(shape: str) -> Markup:
     return charts.marker(shape, 7.0, 7.0, 5.0)
 
 
+@lru_cache
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("calibri.reporting", package_path=""),
