@@ -68,7 +68,9 @@ def test_lines_are_framed_by_length_and_checksum(path: Path) -> None:
     assert "grüner".encode() in path.read_bytes()
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
 @given(records=st.lists(st.dictionaries(text, values), max_size=4))
 def test_records_survive_reopening_exactly(
     records: list[dict[str, object]], tmp_path: Path
@@ -327,7 +329,7 @@ while True:
 
 def test_kill_9_loses_no_acknowledged_record(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
-    for acknowledge in (1, 40, 300):
+    for acknowledge in (1, 30, 100):
         with subprocess.Popen(
             [sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True
         ) as child:

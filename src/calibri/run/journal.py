@@ -156,9 +156,9 @@ class Journal:
         except OSError as error:
             raise _cannot_open(path, error) from error
         try:
-            fsync_folder(path.parent)  # also after a crash between creating the file and here
             data = _read_all(fd)
             content = _parse(data, path)
+            fsync_folder(path.parent)  # also after a crash between creating the file and here
             if content.length < len(data):
                 os.ftruncate(fd, content.length)
                 os.fsync(fd)
