@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from calibri.errors import RewardError
+
+Kind = Literal["pointwise", "groupwise", "corpus"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,10 @@ class RewardInfo:
         range: smallest and largest possible score.
         unit: how to read a score, in a few words.
         differentiable: whether ``score`` has a gradient with respect to float images.
+        kind: ``"pointwise"`` scores each image alone; ``"groupwise"`` gives every image the value
+            of all images of its prompt, which must be passed together; ``"corpus"`` gives every
+            image its part of a figure that only the mean over a whole benchmark makes.
+        license: of the checkpoint, as its card says.
     """
 
     name: str
@@ -31,16 +38,24 @@ class RewardInfo:
     range: tuple[float, float] = (-inf, inf)
     unit: str = ""
     differentiable: bool = False
+    kind: Kind = "pointwise"
+    license: str = ""
 
 
 @runtime_checkable
 class Reward(Protocol):
     """Scores images against prompts; higher is better."""
 
-    info: RewardInfo
+    @property
+    def info(self) -> RewardInfo:
+        """What a number of this reward means."""
+        ...
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Score ``images`` (uint8, N x 3 x H x W) for ``prompts`` (N): float32 (N,) on the CPU."""
+        """Score ``images`` (uint8, N x 3 x H x W) for ``prompts`` (N): float32 (N,) on the CPU.
+
+        A score that is not finite marks an image that could not be scored.
+        """
         ...
 
 
@@ -57,16 +72,61 @@ class FeatureReward(Reward, Protocol):
         ...
 
 
+class PromptCache:
+    """Embeddings of prompts: a search asks for the same ones for every candidate.
+
+    Each text is encoded alone, so that its embedding does not depend on what it was asked with.
+
+    Args:
+        encode: from one text to its embedding, a tensor of one shape for all texts.
+        max_prompts: the least recently used embeddings beyond this number are forgotten.
+    """
+
+    def __init__(self, encode: Callable[[str], Tensor], max_prompts: int = 16384) -> None:
+        self._encode = encode
+        self._max_prompts = max_prompts
+        self._known: OrderedDict[str, Tensor] = OrderedDict()
+
+    def __call__(self, prompts: Sequence[str]) -> Tensor:
+        """Embeddings of N texts, stacked: (N, ...) on the CPU."""
+        return torch.stack([self._embedding(prompt) for prompt in prompts])
+
+    def clear(self) -> None:
+        """Forget all embeddings, for example after the weights changed."""
+        self._known.clear()
+
+    def _embedding(self, prompt: str) -> Tensor:
+        if prompt not in self._known:
+            # An inference tensor could not take part in a gradient later.
+            with torch.inference_mode(False), torch.no_grad():
+                self._known[prompt] = self._encode(prompt).detach().cpu()
+        self._known.move_to_end(prompt)
+        if len(self._known) > self._max_prompts:
+            self._known.popitem(last=False)
+        return self._known[prompt]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device or the machine has no memory left."""
+    words = ("not enough memory", "can't allocate memory", "Cannot allocate memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(part in str(error) for part in words)
+    )
+
+
 class BatchedReward(ABC):
     """Batching and checks shared by the rewards that score image by image.
 
     A subclass sets ``info`` and implements ``score_batch``. Construction must be cheap: weights
-    are loaded on first use.
+    are loaded on first use. A batch that does not fit in memory is halved, for this call and for
+    the ones after it.
     """
 
     info: RewardInfo
 
     def __init__(self, batch_size: int = 256) -> None:
+        if batch_size < 1:
+            raise RewardError(f"batch_size is {batch_size}; it must be at least 1.")
         self.batch_size = batch_size
 
     @abstractmethod
@@ -84,19 +144,51 @@ class BatchedReward(ABC):
             float32 (N,) on the CPU; a score that is not finite marks a failed image.
 
         Raises:
-            RewardError: the shapes disagree or the reward returned the wrong number of scores.
+            RewardError: the shapes disagree, the reward returned the wrong number of scores, or
+                not even one image fits in memory.
         """
+        self._check_inputs(images, prompts)
+        parts: list[Tensor] = []
+        done = 0
+        with torch.inference_mode():
+            while done < len(prompts):
+                rows = slice(done, done + self.batch_size)
+                scores = self._try(images[rows], prompts[rows])
+                if scores is not None:
+                    parts.append(scores)
+                    done += len(scores)
+        return torch.cat(parts) if parts else torch.empty(0)
+
+    def _check_inputs(self, images: Tensor, prompts: Sequence[str]) -> None:
         if len(images) != len(prompts):
             raise RewardError(
                 f"Reward '{self.info.name}' got {len(images)} images for {len(prompts)} prompts. "
                 "Pass one prompt per image."
             )
-        with torch.inference_mode():
-            parts = [
-                self._checked(images[i : i + self.batch_size], prompts[i : i + self.batch_size])
-                for i in range(0, len(prompts), self.batch_size)
-            ]
-        return torch.cat(parts) if parts else torch.empty(0)
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise RewardError(
+                f"Reward '{self.info.name}' got images of shape {tuple(images.shape)} and dtype "
+                f"{images.dtype}. Pass uint8 RGB images of shape (N, 3, height, width)."
+            )
+
+    def _try(self, images: Tensor, prompts: Sequence[str]) -> Tensor | None:
+        """Score a batch, or halve the batch size and return None when it does not fit."""
+        try:
+            return self._checked(images, prompts)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(prompts) == 1:
+                raise RewardError(
+                    f"Reward '{self.info.name}' has not enough memory for a single image of "
+                    f"{images.shape[3]} x {images.shape[2]} pixels. Use smaller images, a dtype of "
+                    "16 bits or a device with more memory."
+                ) from error
+        # Only here, after the traceback of the error let go of the tensors of the forward.
+        self.batch_size = len(prompts) // 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return None
 
     def _checked(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         scores = self.score_batch(images, prompts).float().cpu()
@@ -144,7 +236,10 @@ class ModelReward(BatchedReward):
     def model(self) -> nn.Module:
         """The network, loaded now if it was not before."""
         if self._model is None:
-            self._model = self.load().to(self.device, self.dtype).eval().requires_grad_(False)
+            # Weights made in inference mode could never take part in a gradient.
+            with torch.inference_mode(False):
+                network = self.load().to(self.device, self.dtype)
+            self._model = network.eval().requires_grad_(False)
         return self._model
 
     def to(self, device: str | torch.device) -> ModelReward:
