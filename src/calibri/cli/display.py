@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -12,10 +12,11 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from calibri.results import Comparison, Evaluation, Figure, SettingResult
+from calibri.results import Evaluation, Figure, SettingResult
 
 _WIDTH_IN_A_FILE = 120
-_TableMaker = Callable[[Evaluation, str], Table]
+# A label with named cells; every row of a table has the same names.
+_Row = tuple[Text, dict[str, Text]]
 
 
 def out() -> Console:
@@ -75,13 +76,20 @@ def animated(console: Console) -> bool:
     return console.is_terminal and not console.is_dumb_terminal
 
 
-def signed(figure: Figure, separator: str = " ") -> str:
+def signed(figure: Figure) -> str:
     """Write a difference with its sign and its 95% interval."""
-    return f"{figure.mean:+.3f}{separator}[{figure.low:+.3f}, {figure.high:+.3f}]"
+    mean, low, high = (_fixed(x, "+") for x in (figure.mean, figure.low, figure.high))
+    return f"{mean} [{low}, {high}]"
 
 
-def _unsigned(figure: Figure, separator: str) -> str:
-    return f"{figure.mean:.3f}{separator}[{figure.low:.3f}, {figure.high:.3f}]"
+def _unsigned(figure: Figure) -> str:
+    mean, low, high = (_fixed(x) for x in (figure.mean, figure.low, figure.high))
+    return f"{mean} [{low}, {high}]"
+
+
+def _fixed(value: float, sign: str = "") -> str:
+    # Adding zero turns the -0.0 that rounding leaves into 0.0.
+    return f"{round(value, 3) + 0.0:{sign}.3f}"
 
 
 def show_evaluation(console: Console, evaluation: Evaluation) -> None:
@@ -89,64 +97,75 @@ def show_evaluation(console: Console, evaluation: Evaluation) -> None:
     images = f"{evaluation.num_prompts} held-out prompts x {evaluation.images_per_prompt} images"
     console.print()
     say(console, Text(f"Scores on {images}, with 95% intervals", style="bold"))
-    console.print(_fitting(console, evaluation, _settings_table))
+    _show_rows(console, [_setting_row(setting, evaluation) for setting in evaluation.settings])
     console.print()
     say(console, Text("Calibrated minus original, same prompts and noise", style="bold"))
-    console.print(_fitting(console, evaluation, _differences_table))
+    against = dict.fromkeys(comparison.against for comparison in evaluation.comparisons)
+    _show_rows(console, [_difference_row(name, evaluation) for name in against])
 
 
-def _fitting(console: Console, evaluation: Evaluation, make: _TableMaker) -> Table:
-    wide = make(evaluation, " ")
-    needed = Measurement.get(console, console.options.update(max_width=1000), wide).maximum
-    return wide if needed <= console.width else make(evaluation, "\n")
+def _setting_row(setting: SettingResult, evaluation: Evaluation) -> _Row:
+    cells = {
+        _reward_label(name, evaluation): Text(_unsigned(figure))
+        for name, figure in setting.scores.items()
+    }
+    others = {
+        "diversity": setting.diversity,
+        "Frechet": setting.frechet,
+        "s/image": setting.seconds_per_image,
+    }
+    cells |= {name: Text("-" if x is None else _fixed(x)) for name, x in others.items()}
+    return Text(printable(setting.label), style="bold" if setting.calibrated else ""), cells
 
 
-def _rewards(evaluation: Evaluation) -> list[str]:
-    return list(dict.fromkeys([evaluation.objective, *evaluation.held_out_rewards]))
+def _difference_row(against: str, evaluation: Evaluation) -> _Row:
+    cells = {
+        _reward_label(comparison.reward, evaluation): _difference(comparison.difference)
+        for comparison in evaluation.comparisons
+        if comparison.against == against
+    }
+    return Text(printable(against)), cells
 
 
-def _table(first: str, evaluation: Evaluation) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column(first)
-    for name in _rewards(evaluation):
-        watched = "" if name == evaluation.objective else "\n(held out)"
-        table.add_column(f"{printable(name)}{watched}", justify="right")
-    return table
-
-
-def _settings_table(evaluation: Evaluation, separator: str) -> Table:
-    table = _table("setting", evaluation)
-    table.add_column("diversity", justify="right")
-    table.add_column("Frechet", justify="right")
-    table.add_column("s/image", justify="right")
-    for setting in evaluation.settings:
-        table.add_row(*_setting_cells(setting, _rewards(evaluation), separator))
-    return table
-
-
-def _setting_cells(setting: SettingResult, names: list[str], separator: str) -> list[Text]:
-    style = "bold" if setting.calibrated else ""
-    cells = [setting.label.replace(", ", f",{separator}")]
-    cells += [_unsigned(setting.scores[name], separator) for name in names]
-    cells += [_optional(setting.diversity), _optional(setting.frechet)]
-    cells += [f"{setting.seconds_per_image:.3f}"]
-    return [Text(printable(cell), style=style) for cell in cells]
-
-
-def _optional(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _differences_table(evaluation: Evaluation, separator: str) -> Table:
-    table = _table("against", evaluation)
-    for against in dict.fromkeys(c.against for c in evaluation.comparisons):
-        row = {c.reward: c for c in evaluation.comparisons if c.against == against}
-        label = Text(printable(against.replace(", ", f",{separator}")))
-        table.add_row(label, *(_difference(row[name], separator) for name in _rewards(evaluation)))
-    return table
-
-
-def _difference(comparison: Comparison, separator: str) -> Text:
-    figure = comparison.difference
+def _difference(figure: Figure) -> Text:
     style = "green" if figure.low > 0 else "red" if figure.high < 0 else ""
-    return Text(signed(figure, separator), style=style)
+    return Text(signed(figure), style=style)
+
+
+def _reward_label(name: str, evaluation: Evaluation) -> str:
+    return printable(name) + (" (held out)" if name in evaluation.held_out_rewards else "")
+
+
+def _show_rows(console: Console, rows: list[_Row]) -> None:
+    table = _wide(rows)
+    needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+    console.print(table if needed <= console.width else _long(rows))
+
+
+def _wide(rows: list[_Row]) -> Table:
+    table = _table()
+    table.add_column("")
+    for name in rows[0][1]:
+        table.add_column(name, justify="right")
+    for label, cells in rows:
+        table.add_row(label, *cells.values())
+    return table
+
+
+def _long(rows: list[_Row]) -> Table:
+    table = _table(show_header=False)
+    for label, cells in rows:
+        table.add_row(label)
+        for name, cell in cells.items():
+            table.add_row(Text(f"  {name}"), cell)
+    return table
+
+
+def _table(*, show_header: bool = True) -> Table:
+    return Table(
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+        header_style="dim",
+        show_header=show_header,
+    )

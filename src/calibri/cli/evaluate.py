@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from calibri.cli.display import loading, out, say, show_evaluation, verbatim
+from calibri.cli.display import loading, out, say, show_evaluation
 from calibri.cli.options import (
     DATA,
     CalibrationArgument,
@@ -86,7 +86,7 @@ def evaluate(
         )
     console = out()
     if as_json:
-        verbatim(console, evaluation.model_dump_json(indent=2))
+        typer.echo(evaluation.model_dump_json(indent=2))
         return
     say(console, Text(verdict(evaluation), style="bold"))
     show_evaluation(console, evaluation)

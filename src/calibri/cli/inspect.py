@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from calibri.cli.display import loading, out, printable, verbatim
+from calibri.cli.display import loading, out, printable
 from calibri.cli.options import GranularityName, JsonOption, PipelineArgument
 from calibri.cli.quiet import quiet_libraries
 from calibri.results import SiteRecord
@@ -41,7 +41,7 @@ def inspect(
         inspection = inspect_pipeline(pipeline, granularity=granularity)
     console = out()
     if as_json:
-        verbatim(console, inspection.model_dump_json(indent=2))
+        typer.echo(inspection.model_dump_json(indent=2))
         return
     console.print(site_tree(inspection))
     console.print()

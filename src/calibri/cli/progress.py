@@ -150,19 +150,17 @@ class LiveProgress(_Watcher):
         table.add_column(width=10)
         table.add_column(ratio=1)
         table.add_column(justify="right", width=4)
-        table.add_column(justify="right", min_width=9)
-        for phase in self._tally.done:
+        for phase in self._tally.phases:
             fraction = self._tally.fraction(phase)
-            over = self.ended or phase != self._tally.current
-            left = "" if over else f"{clock_time(self._tally.seconds_left())} left"
-            bar = ProgressBar(total=1.0, completed=fraction, width=None)
-            table.add_row(phase, bar, f"{fraction:.0%}", left)
+            table.add_row(phase, ProgressBar(total=1.0, completed=fraction), f"{fraction:.0%}")
         return table
 
     def _figures(self) -> Table:
         table = Table.grid(padding=(0, 1, 0, 0))
         table.add_column(width=10, style="dim")
         table.add_column()
+        if not self.ended:
+            table.add_row("time left", clock_time(self._tally.seconds_left()))
         if self._generations:
             table.add_row("generation", self._counts())
         if self._last is not None:

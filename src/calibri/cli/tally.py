@@ -51,6 +51,11 @@ class Tally:
         self._last = now
         self.done[self.current] = self.done.get(self.current, 0) + images
 
+    @property
+    def phases(self) -> list[str]:
+        """Phases that have begun, then those that are known to come."""
+        return [*self.done, *(name for name in self.total if name not in self.done)]
+
     def fraction(self, phase: str) -> float:
         """Part of a phase that is done, 0 to 1."""
         total = self.total.get(phase, 0)

@@ -1,0 +1,143 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from calibri import __version__
+from calibri.cli import guard
+from calibri.cli.app import _PANELS, app
+from calibri.errors import CalibriError, Interrupted, RewardError, RunError
+
+COMMANDS = sorted(function.__name__ for group in _PANELS.values() for function in group)
+
+
+def test_every_command_of_the_package_is_registered():
+    assert COMMANDS == [
+        "calibrate",
+        "evaluate",
+        "fuse",
+        "generate",
+        "inspect",
+        "publish",
+        "report",
+        "resume",
+    ]
+
+
+@pytest.mark.parametrize("args", [["--help"], *([name, "--help"] for name in COMMANDS)])
+def test_help_shows_examples_and_reflowed_prose(calibri, args):
+    result = calibri(*args)
+    assert result.exit_code == 0
+    assert "[cyan]" not in result.stdout
+    assert "\b" not in result.stdout
+    assert args == ["--help"] or f"\n calibri {args[0]} " in result.stdout
+
+
+def test_help_and_version_do_not_import_torch():
+    code = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from calibri.cli.app import app\n"
+        f"for name in {['', *COMMANDS]!r}:\n"
+        "    result = CliRunner().invoke(app, [*name.split(), '--help'])\n"
+        "    assert result.exit_code == 0, result.output\n"
+        "assert CliRunner().invoke(app, ['--version']).exit_code == 0\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_version(calibri):
+    assert calibri("--version").stdout == f"calibri {__version__}\n"
+
+
+def test_the_choices_of_options_are_those_of_the_library():
+    from typing import get_args
+
+    from calibri.cli import options
+    from calibri.coefficients import Branches, Granularity
+    from calibri.config import RunConfig
+
+    assert get_args(options.GranularityName) == get_args(Granularity)
+    assert get_args(options.BranchesName) == get_args(Branches)
+    assert get_args(options.DtypeName) == get_args(RunConfig.model_fields["dtype"].annotation)
+
+
+def test_an_unknown_command_or_option_is_a_usage_error(calibri):
+    assert calibri("calibrat").exit_code == 2
+    result = calibri("calibrate", "--stepz", "3")
+    assert result.exit_code == 2
+    assert "--steps" in result.stderr
+
+
+@pytest.fixture
+def failing(monkeypatch, calibri):
+    """Run ``calibri report`` with an inside that raises."""
+
+    def run(error, *flags):
+        def fail(path):
+            raise error
+
+        monkeypatch.setattr("calibri.reporting.report", fail)
+        monkeypatch.setattr(sys, "argv", ["calibri", "report", "a run"])
+        return calibri(*flags, "report", "x")
+
+    return run
+
+
+@pytest.mark.parametrize("kind", [CalibriError, RewardError, RunError])
+def test_an_error_of_ours_is_its_message_and_its_exit_code(failing, kind):
+    message = "It [red]failed[/red] at \x1b[31m'x'.\nDo this next."
+    result = failing(kind(message))
+    assert result.exit_code == kind.exit_code
+    assert result.stderr == "Error: It [red]failed[/red] at \\x1b[31m'x'.\nDo this next.\n"
+    assert result.stdout == ""
+
+
+def test_a_stopped_run_is_no_error(failing):
+    result = failing(Interrupted("Stopped. Continue with: calibri resume runs/x"))
+    assert (result.exit_code, result.stderr) == (
+        130,
+        "Stopped. Continue with: calibri resume runs/x\n",
+    )
+    assert failing(KeyboardInterrupt()).exit_code == 130
+
+
+def test_an_unexpected_error_says_how_to_report_it(failing):
+    result = failing(ZeroDivisionError("by [nothing]"))
+    assert result.exit_code == guard.UNEXPECTED
+    assert result.stderr.splitlines() == [
+        "Unexpected error: ZeroDivisionError: by [nothing]",
+        "This is a fault of Calibri. Please report it with the traceback that this prints:",
+        "  calibri --debug report 'a run'",
+    ]
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("x"), RunError("x")])
+def test_debug_shows_the_traceback(monkeypatch, tmp_path, error):
+    from typer.testing import CliRunner
+
+    def fail(path):
+        raise error
+
+    monkeypatch.setattr("calibri.reporting.report", fail)
+    shown = CliRunner().invoke(app, ["--debug", "report", str(tmp_path)]).stderr
+    hidden = CliRunner().invoke(app, ["report", str(tmp_path)]).stderr
+    assert "Traceback" in shown
+    assert "in fail" in shown
+    assert "Traceback" not in hidden
+
+
+def test_a_broken_pipe_is_silent():
+    calibri = Path(sys.executable).with_name("calibri")
+    process = subprocess.Popen(
+        [calibri, "calibrate", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    process.wait()
+    assert errors == b""

@@ -1,0 +1,111 @@
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from calibri.cli.progress import LiveProgress, PlainProgress, watching
+from calibri.cli.tally import Tally
+from calibri.results import Checkpoint, Figure, Generation
+
+
+def generation(number, mean=0.5, baseline=0.4):
+    return Generation(
+        generation=number, mean=mean, best=0.9, baseline=baseline, sigma=0.2, images=7, seconds=1.0
+    )
+
+
+def checkpoint(number):
+    figure = Figure(mean=0.021, low=-0.0001, high=0.04, n=8)
+    return Checkpoint(generation=number, difference=figure)
+
+
+def play(view, generations=3):
+    view.phase("search", 10 * generations)
+    for number in range(generations):
+        view.unit(10, True)
+        view.generation(generation(number))
+    view.checkpoint(checkpoint(generations - 1))
+    view.phase("evaluation", 8)
+    for _ in range(8):
+        view.unit(1, True)
+
+
+class FlushCounting(io.StringIO):
+    flushed = ""
+
+    def flush(self):
+        self.flushed = self.getvalue()
+
+
+def plain_text(generations=3, objective="shapes"):
+    file = FlushCounting()
+    console = Console(file=file, width=40)
+    play(PlainProgress(console, Tally(), objective, generations), generations)
+    assert file.flushed == file.getvalue()
+    return file.getvalue()
+
+
+def test_plain_progress_has_one_line_a_generation_in_a_fixed_format():
+    lines = [line for line in plain_text(3).splitlines() if line.startswith("generation ")]
+    number = r"-?\d+\.\d{4}"
+    pattern = (
+        rf"generation \d+/3 shapes {number} original {number} difference [+-]\d+\.\d{{4}} "
+        rf"sigma {number} images \d+ left \d+:\d\d"
+    )
+    assert [line.split()[1] for line in lines] == ["1/3", "2/3", "3/3"]
+    assert all(re.fullmatch(pattern, line) for line in lines)
+
+
+def test_plain_progress_tells_checkpoints_and_quarters():
+    text = plain_text(3)
+    assert "checkpoint after generation 3 shapes +0.021 [+0.000, +0.040]\n" in text
+    assert re.findall(r"^evaluation (\d+)%", text, re.MULTILINE) == ["25", "50", "75", "100"]
+
+
+def test_plain_progress_has_no_control_characters():
+    text = plain_text(1, objective="evil\x1b[31m\r")
+    assert all(c.isprintable() or c == "\n" for c in text)
+    assert r"evil\x1b[31m\r" in text
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_live_progress_fits_the_terminal_and_shows_where_the_search_stands(width):
+    view = LiveProgress(Tally({"evaluation": 8}), "shapes", 30, "Loading shapes")
+    view.phase("search", 100)
+    view.unit(25, True)
+    view.generation(generation(11, mean=0.612, baseline=0.569))
+    view.checkpoint(checkpoint(9))
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(view.render())
+    lines = console.export_text().splitlines()
+    text = "\n".join(lines)
+    assert max(map(len, lines)) <= width
+    assert len(lines) == 7
+    assert re.search(r"search +.+ +25%", text)
+    assert re.search(r"evaluation +.+ +0%", text)
+    assert "12 of 30 · 25 images" in text
+    assert "shapes 0.612, original 0.569: +0.043" in text
+    assert "+0.021 [+0.000, +0.040] after generation 10" in text
+
+
+def test_live_progress_is_used_on_a_terminal_only(monkeypatch):
+    with watching(Tally()) as view:
+        assert isinstance(view, PlainProgress)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    with watching(Tally()) as view:
+        assert isinstance(view, LiveProgress)
+    monkeypatch.setenv("TERM", "dumb")
+    with watching(Tally()) as view:
+        assert isinstance(view, PlainProgress)
+
+
+def test_live_progress_leaves_nothing_behind_when_loading_fails():
+    view = LiveProgress(Tally(), "shapes", 30, "Loading shapes")
+    console = Console(width=60, record=True, file=io.StringIO())
+    console.print(view.render())
+    assert "Loading shapes" in console.export_text()
+    view.ended = True
+    console.print(view.render())
+    assert console.export_text().strip() == ""
