@@ -1,0 +1,69 @@
+import pytest
+
+from calibri.config import RunConfig, load_config, validate_config
+from calibri.errors import ConfigError
+
+
+def test_later_sources_win(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("seed: 1\nsearch:\n  sigma0: 0.1\n  bucket_size: 4\n")
+    config = load_config(
+        path, ["search.sigma0=0.3"], {"seed": 2, "search.sigma0": 0.2, "device": None}
+    )
+    assert (config.seed, config.search.sigma0, config.search.bucket_size) == (2, 0.3, 4)
+    assert config.device == "auto"
+
+
+def test_the_defaults_survive_json():
+    assert RunConfig.model_validate_json(RunConfig().model_dump_json()) == RunConfig()
+
+
+def test_an_empty_file_gives_the_defaults(tmp_path):
+    (tmp_path / "run.yaml").write_text("# nothing\n")
+    assert load_config(tmp_path / "run.yaml") == RunConfig()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("search.sigma0", "not of the form"),
+        ("search.sigma0=-1", "search.sigma0"),
+        ("search.sigma0=.nan", "search.sigma0"),
+        ("search.sigma=0.1", "search.sigma"),
+        ("space.granularity=head", "space.granularity"),
+        ("seed.x=1", "seed"),
+        ("seed=[", "YAML"),
+    ],
+)
+def test_wrong_overrides_are_refused_by_name(override, words):
+    with pytest.raises(ConfigError, match=words):
+        load_config(overrides=[override])
+
+
+def test_every_wrong_key_is_named():
+    with pytest.raises(ConfigError) as error:
+        validate_config({"sede": 1, "sampling": {"num_inference_steps": 0}})
+    assert "sede" in str(error.value)
+    assert "sampling.num_inference_steps" in str(error.value)
+    assert "got 0" in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["- a\n- b\n", "just text", "a: [", b"\xff\xfe\x00"])
+def test_files_that_are_no_configuration_are_refused(tmp_path, content):
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ConfigError, match=r"run\.yaml"):
+        load_config(path)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="Cannot read"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_yaml_tags_run_no_code(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(f"seed: !!python/object/apply:os.mkdir ['{tmp_path}/made']\n")
+    with pytest.raises(ConfigError, match="YAML"):
+        load_config(path)
+    assert not (tmp_path / "made").exists()
