@@ -220,7 +220,9 @@ def test_a_missing_run_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "sub/secret.png", "link.png", "gone.png"])
-def test_no_file_outside_the_images_is_read(run: RunFolder, name: str) -> None:
+def test_no_file_outside_the_images_is_read(
+    run: RunFolder, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     secret = example_run.png(0, 0)
     (run.path / "secret.png").write_bytes(secret)
     (run.images_path / "sub").mkdir()
@@ -228,7 +230,10 @@ def test_no_file_outside_the_images_is_read(run: RunFolder, name: str) -> None:
     (run.images_path / "link.png").symlink_to(run.path / "secret.png")
     sample = example_run.samples()[0].model_copy(update={"files": {"original": name}})
     run.write_results(example_run.summary(samples=[sample]))
+    read, real = [], Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.name) or real(path))
     assert Page(report(run.path).read_text()).sources() == []
+    assert set(read) == {"config.json", "results.json"}
 
 
 def test_reports_are_written_without_torch() -> None:
