@@ -16,7 +16,7 @@ def finished_run(tmp_path_factory):
             "rewards": {"held_out": []},
             "search": {
                 "generations": 1,
-                "popsize": 3,
+                "popsize": 4,
                 "bucket_size": 2,
                 "num_validation_prompts": 2,
             },

@@ -41,7 +41,7 @@ class FlushCounting(io.StringIO):
 def plain_text(generations=3, objective="shapes"):
     file = FlushCounting()
     console = Console(file=file, width=40)
-    play(PlainProgress(console, Tally(), objective, generations), generations)
+    play(PlainProgress(console, Tally(), objective, generations, "runs/x"), generations)
     assert file.flushed == file.getvalue()
     return file.getvalue()
 
@@ -59,6 +59,7 @@ def test_plain_progress_has_one_line_a_generation_in_a_fixed_format():
 
 def test_plain_progress_tells_checkpoints_and_quarters():
     text = plain_text(3)
+    assert text.startswith("run runs/x\nsearch: at most 30 images\n")
     assert "checkpoint after generation 3 shapes +0.021 [+0.000, +0.040]\n" in text
     assert re.findall(r"^evaluation (\d+)%", text, re.MULTILINE) == ["25", "50", "75", "100"]
 
@@ -71,7 +72,7 @@ def test_plain_progress_has_no_control_characters():
 
 @pytest.mark.parametrize("width", [60, 100])
 def test_live_progress_fits_the_terminal_and_shows_where_the_search_stands(width):
-    view = LiveProgress(Tally({"evaluation": 8}), "shapes", 30, "Loading shapes")
+    view = LiveProgress(Tally({"evaluation": 8}), "shapes", 30, "runs/x", "Loading shapes")
     view.phase("search", 100)
     view.unit(25, True)
     view.generation(generation(11, mean=0.612, baseline=0.569))
@@ -81,9 +82,10 @@ def test_live_progress_fits_the_terminal_and_shows_where_the_search_stands(width
     lines = console.export_text().splitlines()
     text = "\n".join(lines)
     assert max(map(len, lines)) <= width
-    assert len(lines) == 7
+    assert len(lines) == 8
     assert re.search(r"search +.+ +25%", text)
     assert re.search(r"evaluation +.+ +0%", text)
+    assert "run        runs/x" in text
     assert "12 of 30 · 25 images" in text
     assert "shapes 0.612, original 0.569: +0.043" in text
     assert "+0.021 [+0.000, +0.040] after generation 10" in text
@@ -102,7 +104,7 @@ def test_live_progress_is_used_on_a_terminal_only(monkeypatch):
 
 
 def test_live_progress_leaves_nothing_behind_when_loading_fails():
-    view = LiveProgress(Tally(), "shapes", 30, "Loading shapes")
+    view = LiveProgress(Tally(), "shapes", 30, "runs/x", "Loading shapes")
     console = Console(width=60, record=True, file=io.StringIO())
     console.print(view.render())
     assert "Loading shapes" in console.export_text()

@@ -204,7 +204,6 @@ def _run(config: RunConfig, name: str | None, runs: Path) -> None:
     from calibri.runner import default_run_name
 
     name = name or default_run_name()
-    verbatim(out(), f"run  {runs / name}")
     see_through(
         runs / name,
         config,

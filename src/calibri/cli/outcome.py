@@ -34,6 +34,7 @@ def see_through(path: Path, config: RunConfig, work: Callable[[Progress], RunSum
         tally_of(config),
         objective=config.rewards.objective,
         generations=config.search.generations,
+        run=str(path),
         loading=f"Loading {config.pipeline}",
     ) as progress:
         summary = work(progress)

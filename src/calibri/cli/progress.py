@@ -22,7 +22,12 @@ _QUARTERS = 4
 
 @contextlib.contextmanager
 def watching(
-    tally: Tally, *, objective: str = "", generations: int = 0, loading: str = "Loading"
+    tally: Tally,
+    *,
+    objective: str = "",
+    generations: int = 0,
+    run: str = "",
+    loading: str = "Loading",
 ) -> Iterator[Progress]:
     """Show the progress of a command while its body runs, on standard error.
 
@@ -30,13 +35,14 @@ def watching(
         tally: what is known of the work beforehand.
         objective: name of the reward that is maximised.
         generations: budget of the search; 0 when there is none.
+        run: folder of the run, said once there is something in it.
         loading: said until the first phase begins.
     """
     console = err()
     if not animated(console):
-        yield PlainProgress(console, tally, objective, generations)
+        yield PlainProgress(console, tally, objective, generations, run)
         return
-    view = LiveProgress(tally, objective, generations, loading)
+    view = LiveProgress(tally, objective, generations, run, loading)
     with Live(get_renderable=view.render, console=console, refresh_per_second=8) as live:
         view.console = live.console
         try:
@@ -48,10 +54,11 @@ def watching(
 class _Watcher(Progress):
     """What both views know."""
 
-    def __init__(self, tally: Tally, objective: str, generations: int) -> None:
+    def __init__(self, tally: Tally, objective: str, generations: int, run: str) -> None:
         self._tally = tally
         self._objective = printable(objective)
         self._generations = generations
+        self._run = printable(run)
 
     def phase(self, name: str, images: int) -> None:
         """Begin a part of the command."""
@@ -65,13 +72,17 @@ class _Watcher(Progress):
 class PlainProgress(_Watcher):
     """One line a generation, in a fixed order of words, written at once and without colour."""
 
-    def __init__(self, console: Console, tally: Tally, objective: str, generations: int) -> None:
-        super().__init__(tally, objective, generations)
+    def __init__(
+        self, console: Console, tally: Tally, objective: str, generations: int, run: str
+    ) -> None:
+        super().__init__(tally, objective, generations, run)
         self._console = console
         self._quarters = 0
 
     def phase(self, name: str, images: int) -> None:
         """Say what begins."""
+        if self._run and not self._tally.done:
+            self._line(f"run {self._run}")
         super().phase(name, images)
         self._quarters = 0
         most = "at most " if name == "search" else ""
@@ -118,8 +129,10 @@ class PlainProgress(_Watcher):
 class LiveProgress(_Watcher):
     """Bars with the time left, and where the search stands."""
 
-    def __init__(self, tally: Tally, objective: str, generations: int, loading: str) -> None:
-        super().__init__(tally, objective, generations)
+    def __init__(
+        self, tally: Tally, objective: str, generations: int, run: str, loading: str
+    ) -> None:
+        super().__init__(tally, objective, generations, run)
         self.console: Console | None = None
         self.ended = False
         self._last: Generation | None = None
@@ -159,6 +172,8 @@ class LiveProgress(_Watcher):
         table = Table.grid(padding=(0, 1, 0, 0))
         table.add_column(width=10, style="dim")
         table.add_column()
+        if self._run:
+            table.add_row("run", Text(self._run, overflow="fold"))
         if not self.ended:
             table.add_row("time left", clock_time(self._tally.seconds_left()))
         if self._generations:

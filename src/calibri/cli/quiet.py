@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 
 
@@ -16,4 +17,5 @@ def quiet_libraries() -> None:
     for logging in (diffusers_logging, transformers_logging):
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-    warnings.simplefilter("ignore")
+    if not sys.warnoptions:  # python -W and PYTHONWARNINGS still have their way
+        warnings.simplefilter("ignore")

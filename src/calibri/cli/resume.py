@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from calibri.cli.display import loading, out, verbatim
+from calibri.cli.display import loading
 from calibri.cli.options import RunArgument
 from calibri.cli.outcome import see_through
 from calibri.cli.paths import run_path
@@ -27,5 +27,4 @@ def resume(run: RunArgument) -> None:
 
         config = validate_config(folder.config)
         quiet_libraries()
-    verbatim(out(), f"run  {path}")
     see_through(path, config, lambda progress: resume_run(path, progress=progress))
