@@ -1,0 +1,165 @@
+"""Every command once, on a tiny run of the shipped pipeline."""
+
+import json
+import shlex
+import shutil
+
+import pytest
+import yaml
+from PIL import Image
+
+from calibri.artifact import Calibration
+from calibri.config import RunConfig
+from calibri.inspection import Inspection
+from calibri.results import Evaluation, RunSummary
+
+PROMPTS = ["two small green triangles", "a red circle above a blue square"]
+
+
+@pytest.fixture
+def run(finished_run, tmp_path):
+    """A copy of a finished run that a test may change, as runs/tiny."""
+    return shutil.copytree(finished_run, tmp_path / "runs" / "tiny")
+
+
+def coefficients(path):
+    return RunSummary.model_validate_json((path / "results.json").read_bytes()).coefficients
+
+
+def test_calibrate_leaves_a_calibration_and_a_report_and_says_what_next(calibri, tiny, tmp_path):
+    result = calibri("calibrate", "--config", tiny, "--name", "first")
+    assert result.exit_code == 0
+    assert result.stderr.startswith("run runs/first\n")
+    run = tmp_path / "runs" / "first"
+    summary = RunSummary.model_validate_json((run / "results.json").read_bytes())
+    assert summary.verdict in result.stdout
+    assert (
+        "calibration  runs/first/calibration\nreport       runs/first/report.html" in result.stdout
+    )
+    assert (run / "report.html").read_text().startswith("<!")
+    assert "generation 1/1 shapes " in result.stderr
+    lines = [line.strip() for line in result.stdout.splitlines()]
+    following = [line for line in lines if line.startswith("calibri ")]
+    assert len(following) == 2
+    for line in following:
+        assert calibri(*shlex.split(line)[1:]).exit_code == 0
+    assert len(list((tmp_path / "images").iterdir())) == 1
+
+
+def test_flags_win_over_the_file_and_set_wins_over_flags(calibri, tiny, tmp_path):
+    result = calibri(
+        *("calibrate", "--config", tiny, "--dry-run", "--steps", 3, "--generations", 5),
+        *("--set", "search.generations=7", "--granularity", "layer", "--reward", "shapes"),
+    )
+    text, _, facts = result.stdout.partition("\n\n")
+    config = RunConfig.model_validate(yaml.safe_load(text))
+    assert (config.sampling.num_inference_steps, config.search.generations) == (3, 7)
+    assert (config.space.granularity, config.search.popsize) == ("layer", 4)
+    assert "transformer  SD3Transformer2DModel" in facts
+    assert "popsize      4" in facts
+    # (4 candidates and the original) x 2 prompts x 7 generations
+    assert "70 search" in facts
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_first_reward_is_maximised_and_the_others_watch(calibri, tiny):
+    def rewards(*args):
+        config = calibri("calibrate", "--dry-run", *args).stdout.partition("\n\n")[0]
+        return yaml.safe_load(config)["rewards"]
+
+    both = rewards("--reward", "shapes-judge", "--reward", "shapes")
+    assert both == {"objective": "shapes-judge", "held_out": ["shapes"]}
+    # The default watcher does not watch itself.
+    assert rewards("--reward", "shapes-judge") == {"objective": "shapes-judge", "held_out": []}
+    assert rewards() == {"objective": "shapes", "held_out": ["shapes-judge"]}
+
+
+def test_resume_computes_what_is_missing_and_ends_the_same(calibri, run):
+    expected = coefficients(run)
+    journal = run / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[: len(lines) // 2]))
+    (run / "results.json").unlink()
+    shutil.rmtree(run / "calibration")
+    result = calibri("resume", "tiny")
+    assert (result.exit_code, coefficients(run)) == (0, expected)
+    assert "Next" in result.stdout
+
+
+def test_evaluate_prints_tables_or_json(calibri, run):
+    args = ("evaluate", "tiny", "--num-prompts", 2, "--reward", "shapes")
+    as_json = calibri(*args, "--json")
+    evaluation = Evaluation.model_validate_json(as_json.stdout)
+    assert (evaluation.num_prompts, evaluation.seed) == (2, 1)
+    tables = calibri(*args)
+    assert tables.exit_code == 0
+    for setting in evaluation.settings:
+        assert setting.label in tables.stdout
+
+
+def test_generate_names_files_after_prompts_and_enlarges_small_images(calibri, run):
+    result = calibri("generate", "shapes", *PROMPTS, "--calibration", run, "--compare")
+    paths = result.stdout.split()
+    assert paths == [
+        "images/00-two-small-green-triangles-seed0.png",
+        "images/01-a-red-circle-above-a-blue-square-seed1.png",
+    ]
+    assert min(Image.open(paths[0]).size) >= 256
+    assert "--no-enlarge" in result.stderr
+
+
+def test_generate_saves_the_pixels_as_they_are_in_a_named_file(calibri, run):
+    result = calibri(
+        *("generate", "shapes", PROMPTS[0], "--calibration", run / "calibration"),
+        *("--output", "new/one.png", "--no-enlarge"),
+    )
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "new/one.png\n", "")
+    small = Image.open("new/one.png")
+    calibri("generate", "shapes", PROMPTS[0], "--calibration", run, "--output", "new/big.png")
+    big = Image.open("new/big.png")
+    assert big.resize(small.size, Image.Resampling.NEAREST).tobytes() == small.tobytes()
+    assert big.size != small.size
+
+
+def test_fuse_saves_a_pipeline(calibri, run, tmp_path):
+    result = calibri("fuse", run, "--output", "fused")
+    assert (result.exit_code, result.stdout) == (0, "fused\n")
+    index = json.loads((tmp_path / "fused" / "model_index.json").read_text())
+    assert index["transformer"][1] == "SD3Transformer2DModel"
+
+
+def test_inspect_shows_every_site_and_the_counts(calibri):
+    inspection = Inspection.model_validate_json(calibri("inspect", "--json").stdout)
+    for granularity in inspection.counts:
+        text = calibri("inspect", "--granularity", granularity).stdout
+        for site in inspection.sites:
+            assert site.name.removeprefix(f"{site.block}.") in text
+        assert text.count(" visual") == sum(s.stream == "visual" for s in inspection.sites)
+        for name, count in inspection.counts.items():
+            assert [name, str(count)] in [line.split() for line in text.splitlines()]
+    assert inspection.output in text
+
+
+def test_report_writes_the_page_again(calibri, run):
+    (run / "report.html").unlink(missing_ok=True)
+    assert calibri("report", "tiny").stdout == "runs/tiny/report.html\n"
+    assert (run / "report.html").is_file()
+
+
+@pytest.mark.parametrize("source", ["tiny", "runs/tiny/calibration"])
+def test_publish_uploads_the_calibration_of_a_run(calibri, run, monkeypatch, source):
+    seen = {}
+
+    def upload(repo_id, contents, **kwargs):
+        seen.update(repo_id=repo_id, files=set(contents), private=kwargs["private"])
+        return "the address"
+
+    monkeypatch.setattr("calibri.artifact.hub.upload", upload)
+    result = calibri("publish", source, "user/name", "--private")
+    assert (result.exit_code, result.stdout) == (0, "the address\n")
+    assert (seen["repo_id"], seen["private"]) == ("user/name", True)
+    assert {"calibri.json", "calibri.safetensors"} <= seen["files"]
+
+
+def test_a_published_calibration_is_the_one_in_the_folder(run):
+    assert Calibration.from_pretrained(run / "calibration").provenance["run"] == "tiny"
