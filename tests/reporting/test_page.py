@@ -164,6 +164,8 @@ def test_an_evaluation_without_comparisons_or_extras_has_a_report() -> None:
     bare = evaluation.model_copy(update={"comparisons": [], "settings": settings})
     page = Page(render_report(example_run.summary(evaluation=bare), {}))
     assert "Scores on held-out prompts" in page.text
+    assert "Diversity" not in page.text
+    assert "Fr\xe9chet" not in page.text
 
 
 def test_branches_of_guidance_have_a_panel_each() -> None:

@@ -310,15 +310,20 @@ def over_steps(points: Sequence[Point], name: str, width: float) -> Markup:
     for calibrated in (False, True):
         series = [p for p in shown if p.calibrated == calibrated]
         class_ = "calibrated" if calibrated else "original"
-        line_points = [(x(p.steps), y(p.value)) for p in sorted(series, key=lambda p: p.steps)]
+        line_points = [(_place(p, x), y(p.value)) for p in sorted(series, key=lambda p: p.steps)]
         if len(series) > 1:
             parts.append(path(line_points, f"series {class_}"))
         parts += [_step_point(p, x, y, class_) for p in series]
     return chart(width, height, f"{name} against steps", *parts)
 
 
+def _place(point: Point, x: Axis) -> float:
+    # A little apart, so that the intervals of one number of steps do not cover each other.
+    return x(point.steps) + (2.5 if point.calibrated else -2.5)
+
+
 def _step_point(point: Point, x: Axis, y: Axis, class_: str) -> Markup:
-    place = x(point.steps)
+    place = _place(point, x)
     whisker = Markup("")
     if point.low is not None and point.high is not None and _finite(point.low, point.high):
         whisker = line(place, y(point.low), place, y(point.high), f"whisker {class_}")

@@ -116,6 +116,10 @@ def _evaluation_parts(evaluation: Evaluation | None) -> dict[str, object]:
     return {
         "settings": context.ordered_settings(evaluation),
         "rewards": context.rewards_of(evaluation),
+        "has": {
+            name: any(getattr(setting, name) is not None for setting in evaluation.settings)
+            for name in ("diversity", "frechet")
+        },
         "forests": [
             (name, _both(partial(charts.forest, rows, name), _columns(len(forests))))
             for name, rows in forests.items()

@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 from calibri.reporting.text import clean, decimals_for, number
 
 MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 46.0, 12.0, 10.0, 34.0
-_LABEL_WIDTH = 46.0
+_LABEL_WIDTH = 60.0
 
 
 def element(tag: str, *children: str, **attributes: object) -> Markup:
