@@ -38,10 +38,10 @@ class FlushCounting(io.StringIO):
         self.flushed = self.getvalue()
 
 
-def plain_text(generations=3, objective="shapes"):
+def plain_text(generations):
     file = FlushCounting()
     console = Console(file=file, width=40)
-    play(PlainProgress(console, Tally(), objective, generations, "runs/x"), generations)
+    play(PlainProgress(console, Tally(), "shapes", generations, "runs/x"), generations)
     assert file.flushed == file.getvalue()
     return file.getvalue()
 
@@ -65,9 +65,14 @@ def test_plain_progress_tells_checkpoints_and_quarters():
 
 
 def test_plain_progress_has_no_control_characters():
-    text = plain_text(1, objective="evil\x1b[31m\r")
+    file = io.StringIO()
+    view = PlainProgress(Console(file=file), Tally(), "evil\x1b[31m\r", 1, "runs/\x07")
+    play(view, 1)
+    view.message("a\x1b[2J")
+    text = file.getvalue()
     assert all(c.isprintable() or c == "\n" for c in text)
     assert r"evil\x1b[31m\r" in text
+    assert text.endswith("a\\x1b[2J\n")
 
 
 @pytest.mark.parametrize("width", [60, 100])

@@ -122,8 +122,8 @@ class PlainProgress(_Watcher):
         return clock_time(self._tally.seconds_left())
 
     def _line(self, text: str) -> None:
+        # Rich flushes after every print, so that a reader of the pipe sees the line at once.
         self._console.print(Text(printable(text)), soft_wrap=True)
-        self._console.file.flush()
 
 
 class LiveProgress(_Watcher):
@@ -165,7 +165,11 @@ class LiveProgress(_Watcher):
         table.add_column(justify="right", width=4)
         for phase in self._tally.phases:
             fraction = self._tally.fraction(phase)
-            table.add_row(phase, ProgressBar(total=1.0, completed=fraction), f"{fraction:.0%}")
+            # Rich's own colour of a bar is red, which reads as trouble.
+            bar = ProgressBar(
+                total=1.0, completed=fraction, complete_style="cyan", finished_style="green"
+            )
+            table.add_row(phase, bar, f"{fraction:.0%}")
         return table
 
     def _figures(self) -> Table:
