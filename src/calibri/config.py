@@ -14,6 +14,8 @@ from calibri.errors import ConfigError
 
 SHIPPED = "shapes"
 
+OnFailure = Literal["retry", "drop", "fail"]
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -60,10 +62,16 @@ class RewardConfig(_Section):
     Attributes:
         objective: name of the reward the search maximises.
         held_out: names of rewards that are reported and never optimised.
+        options: reward name to the arguments it is made with (``calibri.rewards.make_reward``).
+        on_failure: what a score that is not finite leads to: ``"retry"`` samples and scores the
+            image once more and then stops the run, ``"drop"`` leaves its prompt and seed out for
+            all candidates alike, ``"fail"`` stops the run at once.
     """
 
     objective: str = "shapes"
     held_out: tuple[str, ...] = ("shapes-judge",)
+    options: dict[str, dict[str, Any]] = {}
+    on_failure: OnFailure = "retry"
 
 
 class PromptConfig(_Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,12 +11,12 @@ import torch
 
 from calibri.coefficients import Coefficients, SearchSpace
 from calibri.config import SHIPPED, PromptConfig, RunConfig
-from calibri.errors import PromptError
+from calibri.errors import ConfigError, PromptError
 from calibri.evaluator import Evaluator, Ledger, Measure
 from calibri.guidance import BranchResolver
-from calibri.pipelines import load_pipeline, transformer_of
+from calibri.pipelines import load_pipeline, resolve_device, transformer_of
 from calibri.prompts import Prompt, check_disjoint, load_prompts, make_prompts
-from calibri.rewards import Reward, make_reward
+from calibri.rewards import ModelReward, Reward, make_reward
 from calibri.sampling import Noise, Sampler
 from calibri.scaling import Scaler
 from calibri.seeds import derive_seed
@@ -54,10 +54,9 @@ class Engine:
     def __init__(self, config: RunConfig, prompts: PromptSets | None = None) -> None:
         self.config = config
         self.prompts = prompts or prompt_sets(config)
-        self.rewards: dict[str, Reward] = {
-            name: make_reward(name)
-            for name in dict.fromkeys((config.rewards.objective, *config.rewards.held_out))
-        }
+        names = tuple(dict.fromkeys((config.rewards.objective, *config.rewards.held_out)))
+        _check_options(config, names)
+        self.rewards: dict[str, Reward] = {name: _make_reward(name, config) for name in names}
         self.pipe: Any = load_pipeline(
             config.pipeline, revision=config.revision, dtype=config.dtype, device=config.device
         )
@@ -74,7 +73,8 @@ class Engine:
 
     def evaluator(self, ledger: Ledger, on_unit: Callable[[int, bool], None]) -> Evaluator:
         """Make an evaluator that keeps its units in ``ledger``."""
-        return Evaluator(self.sampler, self.scaler, ledger, on_unit)
+        on_failure = self.config.rewards.on_failure
+        return Evaluator(self.sampler, self.scaler, ledger, on_unit, on_failure)
 
     def measures(self, *, held_out: bool) -> Mapping[str, Measure]:
         """The objective alone, or together with the held-out rewards."""
@@ -106,6 +106,23 @@ class Engine:
             for prompt in prompts
             for index in range(count)
         ]
+
+
+def _check_options(config: RunConfig, names: Iterable[str]) -> None:
+    if unused := sorted(config.rewards.options.keys() - set(names)):
+        raise ConfigError(
+            f"rewards.options holds options for {', '.join(unused)}, which this run does not use. "
+            f"It uses {', '.join(names)}."
+        )
+
+
+def _make_reward(name: str, config: RunConfig) -> Reward:
+    options = config.rewards.options.get(name, {})
+    reward = make_reward(name, **options)
+    # A network scores where images are sampled, unless it was given a place of its own.
+    if isinstance(reward, ModelReward) and "device" not in options:
+        reward.to(resolve_device(config.device))
+    return reward
 
 
 def prompt_sets(config: RunConfig) -> PromptSets:

@@ -13,7 +13,7 @@ from calibri.artifact import Calibration
 from calibri.coefficients import Coefficients
 from calibri.config import validate_config
 from calibri.engine import Engine, PromptSets, shipped_prompts
-from calibri.evaluator import Evaluator, Ledger, Measure, MemoryRecords, Scores
+from calibri.evaluator import Evaluator, Ledger, Measure, MemoryRecords, Scores, complete
 from calibri.metrics import diversity, frechet_distance
 from calibri.progress import Progress
 from calibri.prompts import Prompt, load_prompts
@@ -137,6 +137,7 @@ class Comparer:
     def run(self, progress: Progress) -> Evaluation:
         """Score every setting and compare them pairwise."""
         settings = self._settings()
+        dropped = self._evaluator.dropped
         progress.phase("evaluation", len(settings) * len(self._noises))
         scores = {setting: self._score(step, setting) for step, setting in enumerate(settings)}
         engine = self._engine
@@ -147,6 +148,7 @@ class Comparer:
             num_prompts=len(self._prompts),
             images_per_prompt=self._count,
             seed=engine.config.seed,
+            dropped=self._evaluator.dropped - dropped,
             settings=[self._result(setting, scores[setting]) for setting in settings],
             comparisons=[
                 self._compare(name, scores[settings[0]], setting, scores[setting])
@@ -187,10 +189,10 @@ class Comparer:
             guidance_scale=self._engine.config.sampling.guidance_scale,
             nfe=self._engine.sampler.nfe(steps),
             scores={
-                name: bootstrap_mean(self._by_prompt(scores[name]), self._seed(name))
+                name: bootstrap_mean(complete(self._by_prompt(scores[name]))[0], self._seed(name))
                 for name in self._engine.rewards
             },
-            diversity=float(scores[_DIVERSITY].mean()) if _DIVERSITY in scores else None,
+            diversity=float(np.nanmean(scores[_DIVERSITY])) if _DIVERSITY in scores else None,
             frechet=self._frechet(scores),
             seconds_per_image=float(scores["seconds"][0]),
         )
@@ -203,18 +205,19 @@ class Comparer:
         reference = self._feature_reward.reference_features(texts, seed)
         if reference is None:
             return None
-        return frechet_distance(scores[_FEATURES], reference.double().numpy())
+        features = scores[_FEATURES]
+        features = features[np.isfinite(features).all(axis=1)]
+        return frechet_distance(features, reference.double().numpy())
 
     def _compare(
         self, name: str, ours: dict[str, Scores], setting: _Setting, theirs: dict[str, Scores]
     ) -> Comparison:
+        a, b = complete(self._by_prompt(ours[name]), self._by_prompt(theirs[name]))
         return Comparison(
             reward=name,
             against=setting.label,
             num_inference_steps=setting.num_inference_steps,
-            difference=paired_difference(
-                self._by_prompt(ours[name]), self._by_prompt(theirs[name]), self._seed(name)
-            ),
+            difference=paired_difference(a, b, self._seed(name)),
         )
 
     def _by_prompt(self, scores: Scores) -> Scores:

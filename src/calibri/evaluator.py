@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from calibri.coefficients import Coefficients
+from calibri.config import OnFailure
 from calibri.errors import RewardError, RunError
 from calibri.sampling import Noise, Sampler
 from calibri.scaling import Scaler
@@ -27,6 +31,17 @@ Scores = NDArray[np.float64]
 # From images (uint8, N x 3 x H x W) and N prompts to one row of numbers per image.
 Measure = Callable[[Tensor, Sequence[str]], Tensor]
 Row = tuple[int, Noise]
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """A measure that compares the images of a prompt: it is given one candidate's at a time."""
+
+    measure: Measure
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Measure the images of one candidate."""
+        return self.measure(images, prompts)
 
 
 class Records(Protocol):
@@ -93,6 +108,12 @@ class Evaluator:
         scaler: hooks of the sampler's transformer.
         ledger: finished units.
         on_unit: called after every unit with the number of its images and whether it was new.
+        on_failure: what a score that is not finite leads to, see ``RewardConfig``.
+
+    Attributes:
+        images: images scored so far.
+        seconds: time that they took, interruptions excluded.
+        dropped: (prompt, seed) pairs left out so far because a score failed.
     """
 
     def __init__(
@@ -101,13 +122,16 @@ class Evaluator:
         scaler: Scaler,
         ledger: Ledger,
         on_unit: Callable[[int, bool], None] = lambda images, new: None,
+        on_failure: OnFailure = "retry",
     ) -> None:
         self._sampler = sampler
         self._scaler = scaler
         self._ledger = ledger
         self._on_unit = on_unit
+        self._on_failure = on_failure
         self.images = 0
         self.seconds = 0.0
+        self.dropped = 0
 
     def score(
         self,
@@ -130,10 +154,12 @@ class Evaluator:
             num_inference_steps: other steps than the configured ones.
 
         Returns:
-            For each measure, float64 (candidates, noises) or (candidates, noises, D).
+            For each measure, float64 (candidates, noises) or (candidates, noises, D). The columns
+            of noises that were dropped are NaN, for all candidates and measures alike.
 
         Raises:
-            RewardError: a measure returned a number that is not finite.
+            RewardError: a measure returned a number that is not finite, and the policy is not to
+                drop it or nothing would be left.
         """
         rows = [(c, noise) for c in range(len(candidates)) for noise in noises]
         scales = [self._site_scales(candidate) for candidate in candidates]
@@ -148,7 +174,9 @@ class Evaluator:
                 parts[name].append(_decode(record["scores"][name]))
         shape = (len(candidates), len(noises))
         joined = {name: np.concatenate(values) for name, values in parts.items()}
-        return {name: values.reshape(*shape, *values.shape[1:]) for name, values in joined.items()}
+        tables = {name: v.reshape(*shape, *v.shape[1:]) for name, v in joined.items()}
+        self.dropped += _drop_failed(tables)
+        return tables
 
     def _site_scales(self, candidate: Coefficients) -> Tensor:
         return torch.from_numpy(candidate.site_scales(self._scaler.sites))
@@ -181,17 +209,89 @@ class Evaluator:
         steps: int,
     ) -> dict[str, Any]:
         started = time.perf_counter()
-        self._scaler.set(torch.stack([scales[candidate] for candidate, _ in rows]))
-        images = self._sampler.sample([noise for _, noise in rows], steps)
-        prompts = [noise.prompt.text for _, noise in rows]
-        values = {name: measure(images, prompts) for name, measure in measures.items()}
-        for name, scores in values.items():
-            _check_finite(name, scores, prompts)
+        values = self._measured(rows, scales, measures, steps)
+        again = _rows_to_retry(rows, values) if self._on_failure == "retry" else []
+        if again:
+            fresh = self._measured([rows[i] for i in again], scales, measures, steps)
+            index = torch.tensor(again)
+            values = {name: v.index_copy(0, index, fresh[name]) for name, v in values.items()}
+        if self._on_failure != "drop":
+            for name, scores in values.items():
+                _check_finite(name, scores, rows)
         return {
             "digest": digest,
             "scores": {name: _encode(scores) for name, scores in values.items()},
             "seconds": time.perf_counter() - started,
         }
+
+    def _measured(
+        self,
+        rows: Sequence[Row],
+        scales: Sequence[Tensor],
+        measures: Mapping[str, Measure],
+        steps: int,
+    ) -> dict[str, Tensor]:
+        self._scaler.set(torch.stack([scales[candidate] for candidate, _ in rows]))
+        images = self._sampler.sample([noise for _, noise in rows], steps)
+        return {name: _apply(measure, images, rows) for name, measure in measures.items()}
+
+
+def _apply(measure: Measure, images: Tensor, rows: Sequence[Row]) -> Tensor:
+    prompts = [noise.prompt.text for _, noise in rows]
+    if not isinstance(measure, Grouped):
+        return measure(images, prompts)
+    parts = []
+    for _, members in itertools.groupby(range(len(rows)), key=lambda i: rows[i][0]):
+        group = list(members)
+        parts.append(measure(images[group], [prompts[i] for i in group]))
+    return torch.cat(parts)
+
+
+def _failed(scores: Tensor) -> Tensor:
+    return ~torch.isfinite(scores.reshape(len(scores), -1)).all(dim=1)
+
+
+def _rows_to_retry(rows: Sequence[Row], values: Mapping[str, Tensor]) -> list[int]:
+    """Rows that failed, with all images of their prompt: a grouped measure needs them together."""
+    failed = {i for scores in values.values() for i in _failed(scores).nonzero().flatten().tolist()}
+    groups = {(rows[i][0], rows[i][1].prompt.id) for i in failed}
+    return [i for i, (c, noise) in enumerate(rows) if (c, noise.prompt.id) in groups]
+
+
+def _drop_failed(tables: Mapping[str, Scores]) -> int:
+    """Blank every noise that failed for any candidate, so that no candidate gains by it.
+
+    Raises:
+        RewardError: no noise would be left.
+    """
+    finite = np.stack([np.isfinite(v).reshape(*v.shape[:2], -1).all(2) for v in tables.values()])
+    columns = np.asarray(~finite.all(axis=(0, 1)))
+    if columns.all():
+        raise RewardError(
+            f"Each of the {len(columns)} (prompt, seed) pairs was dropped: some image of every one "
+            "of them could not be scored. Check the reward and the pipeline."
+        )
+    for values in tables.values():
+        values[:, columns] = np.nan
+    return int(columns.sum())
+
+
+def complete(*tables: Scores) -> list[Scores]:
+    """Keep the prompts for which nothing was dropped in any of some paired tables.
+
+    Args:
+        tables: scores, (prompts,) or (prompts, images_per_prompt).
+
+    Raises:
+        RewardError: fewer than two prompts are left, too few for an interval.
+    """
+    keep = np.all([np.isfinite(t).reshape(len(t), -1).all(axis=1) for t in tables], axis=0)
+    if keep.sum() < 2:
+        raise RewardError(
+            f"After dropping images that could not be scored, {int(keep.sum())} of {len(keep)} "
+            "prompts are left; figures need at least 2. Check the reward and the pipeline."
+        )
+    return [table[keep] for table in tables]
 
 
 def _digest(rows: Sequence[Row], scales: Sequence[Tensor], names: list[str], steps: int) -> str:
@@ -200,27 +300,28 @@ def _digest(rows: Sequence[Row], scales: Sequence[Tensor], names: list[str], ste
     return hashlib.sha256(json.dumps([content, names, steps]).encode()).hexdigest()[:16]
 
 
-def _check_finite(name: str, scores: Tensor, prompts: Sequence[str]) -> None:
-    bad = (~torch.isfinite(scores.reshape(len(prompts), -1)).all(dim=1)).nonzero().flatten()
+def _check_finite(name: str, scores: Tensor, rows: Sequence[Row]) -> None:
+    bad = _failed(scores).nonzero().flatten()
     if len(bad):
         first = int(bad[0])
         raise RewardError(
             f"Reward '{name}' returned {scores[first].tolist()} for the prompt "
-            f"'{prompts[first]}' ({len(bad)} of {len(prompts)} images failed). A score must be a "
-            "finite number. Everything before this is kept; fix the reward and resume the run."
+            f"'{rows[first][1].prompt.text}' ({len(bad)} of {len(rows)} images failed). A score "
+            "must be a finite number. Everything before this is kept; fix the reward and resume "
+            "the run."
         )
 
 
 def _encode(scores: Tensor) -> Any:
     if scores.ndim == 1:
-        return [float(score) for score in scores]
+        return [score if math.isfinite(score) else None for score in map(float, scores)]
     # Feature vectors are many and need no more than half precision.
     data = scores.to(torch.float16).cpu().numpy()
     return {"float16": base64.b64encode(data.tobytes()).decode(), "shape": list(data.shape)}
 
 
 def _decode(stored: Any) -> Scores:
-    if isinstance(stored, list):
-        return np.asarray(stored, dtype=np.float64)
+    if isinstance(stored, list):  # None is a failed image: JSON has no NaN
+        return np.array([np.nan if score is None else score for score in stored])
     data = np.frombuffer(base64.b64decode(stored["float16"]), dtype=np.float16)
     return np.asarray(data.reshape(stored["shape"]), dtype=np.float64)

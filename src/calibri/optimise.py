@@ -10,7 +10,7 @@ import numpy as np
 from calibri.coefficients import SearchSpace, Vector
 from calibri.config import RunConfig, SearchConfig
 from calibri.engine import Engine
-from calibri.evaluator import Evaluator, Scores
+from calibri.evaluator import Evaluator, Scores, complete
 from calibri.progress import Progress
 from calibri.prompts import bucket
 from calibri.results import Checkpoint, Generation, SearchResult
@@ -91,7 +91,7 @@ class Optimiser:
         prompts = bucket(engine.prompts.train, self._config.bucket_size, engine.config.seed, number)
         noises = engine.noises("search", number, prompts)
         vectors = [engine.space.start, *candidates]
-        scores = self._objective("search", number, vectors, noises).mean(axis=1)
+        scores = np.nanmean(self._objective("search", number, vectors, noises), axis=1)
         search.tell(candidates, scores[1:])
         self._state.means.append(search.mean)
         self._record(number, scores)
@@ -128,7 +128,8 @@ class Optimiser:
             self._baseline = self._objective("validation", 0, [engine.space.start], noises)[0]
         scores = self._objective("validation", done, [vector], noises)[0]
         seed = derive_seed(engine.config.seed, "bootstrap", done)
-        difference = paired_difference(scores, self._baseline, seed)
+        ours, theirs = complete(scores, self._baseline)
+        difference = paired_difference(ours, theirs, seed)
         checkpoint = Checkpoint(generation=done - 1, difference=difference)
         self._state.checkpoints.append((vector, checkpoint))
         self._progress.checkpoint(checkpoint)
@@ -158,4 +159,5 @@ class Optimiser:
             stopped=stopped,
             images=self._evaluator.images,
             seconds=self._evaluator.seconds,
+            dropped=self._evaluator.dropped,
         )

@@ -58,7 +58,12 @@ class Comparison(Record):
 
 
 class Evaluation(Record):
-    """Baseline against calibrated on prompts and seeds that the search never used."""
+    """Baseline against calibrated on prompts and seeds that the search never used.
+
+    Attributes:
+        dropped: (prompt, seed) pairs left out because an image could not be scored, summed over
+            the settings; an interval's ``n`` counts the prompts that it still covers.
+    """
 
     objective: str
     held_out_rewards: list[str]
@@ -66,6 +71,7 @@ class Evaluation(Record):
     num_prompts: int
     images_per_prompt: int
     seed: int
+    dropped: int = 0
     settings: list[SettingResult]
     comparisons: list[Comparison]
 
@@ -116,6 +122,7 @@ class SearchResult(Record):
         coefficients: parameter name to value, in the order of the flat vector.
         stopped: why the search ended, in words.
         images: images sampled by the search and its validation.
+        dropped: (prompt, seed) pairs left out because an image could not be scored.
     """
 
     coefficients: dict[str, float]
@@ -124,6 +131,7 @@ class SearchResult(Record):
     stopped: str
     images: int
     seconds: float
+    dropped: int = 0
 
 
 class SiteRecord(Record):

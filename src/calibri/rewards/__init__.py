@@ -1,6 +1,20 @@
 """Images and prompts to scores."""
 
 from calibri.rewards.registry import make_reward, reward_names
-from calibri.rewards.reward import BatchedReward, FeatureReward, Reward, RewardInfo
+from calibri.rewards.reward import (
+    BatchedReward,
+    FeatureReward,
+    ModelReward,
+    Reward,
+    RewardInfo,
+)
 
-__all__ = ["BatchedReward", "FeatureReward", "Reward", "RewardInfo", "make_reward", "reward_names"]
+__all__ = [
+    "BatchedReward",
+    "FeatureReward",
+    "ModelReward",
+    "Reward",
+    "RewardInfo",
+    "make_reward",
+    "reward_names",
+]

@@ -1,0 +1,1 @@
+"""Tests that packages which extend Calibri can run on what they add."""
