@@ -103,7 +103,8 @@ def test_a_stopped_run_is_no_error(failing):
         130,
         "Stopped. Continue with: calibri resume runs/x\n",
     )
-    assert failing(KeyboardInterrupt()).exit_code == 130
+    early = failing(KeyboardInterrupt())
+    assert (early.exit_code, early.stderr) == (130, "Stopped.\n")
 
 
 def test_an_unexpected_error_says_how_to_report_it(failing):
