@@ -155,10 +155,10 @@ def tiny_blip_vision(image_size: int = 16) -> BlipVisionConfig:
     )
 
 
-def tiny_blip_text(encoder_hidden_size: int) -> BlipTextConfig:
+def tiny_blip_text(encoder_hidden_size: int, width: int = 12) -> BlipTextConfig:
     return BlipTextConfig(
         vocab_size=BLIP_START + 2,
-        hidden_size=12,
+        hidden_size=width,
         encoder_hidden_size=encoder_hidden_size,
         intermediate_size=20,
         num_hidden_layers=2,
@@ -189,9 +189,8 @@ def blip_vision_tensors(draw: Draw, positions: int, patch: int = 8) -> dict[str,
     return tensors
 
 
-def blip_text_tensors(draw: Draw, stem: str, states: int) -> dict[str, Tensor]:
+def blip_text_tensors(draw: Draw, stem: str, states: int, width: int = 12) -> dict[str, Tensor]:
     """A text tower of BLIP that looks at states of the given width, in its authors' keys."""
-    width = 12
     tensors = {
         f"{stem}.embeddings.position_ids": torch.arange(40)[None],
         f"{stem}.embeddings.word_embeddings.weight": draw(BLIP_START + 2, width),
