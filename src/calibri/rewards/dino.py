@@ -1,0 +1,130 @@
+"""How different the images of one prompt are, by DINO; a reward of groups, not of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import Dinov2Model, ViTModel
+
+from calibri.errors import RewardError
+from calibri.rewards.checkpoints import Checkpoint
+from calibri.rewards.hub import load_pretrained, read_json
+from calibri.rewards.images import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    center_crop,
+    normalise,
+    resize_short_side,
+    to_pil,
+)
+from calibri.rewards.reward import ModelReward, RewardInfo
+
+DEFAULT = Checkpoint("facebook/dinov2-base")
+RESIZE, CROP = 256, 224
+
+
+def mean_dissimilarity(features: Tensor) -> float:
+    """1 less the mean cosine over all pairs of rows of (n, D), n >= 2; unbiased in n."""
+    unit = functional.normalize(features.float(), dim=-1)
+    count = len(unit)
+    # The squared length of the sum holds every pair twice, and each row with itself.
+    pairs = (unit.sum(0).square().sum() - unit.square().sum()) / (count * (count - 1))
+    return 1.0 - float(pairs)
+
+
+class DinoDiversity(ModelReward):
+    """1 less the mean pairwise cosine of DINO features among the images of one prompt.
+
+    Every image of a prompt gets its group's value, so that the mean over images weighs prompts by
+    their number of images. All images of a prompt must come in one call.
+
+    Args:
+        checkpoint: a DINOv2 or DINO (ViT) model of transformers; the CLS token after the last norm
+            is the feature.
+        **options: ``device``, ``dtype`` and ``batch_size``, as for every reward with a network.
+    """
+
+    def __init__(self, checkpoint: Checkpoint = DEFAULT, **options: Any) -> None:
+        super().__init__(**options)
+        self.checkpoint = checkpoint
+        self.info = RewardInfo(
+            name="dino-diversity",
+            variant=f"{checkpoint}, CLS after the last norm, PIL bicubic {RESIZE} and centre crop "
+            f"{CROP}",
+            range=(0.0, 2.0),
+            unit="1 - mean pairwise cosine within a prompt",
+            kind="groupwise",
+            license="see its card",
+        )
+
+    def load(self) -> nn.Module:
+        """Build the network and read its weights.
+
+        Raises:
+            RewardError: the weights cannot be had, do not fit, or are of another kind of model.
+        """
+        kind = read_json(self.checkpoint, "config.json").get("model_type")
+        if kind == "dinov2":
+            return load_pretrained(Dinov2Model, self.checkpoint)
+        if kind == "vit":
+            return load_pretrained(
+                ViTModel, self.checkpoint, leave_out=("pooler.",), add_pooling_layer=False
+            )
+        raise RewardError(
+            f"'{self.checkpoint}' is a '{kind}' model. Use a DINOv2 ('dinov2') or DINO ('vit') one."
+        )
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features of uint8 (N, 3, H, W): float32 (N, D) on the CPU."""
+        starts = range(0, len(images), self.batch_size)
+        return torch.cat([self._features(images[i : i + self.batch_size]) for i in starts])
+
+    def _features(self, images: Tensor) -> Tensor:
+        resized = [resize_short_side(to_pil(image), RESIZE) for image in images]
+        crops = [center_crop(image, CROP) for image in resized]
+        pixels = normalise(crops, IMAGENET_MEAN, IMAGENET_STD).to(self.device, self.dtype)
+        states: Tensor = self.model(pixels).last_hidden_state
+        return states[:, 0].float().cpu()
+
+    def score_batch(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Score whole groups: uint8 (N, 3, H, W) and N prompts to float (N,).
+
+        Raises:
+            RewardError: a prompt has one image only.
+        """
+        groups: dict[str, list[int]] = {}
+        for row, prompt in enumerate(prompts):
+            groups.setdefault(prompt, []).append(row)
+        alone = [prompt for prompt, rows in groups.items() if len(rows) == 1]
+        if alone:
+            raise RewardError(
+                f"Reward 'dino-diversity' compares the images of a prompt, and {len(alone)} "
+                f"prompts have one image only, such as {alone[0][:80]!r}. Give at least two "
+                "images a prompt, with different seeds, in one call."
+            )
+        features = self.features(images)
+        scores = torch.empty(len(prompts))
+        for rows in groups.values():
+            scores[rows] = mean_dissimilarity(features[rows])
+        return scores
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Score whole groups; unlike other rewards' images they are never split into batches.
+
+        Args:
+            images: uint8, shape (N, 3, H, W).
+            prompts: N texts; images of one text are one group.
+
+        Returns:
+            float32 (N,) on the CPU: to each image the value of its group.
+
+        Raises:
+            RewardError: the shapes disagree, or a prompt has one image only.
+        """
+        self._check_inputs(images, prompts)
+        with torch.inference_mode():
+            return self.score_batch(images, prompts) if prompts else torch.empty(0)
