@@ -1,0 +1,170 @@
+"""GenEval with a detector of transformers: a variant, not comparable with published tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import CLIPConfig
+
+from calibri.errors import RewardError
+from calibri.rewards.checkpoints import Checkpoint
+from calibri.rewards.clip import CLIP_L14, embed_images, embed_texts, load_clip, vit_l14
+from calibri.rewards.geneval_rules import COLORS, Detection, Task, faults, read_tasks, select
+from calibri.rewards.hub import load_tokenizer
+from calibri.rewards.images import ROUND, clip_pixels, to_pil
+from calibri.rewards.mask2former import detect, load_detector
+from calibri.rewards.reward import ModelReward, RewardInfo
+
+DEFAULT = Checkpoint("facebook/mask2former-swin-small-coco-instance")
+BACKGROUND = (0x99, 0x99, 0x99)
+TEMPLATES = (
+    "a photo of a {color} {name}",
+    "a photo of a {color}-colored {name}",
+    "a photo of a {color} object",
+)
+
+
+def crop_object(image: Image.Image, detection: Detection) -> Image.Image:
+    """Cut an object out: grey where its mask is not, then its box."""
+    if detection.mask is not None:
+        mask = Image.fromarray(detection.mask.numpy())
+        image = Image.composite(image, Image.new("RGB", image.size, BACKGROUND), mask)
+    left, top, right, bottom = (round(edge) for edge in detection.box)
+    return image.crop((left, top, right, bottom))
+
+
+class _GenEval(nn.Module):
+    def __init__(self, detector: nn.Module, clip: nn.Module) -> None:
+        super().__init__()
+        self.detector = detector
+        self.clip = clip
+
+
+class GenEval(ModelReward):
+    """1 if an image shows all objects, numbers, colours and positions asked for, else 0.
+
+    Args:
+        checkpoint: detector, a Mask2Former for COCO instances.
+        metadata: the benchmark's ``evaluation_metadata.jsonl``, or tasks by prompt; needed to
+            score.
+        clip: of the CLIP ViT-L/14 that names colours, with its tokenizer.
+        config: makes the CLIP's architecture.
+        **options: ``device``, ``dtype`` and ``batch_size``, as for every reward with a network.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint = DEFAULT,
+        *,
+        metadata: Path | str | Mapping[str, Task] | None = None,
+        clip: Checkpoint = CLIP_L14,
+        config: Callable[[], CLIPConfig] = vit_l14,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.checkpoint = checkpoint
+        self.clip = clip
+        self.config = config()
+        self._metadata = metadata
+        self._tasks: Mapping[str, Task] | None = None
+        self._tokenizer: Any = None
+        self._classifiers: dict[str, Tensor] = {}
+        self.info = RewardInfo(
+            name="geneval",
+            variant=f"geneval (hf): {checkpoint}, colours by {clip}; not the published detector",
+            range=(0.0, 1.0),
+            unit="1 if correct; the benchmark's figure is the mean of its six tasks' means",
+            kind="corpus",
+            license="see its card",
+        )
+
+    def load(self) -> nn.Module:
+        """Build the networks and read their weights.
+
+        Raises:
+            RewardError: the weights cannot be had or do not fit.
+        """
+        return _GenEval(load_detector(self.checkpoint), load_clip(self.config, self.clip))
+
+    @property
+    def tasks(self) -> Mapping[str, Task]:
+        """Tasks by prompt.
+
+        Raises:
+            RewardError: no metadata was given, or it is malformed.
+        """
+        if self._tasks is None:
+            if self._metadata is None:
+                raise RewardError(
+                    "Reward 'geneval' must know what each prompt asks for. Give the benchmark's "
+                    "evaluation_metadata.jsonl as 'metadata'."
+                )
+            given = self._metadata
+            self._tasks = given if isinstance(given, Mapping) else read_tasks(Path(given))
+        return self._tasks
+
+    def _task(self, prompt: str) -> Task:
+        if prompt not in self.tasks:
+            raise RewardError(
+                f"The metadata has no task for the prompt {prompt[:80]!r}. Use GenEval's prompts."
+            )
+        return self.tasks[prompt]
+
+    def score_batch(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Score one batch: uint8 (N, 3, H, W) and N prompts of the metadata to 0 or 1 (N,).
+
+        Raises:
+            RewardError: a prompt has no task.
+        """
+        tasks = [self._task(prompt) for prompt in prompts]
+        correct = [not self.explain(x, task) for x, task in zip(images, tasks, strict=True)]
+        return torch.tensor(correct).float()
+
+    def explain(self, image: Tensor, task: Task) -> list[str]:
+        """Say what is wrong with uint8 (3, H, W), in words; nothing when it is right."""
+        model: Any = self.model
+        found = select(detect(model.detector, image, self.device, self.dtype), task.tag)
+        picture = to_pil(image)
+        return list(faults(task, found, lambda objects: self.colors(picture, objects)))
+
+    def colors(self, image: Image.Image, objects: Sequence[Detection]) -> list[str]:
+        """Name the colours of objects of one class, by CLIP on their crops."""
+        model: Any = self.model
+        crops = [crop_object(image, detection) for detection in objects]
+        size = self.config.vision_config.image_size
+        pixels = torch.cat([clip_pixels(_as_tensor(crop), size, ROUND) for crop in crops])
+        embeddings = embed_images(model.clip, pixels.to(self.device, self.dtype))
+        best = (embeddings @ self._classifier(objects[0].name).T).argmax(-1)
+        return [COLORS[index] for index in best.tolist()]
+
+    def _classifier(self, name: str) -> Tensor:
+        """One unit vector a colour: the mean over templates of unit embeddings."""
+        if name not in self._classifiers:
+            if self._tokenizer is None:
+                self._tokenizer = load_tokenizer(self.clip)
+            texts = [t.format(color=color, name=name) for color in COLORS for t in TEMPLATES]
+            model: Any = self.model
+            embeddings = embed_texts(model.clip, self._tokenizer, texts, self.device)
+            means = embeddings.view(len(COLORS), len(TEMPLATES), -1).mean(1)
+            self._classifiers[name] = functional.normalize(means, dim=-1)
+        return self._classifiers[name]
+
+    def overall(self, scores: Tensor, prompts: Sequence[str]) -> float:
+        """The benchmark's figure: the mean over tasks of the mean over images."""
+        by_tag: dict[str, list[float]] = {}
+        for score, prompt in zip(scores.tolist(), prompts, strict=True):
+            by_tag.setdefault(self._task(prompt).tag, []).append(score)
+        means = [sum(values) / len(values) for values in by_tag.values()]
+        return sum(means) / len(means)
+
+
+def _as_tensor(image: Image.Image) -> Tensor:
+    width, height = image.size
+    flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return flat.view(1, height, width, 3).permute(0, 3, 1, 2)
