@@ -65,13 +65,14 @@ def test_flags_win_over_the_file_and_set_wins_over_flags(calibri, tiny, tmp_path
 def test_the_first_reward_is_maximised_and_the_others_watch(calibri, tiny):
     def rewards(*args):
         config = calibri("calibrate", "--dry-run", *args).stdout.partition("\n\n")[0]
-        return yaml.safe_load(config)["rewards"]
+        chosen = yaml.safe_load(config)["rewards"]
+        return chosen["objective"], chosen["held_out"]
 
     both = rewards("--reward", "shapes-judge", "--reward", "shapes")
-    assert both == {"objective": "shapes-judge", "held_out": ["shapes"]}
+    assert both == ("shapes-judge", ["shapes"])
     # The default watcher does not watch itself.
-    assert rewards("--reward", "shapes-judge") == {"objective": "shapes-judge", "held_out": []}
-    assert rewards() == {"objective": "shapes", "held_out": ["shapes-judge"]}
+    assert rewards("--reward", "shapes-judge") == ("shapes-judge", [])
+    assert rewards() == ("shapes", ["shapes-judge"])
 
 
 def test_resume_computes_what_is_missing_and_ends_the_same(calibri, run):

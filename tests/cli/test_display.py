@@ -65,6 +65,16 @@ def test_tables_fit_and_show_every_figure_whole(width):
     assert "shapes (held out)" not in text
 
 
+def test_images_that_could_not_be_scored_are_told():
+    texts = []
+    for dropped in (0, 3):
+        console = Console(file=io.StringIO(), record=True)
+        show_evaluation(console, evaluation().model_copy(update={"dropped": dropped}))
+        texts.append(console.export_text())
+    assert "left out" not in texts[0]
+    assert "3 images could not be scored and are left out." in texts[1]
+
+
 def test_printable_leaves_text_and_escapes_what_steers_a_terminal():
     assert printable("Grüße, 世界 🙂\n[bold]") == "Grüße, 世界 🙂\n[bold]"
     assert printable("a\x1b[2J\r\x07\u202eb") == r"a\x1b[2J\r\x07\u202eb"

@@ -17,6 +17,7 @@ from calibri.cli.inspect import inspect
 from calibri.cli.publish import publish
 from calibri.cli.report import report
 from calibri.cli.resume import resume
+from calibri.cli.serve_reward import serve_reward
 from calibri.version import __version__
 
 app = typer.Typer(
@@ -31,18 +32,19 @@ _PANELS = {
     "Calibrate": (calibrate, resume, report),
     "Use a calibration": (generate, evaluate, fuse, publish),
     "Look at a model": (inspect,),
+    "Serve": (serve_reward,),
 }
 
 
 def _help(function: Callable[..., None]) -> str:
-    """Turn a docstring into help: paragraphs reflow, an indented block of examples does not."""
+    """Turn a docstring into help: paragraphs reflow, a block of examples does not."""
     paragraphs = python.cleandoc(function.__doc__ or "").split("\n\n")
     return "\n\n".join(_paragraph(paragraph) for paragraph in paragraphs)
 
 
 def _paragraph(text: str) -> str:
     lines = text.split("\n")
-    if text.startswith(" "):
+    if text.lstrip().startswith("calibri "):
         return "\n".join(f"[cyan]{line.strip()}[/cyan]" for line in lines)
     return " ".join(lines)
 

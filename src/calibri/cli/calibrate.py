@@ -27,109 +27,123 @@ if TYPE_CHECKING:
     from calibri.config import RunConfig
 
 
+_Pipeline = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="PIPELINE",
+        help="'shapes' (shipped, the default), a diffusers folder, or a Hugging Face repository.",
+        show_default=False,
+    ),
+]
+_Reward = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--reward",
+        metavar="NAME",
+        help="Reward to maximise; repeat it for rewards that only watch.",
+        rich_help_panel=DATA,
+    ),
+]
+_Prompts = Annotated[
+    str | None,
+    typer.Option(
+        "--prompts",
+        metavar="FILE",
+        help="Prompts to search on (.txt, .json, .jsonl, .csv).",
+        rich_help_panel=DATA,
+    ),
+]
+_HeldOutPrompts = Annotated[
+    str | None,
+    typer.Option(
+        "--held-out-prompts",
+        metavar="FILE",
+        help="Prompts to judge on; default: a fifth of --prompts.",
+        rich_help_panel=DATA,
+    ),
+]
+_Granularity = Annotated[
+    GranularityName | None,
+    typer.Option(
+        "--granularity", help="What shares a scalar; default gate.", rich_help_panel=SEARCH
+    ),
+]
+_Branches = Annotated[
+    BranchesName | None,
+    typer.Option(
+        "--branches",
+        help="Under guidance: one set of scalars, or one per branch.",
+        rich_help_panel=SEARCH,
+    ),
+]
+_Generations = Annotated[
+    int | None, typer.Option("--generations", help="Budget.", rich_help_panel=SEARCH)
+]
+_Steps = Annotated[
+    int | None,
+    typer.Option("--steps", help="Steps per image, as you will serve.", rich_help_panel=SAMPLING),
+]
+_GuidanceScale = Annotated[
+    float | None,
+    typer.Option("--guidance-scale", help="As you will serve.", rich_help_panel=SAMPLING),
+]
+_Name = Annotated[
+    str | None,
+    typer.Option("--name", help="Name of the run; default: the time.", rich_help_panel=RUN),
+]
+_Runs = Annotated[
+    Path,
+    typer.Option("--runs", metavar="DIR", help="Where runs are kept.", rich_help_panel=RUN),
+]
+_Seed = Annotated[
+    int | None,
+    typer.Option("--seed", help="Decides every random draw.", rich_help_panel=RUN),
+]
+_ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="YAML; flags win over it.", rich_help_panel=RUN),
+]
+_Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any setting, such as search.sigma0=0.1; wins over flags. Repeatable.",
+        rich_help_panel=RUN,
+    ),
+]
+_DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Show what would run, and stop there.", rich_help_panel=RUN),
+]
+_Device = Annotated[
+    str | None,
+    typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=MACHINE),
+]
+_Dtype = Annotated[
+    DtypeName | None,
+    typer.Option("--dtype", help="Precision of the weights.", rich_help_panel=MACHINE),
+]
+
+
 def calibrate(
-    pipeline: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="PIPELINE",
-            help="'shapes' (shipped, the default), a diffusers folder, or a Hugging Face "
-            "repository.",
-            show_default=False,
-        ),
-    ] = None,
-    reward: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--reward",
-            metavar="NAME",
-            help="Reward to maximise; repeat it for rewards that only watch.",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
-    prompts: Annotated[
-        str | None,
-        typer.Option(
-            "--prompts",
-            metavar="FILE",
-            help="Prompts to search on (.txt, .json, .jsonl, .csv).",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
-    held_out_prompts: Annotated[
-        str | None,
-        typer.Option(
-            "--held-out-prompts",
-            metavar="FILE",
-            help="Prompts to judge on; default: a fifth of --prompts.",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
-    granularity: Annotated[
-        GranularityName | None,
-        typer.Option(
-            "--granularity", help="What shares a scalar; default gate.", rich_help_panel=SEARCH
-        ),
-    ] = None,
-    branches: Annotated[
-        BranchesName | None,
-        typer.Option(
-            "--branches",
-            help="Under guidance: one set of scalars, or one per branch.",
-            rich_help_panel=SEARCH,
-        ),
-    ] = None,
-    generations: Annotated[
-        int | None, typer.Option("--generations", help="Budget.", rich_help_panel=SEARCH)
-    ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            "--steps", help="Steps per image, as you will serve.", rich_help_panel=SAMPLING
-        ),
-    ] = None,
-    guidance_scale: Annotated[
-        float | None,
-        typer.Option("--guidance-scale", help="As you will serve.", rich_help_panel=SAMPLING),
-    ] = None,
-    name: Annotated[
-        str | None,
-        typer.Option("--name", help="Name of the run; default: the time.", rich_help_panel=RUN),
-    ] = None,
-    runs: Annotated[
-        Path,
-        typer.Option("--runs", metavar="DIR", help="Where runs are kept.", rich_help_panel=RUN),
-    ] = RUNS,
-    seed: Annotated[
-        int | None,
-        typer.Option("--seed", help="Decides every random draw.", rich_help_panel=RUN),
-    ] = None,
-    config_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--config", metavar="FILE", help="YAML; flags win over it.", rich_help_panel=RUN
-        ),
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Any setting, such as search.sigma0=0.1; wins over flags. Repeatable.",
-            rich_help_panel=RUN,
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Show what would run, and stop there.", rich_help_panel=RUN),
-    ] = False,
-    device: Annotated[
-        str | None,
-        typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=MACHINE),
-    ] = None,
-    dtype: Annotated[
-        DtypeName | None,
-        typer.Option("--dtype", help="Precision of the weights.", rich_help_panel=MACHINE),
-    ] = None,
+    pipeline: _Pipeline = None,
+    reward: _Reward = None,
+    prompts: _Prompts = None,
+    held_out_prompts: _HeldOutPrompts = None,
+    granularity: _Granularity = None,
+    branches: _Branches = None,
+    generations: _Generations = None,
+    steps: _Steps = None,
+    guidance_scale: _GuidanceScale = None,
+    name: _Name = None,
+    runs: _Runs = RUNS,
+    seed: _Seed = None,
+    config_file: _ConfigFile = None,
+    overrides: _Overrides = None,
+    dry_run: _DryRun = False,
+    device: _Device = None,
+    dtype: _Dtype = None,
 ) -> None:
     """Search the scalars of a pipeline, judge them on held-out prompts and save them.
 

@@ -98,6 +98,8 @@ def show_evaluation(console: Console, evaluation: Evaluation) -> None:
     console.print()
     say(console, Text(f"Scores on {images}, with 95% intervals", style="bold"))
     _show_rows(console, [_setting_row(setting, evaluation) for setting in evaluation.settings])
+    if evaluation.dropped:
+        say(console, f"{evaluation.dropped} images could not be scored and are left out.")
     console.print()
     say(console, Text("Calibrated minus original, same prompts and noise", style="bold"))
     against = dict.fromkeys(comparison.against for comparison in evaluation.comparisons)

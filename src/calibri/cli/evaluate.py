@@ -25,37 +25,43 @@ if TYPE_CHECKING:
     from calibri.artifact import Calibration
 
 
+_Prompts = Annotated[
+    str | None,
+    typer.Option(
+        "--prompts",
+        metavar="FILE",
+        help="Prompts that the search did not use (.txt, .json, .jsonl, .csv), or 'shapes' "
+        "for the held-out captions of the shipped world.",
+        rich_help_panel=DATA,
+    ),
+]
+_Reward = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--reward",
+        metavar="NAME",
+        help="Reward to score with; repeatable. Default: those of the calibration.",
+        rich_help_panel=DATA,
+    ),
+]
+_NumPrompts = Annotated[
+    int, typer.Option("--num-prompts", min=2, help="Prompts to use.", rich_help_panel=DATA)
+]
+_Seed = Annotated[
+    int,
+    typer.Option(
+        "--seed", min=0, help="Of the noise; not the seed of the run.", rich_help_panel=DATA
+    ),
+]
+
+
 def evaluate(
     calibration: CalibrationArgument,
     pipeline: PipelineOption = None,
-    prompts: Annotated[
-        str | None,
-        typer.Option(
-            "--prompts",
-            metavar="FILE",
-            help="Prompts that the search did not use (.txt, .json, .jsonl, .csv), or 'shapes' "
-            "for the held-out captions of the shipped world.",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
-    reward: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--reward",
-            metavar="NAME",
-            help="Reward to score with; repeatable. Default: those of the calibration.",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
-    num_prompts: Annotated[
-        int, typer.Option("--num-prompts", min=2, help="Prompts to use.", rich_help_panel=DATA)
-    ] = 256,
-    seed: Annotated[
-        int,
-        typer.Option(
-            "--seed", min=0, help="Of the noise; not the seed of the run.", rich_help_panel=DATA
-        ),
-    ] = 1,
+    prompts: _Prompts = None,
+    reward: _Reward = None,
+    num_prompts: _NumPrompts = 256,
+    seed: _Seed = 1,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:

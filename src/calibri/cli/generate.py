@@ -29,43 +29,50 @@ VISIBLE = 256
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
+_Pipeline = Annotated[
+    str,
+    typer.Argument(
+        metavar="PIPELINE",
+        help="'shapes' (shipped), a diffusers folder, or a Hugging Face repository.",
+    ),
+]
+_Prompts = Annotated[list[str], typer.Argument(metavar="PROMPT", help="One image for each.")]
+_Calibration = Annotated[
+    str | None,
+    typer.Option(
+        "--calibration",
+        metavar="CALIBRATION",
+        help="A calibration folder, a finished run, or a repository.",
+    ),
+]
+_Compare = Annotated[
+    bool, typer.Option("--compare", help="Original on the left, calibrated on the right.")
+]
+_Output = Annotated[
+    Path,
+    typer.Option("--output", metavar="FILE_OR_DIR", help="An image file, or a folder."),
+]
+_Enlarge = Annotated[
+    bool,
+    typer.Option(
+        "--enlarge/--no-enlarge",
+        help=f"Save images smaller than {VISIBLE} pixels enlarged, so that one can see them.",
+    ),
+]
+_Seed = Annotated[int, typer.Option("--seed", min=0, help="Noise seed.", rich_help_panel=SAMPLING)]
+
+
 def generate(
-    pipeline: Annotated[
-        str,
-        typer.Argument(
-            metavar="PIPELINE",
-            help="'shapes' (shipped), a diffusers folder, or a Hugging Face repository.",
-        ),
-    ],
-    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT", help="One image for each.")],
-    calibration: Annotated[
-        str | None,
-        typer.Option(
-            "--calibration",
-            metavar="CALIBRATION",
-            help="A calibration folder, a finished run, or a repository.",
-        ),
-    ] = None,
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Original on the left, calibrated on the right.")
-    ] = False,
+    pipeline: _Pipeline,
+    prompts: _Prompts,
+    calibration: _Calibration = None,
+    compare: _Compare = False,
     strength: StrengthOption = 1.0,
-    output: Annotated[
-        Path,
-        typer.Option("--output", metavar="FILE_OR_DIR", help="An image file, or a folder."),
-    ] = Path("images"),
-    enlarge: Annotated[
-        bool,
-        typer.Option(
-            "--enlarge/--no-enlarge",
-            help=f"Save images smaller than {VISIBLE} pixels enlarged, so that one can see them.",
-        ),
-    ] = True,
+    output: _Output = Path("images"),
+    enlarge: _Enlarge = True,
     steps: StepsOption = None,
     guidance_scale: GuidanceOption = None,
-    seed: Annotated[
-        int, typer.Option("--seed", min=0, help="Noise seed.", rich_help_panel=SAMPLING)
-    ] = 0,
+    seed: _Seed = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
 ) -> None:
