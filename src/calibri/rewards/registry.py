@@ -19,9 +19,23 @@ ENTRY_POINTS = "calibri.rewards"
 
 # Name to module and class; a reward's module is imported only when it is asked for.
 _REWARDS: dict[str, tuple[str, str]] = {
+    "aesthetic": ("calibri.rewards.aesthetic", "Aesthetic"),
+    "blip-vqa": ("calibri.rewards.blip_vqa", "BlipVqa"),
+    "clipscore": ("calibri.rewards.clipscore", "ClipScore"),
+    "clipscore-original": ("calibri.rewards.clipscore", "OriginalClipScore"),
+    "compbench-attribute": ("calibri.rewards.compbench", "CompBenchAttribute"),
+    "compbench-clip": ("calibri.rewards.clipscore", "CompBenchClip"),
+    "dino-diversity": ("calibri.rewards.dino", "DinoDiversity"),
+    "geneval": ("calibri.rewards.geneval", "GenEval"),
+    "hpsv2.1": ("calibri.rewards.hpsv2", "HpsV21"),
     "hpsv3": ("calibri.rewards.hpsv3", "HPSv3Reward"),
+    "imagereward": ("calibri.rewards.imagereward", "ImageReward"),
+    "jpeg-compressibility": ("calibri.rewards.jpeg", "JpegCompressibility"),
+    "jpeg-incompressibility": ("calibri.rewards.jpeg", "JpegIncompressibility"),
+    "pickscore": ("calibri.rewards.pickscore", "PickScore"),
     "shapes": ("calibri.rewards.shapes", "ShapesReward"),
     "shapes-judge": ("calibri.rewards.shapes_judge", "ShapesJudge"),
+    "vqascore": ("calibri.rewards.vqascore", "VqaScore"),
 }
 
 
