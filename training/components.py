@@ -37,10 +37,13 @@ def build_tokenizer(max_length: int) -> CLIPTokenizer:
     """A CLIP tokenizer for which every word of the vocabulary is one token."""
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.Whitespace()
+    # Naming the alphabet fixes its order, which the trainer otherwise draws anew in every process.
+    letters = sorted({letter for word in VOCABULARY for letter in word})
+    endings = sorted({f"{word[-1]}</w>" for word in VOCABULARY})
     trainer = trainers.BpeTrainer(
         vocab_size=1000,
         min_frequency=0,
-        special_tokens=[BEGIN, END],
+        special_tokens=[BEGIN, END, *letters, *endings],
         end_of_word_suffix="</w>",
         show_progress=False,
     )

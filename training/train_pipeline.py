@@ -1,23 +1,16 @@
 """Train the shipped pipeline on rendered scenes with flow matching.
 
-Two processes of one thread each share a batch: for a model of this size threads inside one
-process lose more in waiting than they gain.
-
-    python training/train_pipeline.py --minutes 40 --seed 0 --output src/calibri/shapes/pipeline
+python training/train_pipeline.py --minutes 40 --seed 0 --output src/calibri/shapes/pipeline
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
@@ -32,11 +25,10 @@ from components import (
     save_pipeline,
     to_latents,
 )
+from parallel import Log, Optimizer, join, train
 
 LEARNING_RATE = 2e-3
-BETAS = (0.9, 0.95)
 WARMUP_STEPS = 200
-CLIP_NORM = 1.0
 EMA_DECAY = 0.999
 CAPTION_DROPOUT = 0.1
 UNIFORM_SHARE = 0.2  # of the timesteps; the others are logit-normal
@@ -52,11 +44,9 @@ class Job:
     seed: int
     batch_size: int
     workers: int
-    log_seconds: float
     output: Path
     log: Path
-    checkpoints: Path
-    rendezvous: Path
+    scratch: Path
 
 
 class SceneStream:
@@ -123,40 +113,19 @@ def draw_sigmas(count: int, generator: torch.Generator) -> Tensor:
     return torch.where(uniform, u, torch.sigmoid(torch.special.ndtri(u)))
 
 
-def learning_rate(progress: float, step: int) -> float:
-    """Cosine over the wall clock after a linear warm-up."""
-    warmup = min(1.0, (step + 1) / WARMUP_STEPS)
-    return LEARNING_RATE * warmup * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-
-
-def flatten_parameters(model: nn.Module) -> nn.Parameter:
-    """One flat parameter whose slices are the model's: one reduction, one optimiser update."""
-    parameters = list(model.parameters())
-    flat = nn.Parameter(torch.cat([p.detach().flatten() for p in parameters]))
-    flat.grad = torch.zeros_like(flat)
-    start = 0
-    for parameter in parameters:
-        end = start + parameter.numel()
-        parameter.data = flat.data[start:end].view_as(parameter)
-        parameter.grad = flat.grad[start:end].view_as(parameter)
-        start = end
-    return flat
-
-
 class Trainer:
     """One of the processes; all hold the same weights after every step."""
 
     def __init__(self, job: Job, rank: int) -> None:
         self.job, self.rank = job, rank
-        self.pipeline = build_pipeline(derive_seed(job.seed, "weights"))
-        encoders = [self.pipeline.text_encoder, self.pipeline.text_encoder_2]
-        self.model = Velocity(encoders, self.pipeline.transformer).train()
-        self.flat = flatten_parameters(self.model)
-        self.average = self.flat.detach().clone()
-        self.optimizer = torch.optim.AdamW([self.flat], lr=LEARNING_RATE, betas=BETAS, fused=True)
+        pipeline = build_pipeline(derive_seed(job.seed, "weights"))
+        encoders = [pipeline.text_encoder, pipeline.text_encoder_2]
+        model = Velocity(encoders, pipeline.transformer).train()
+        self.optimizer = Optimizer(model, LEARNING_RATE, WARMUP_STEPS, EMA_DECAY)
+        self.compiled = torch.compile(model)
         self.stream = SceneStream(job.seed, rank)
         self.generator = torch.Generator().manual_seed(derive_seed(job.seed, "noise", rank))
-        self.compiled = torch.compile(self.model)
+        self.last_save = 0.0
 
     def backward(self) -> float:
         """Gradient of one share of a batch; returns its loss."""
@@ -165,72 +134,34 @@ class Trainer:
         noise = torch.randn(latents.shape, generator=self.generator)
         noisy = torch.lerp(latents, noise, sigma.view(-1, 1, 1, 1))
         loss = (self.compiled(noisy, tokens, sigma) - (noise - latents)).square().mean()
-        self.flat.grad.zero_()  # type: ignore[union-attr]  # set by flatten_parameters
         loss.backward()
-        return loss.item()
-
-    def update(self, progress: float, step: int) -> None:
-        """One optimiser step on the summed gradients."""
-        self.flat.grad.div_(self.job.workers)  # type: ignore[union-attr]
-        nn.utils.clip_grad_norm_([self.flat], CLIP_NORM)
-        self.optimizer.param_groups[0]["lr"] = learning_rate(progress, step)
-        self.optimizer.step()
-        decay = min(EMA_DECAY, (step + 1) / (step + 10))
-        self.average.lerp_(self.flat.detach(), 1 - decay)
+        return float(loss)
 
     def save(self, folder: Path) -> None:
         """Write a pipeline folder with the averaged weights."""
-        if self.rank == 0:
-            pipeline = build_pipeline(derive_seed(self.job.seed, "weights"))
-            trained = [pipeline.text_encoder, pipeline.text_encoder_2]
-            copy = Velocity(trained, pipeline.transformer)
-            nn.utils.vector_to_parameters(self.average.clone(), copy.parameters())
-            for name in ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"):
-                getattr(pipeline, name).half()
-            save_pipeline(pipeline, folder)
+        if self.rank > 0:
+            return
+        pipeline = build_pipeline(derive_seed(self.job.seed, "weights"))
+        trained = [pipeline.text_encoder, pipeline.text_encoder_2]
+        self.optimizer.averaged_into(Velocity(trained, pipeline.transformer))
+        for name in ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"):
+            getattr(pipeline, name).half()
+        save_pipeline(pipeline, folder)
 
-    def run(self) -> None:
-        """Train for the job's time, which begins when the model is compiled."""
-        self.backward()
-        dist.barrier()
-        start = last_log = last_save = time.monotonic()
-        step, losses, progress = 0, [], 0.0
-        while progress < 1:
-            losses.append(self.backward())
-            now = time.monotonic()
-            # The processes must agree on when to stop, so the clock is shared like the loss.
-            status = torch.tensor([losses[-1], (now - start) / self.job.seconds])
-            dist.all_reduce(status)
-            dist.all_reduce(self.flat.grad)
-            losses[-1], progress = (status / self.job.workers).tolist()
-            self.update(progress, step)
-            step += 1
-            if now - last_log > self.job.log_seconds or progress >= 1:
-                self.log(step, sum(losses) / len(losses), now - start)
-                last_log, losses = now, []
-            if now - last_save > CHECKPOINT_SECONDS:
-                self.save(self.job.checkpoints / f"minute-{round((now - start) / 60):02d}")
-                last_save = now
-        self.save(self.job.output)
-
-    def log(self, step: int, loss: float, seconds: float) -> None:
-        """Append a line: the step, the mean loss since the last line, seconds since the start."""
-        if self.rank == 0:
-            record = {"step": step, "loss": round(loss, 5), "seconds": round(seconds, 1)}
-            with self.job.log.open("a") as file:
-                file.write(json.dumps(record) + "\n")
-            print(record, flush=True)
+    def checkpoint(self, seconds: float) -> None:
+        """Write a preliminary pipeline now and then."""
+        if seconds - self.last_save > CHECKPOINT_SECONDS:
+            self.save(self.job.scratch / f"minute-{round(seconds / 60):02d}")
+            self.last_save = seconds
 
 
 def work(rank: int, job: Job) -> None:
     """The body of one process."""
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    dist.init_process_group(
-        "gloo", init_method=job.rendezvous.as_uri(), rank=rank, world_size=job.workers
-    )
-    Trainer(job, rank).run()
-    dist.destroy_process_group()
+    join(rank, job.workers, job.scratch / "rendezvous")
+    trainer = Trainer(job, rank)
+    log = Log(job.log, every=max(2.0, job.seconds / 240))
+    train(trainer.backward, trainer.optimizer, log, job.seconds, trainer.checkpoint)
+    trainer.save(job.output)
 
 
 def main() -> None:
@@ -245,19 +176,8 @@ def main() -> None:
     args = parser.parse_args()
     scratch = Path(tempfile.mkdtemp(prefix="calibri-training-"))
     print(f"checkpoints: {scratch}", flush=True)
-    args.log.parent.mkdir(parents=True, exist_ok=True)
-    args.log.write_text("")
-    job = Job(
-        seconds=args.minutes * 60,
-        seed=args.seed,
-        batch_size=args.batch_size,
-        workers=args.workers,
-        log_seconds=max(2.0, args.minutes * 60 / 240),
-        output=args.output,
-        log=args.log,
-        checkpoints=scratch,
-        rendezvous=scratch / "rendezvous",
-    )
+    seconds = args.minutes * 60
+    job = Job(seconds, args.seed, args.batch_size, args.workers, args.output, args.log, scratch)
     mp.spawn(work, (job,), nprocs=job.workers)
 
 

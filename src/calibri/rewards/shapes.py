@@ -11,10 +11,10 @@ black backgrounds, which make worse pictures.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import NamedTuple
+from functools import cache, lru_cache
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ from calibri.shapes.render import (
 )
 from calibri.shapes.scenes import COLORS, RELATIONS, SHAPES, SIZES, parse_caption
 
+_T = TypeVar("_T")
+
 _PHASES = (0.0, 0.5)  # sub-pixel offsets of the templates, along the diagonal
 _TEMPLATE_RADII = (2.35, 2.65, 3.0, 3.5, 3.8, 4.3, 4.9, 5.2)
 _KERNEL = 13
@@ -46,6 +48,11 @@ _RELATION_WIDTH_PX = 1.5
 _UNEXPLAINED_WIDTH_PX = 12.0
 _BACKGROUND_WIDTH_RGB = 0.03
 _OBJECT_COLOR_WIDTH_RGB = 0.12
+
+
+def _constant(make: Callable[[], _T]) -> Callable[[], _T]:
+    """Make a constant once, fit for gradients even if the first call is under inference mode."""
+    return cache(torch.inference_mode(False)(make))
 
 
 class _Slots(NamedTuple):
@@ -97,7 +104,7 @@ def _encode(prompts: Sequence[str]) -> _Slots:
     )
 
 
-@lru_cache(maxsize=1)
+@_constant
 def _templates() -> tuple[Tensor, Tensor]:
     """Templates (S*R*P, 1, 13, 13) and their box windows (R, 1, 13, 13)."""
     offset = torch.arange(_KERNEL) - _KERNEL // 2
@@ -110,7 +117,7 @@ def _templates() -> tuple[Tensor, Tensor]:
     return covers.flatten(0, 2).unsqueeze(1), windows.unsqueeze(1)
 
 
-@lru_cache(maxsize=1)
+@_constant
 def _size_weights() -> Tensor:
     """How well each template radius agrees with each size word: (sizes, radii)."""
     spans = torch.tensor([RADII[size] for size in SIZES])
@@ -119,7 +126,7 @@ def _size_weights() -> Tensor:
     return torch.exp(-outside / _SIZE_WIDTH_PX)
 
 
-@lru_cache(maxsize=1)
+@_constant
 def _grid() -> tuple[Tensor, Tensor]:
     return pixel_grid()
 
@@ -146,9 +153,10 @@ def _overlaps(mask: Tensor) -> Tensor:
     """Tanimoto overlap of a mask with every template everywhere: (N, S, R, P, 24, 24)."""
     covers, windows = _templates()
     shared = functional.conv2d(mask.unsqueeze(1), covers, padding=_KERNEL // 2)
-    shared = shared.unflatten(1, (len(SHAPES), len(_TEMPLATE_RADII), len(_PHASES)))
+    layout = (len(SHAPES), len(_TEMPLATE_RADII), len(_PHASES))
+    shared = shared.view(len(mask), *layout, *mask.shape[1:])
     energy = functional.conv2d(mask.square().unsqueeze(1), windows, padding=_KERNEL // 2)
-    own = covers.square().sum((1, 2, 3)).view(1, *shared.shape[1:4], 1, 1)
+    own = covers.square().sum((1, 2, 3)).view(1, *layout, 1, 1)
     return shared / (own + energy[:, None, :, None] - shared)
 
 
@@ -209,21 +217,21 @@ def _background_error(images: Tensor, weight: Tensor) -> Tensor:
     low, high = BACKGROUND_RANGE
     mass = weight.sum((1, 2)).clamp(min=1.0)
     grey = images.mean(1)
-    x, y = (axis / IMAGE_SIZE - 0.5 for axis in _grid())
-    basis = torch.stack([torch.ones_like(x), x, y]).flatten(1)
+    x, y = _grid()
+    basis = torch.stack([torch.ones_like(x), x / IMAGE_SIZE - 0.5, y / IMAGE_SIZE - 0.5]).flatten(1)
     weighted = basis * weight.flatten(1)[:, None]
     # A little ridge keeps the fit defined when objects cover nearly everything.
     normal = weighted @ basis.T + 1e-3 * torch.eye(3)
-    plane = torch.linalg.solve(normal, (weighted @ grey.flatten(1)[..., None])[..., 0])
+    plane: Tensor = torch.linalg.solve(normal, (weighted @ grey.flatten(1)[..., None])[..., 0])
     fitted = (plane[:, None] @ basis).view_as(grey)
     rough = ((images - fitted[:, None]).square().mean(1) * weight).sum((1, 2)) / mass
-    illegal = (low - fitted).clamp(min=0) + (fitted - high).clamp(min=0)
+    illegal = (fitted - fitted.clamp(low, high)).abs()
     return (rough + 1e-8).sqrt() + (illegal * weight).sum((1, 2)) / mass
 
 
 def _object_color_error(images: Tensor, colors: Tensor, distance: Tensor) -> Tensor:
     """Mean deviation inside an object from its colour beyond the legal jitter: (N,)."""
-    inside = (-0.5 - distance).clamp(0, 1)
+    inside = (-distance - 0.5).clamp(0, 1)
     error = (images - _palette()[colors][..., None, None]).abs() - COLOR_JITTER
     error = error.clamp(min=0).amax(1)
     return (error * inside).sum((1, 2)) / (inside.sum((1, 2)) + 1e-6)

@@ -125,7 +125,7 @@ def blur(images: Tensor, generator: torch.Generator) -> Tensor:
     planes = functional.pad(images.float(), (4, 4, 4, 4), mode="replicate").flatten(0, 1)[None]
     planes = functional.conv2d(planes, kernel[:, None, None, :], groups=len(kernel))
     planes = functional.conv2d(planes, kernel[:, None, :, None], groups=len(kernel))
-    return _to_uint8(planes[0].unflatten(0, (-1, 3)))
+    return _to_uint8(planes.view(images.shape))
 
 
 def _other(images: Tensor) -> Tensor:

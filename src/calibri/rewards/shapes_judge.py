@@ -1,0 +1,208 @@
+"""A small network that judges whether a picture of the shapes world shows what a caption says.
+
+It is trained on rendered scenes, near-miss scenes and damaged pictures (see ``training``), shares
+nothing with the programmatic score but the world itself, and is meant to be held out: a search
+that optimises the one is checked by the other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from calibri.errors import PromptError, RewardError
+from calibri.rewards.reward import BatchedReward, RewardInfo
+from calibri.shapes import IMAGE_SIZE, JUDGE_PATH, Thing, parse_caption
+from calibri.shapes.scenes import COLORS, RELATIONS, SHAPES, SIZES
+
+WEIGHTS_FILE = "judge.safetensors"
+CONFIG_FILE = "config.json"
+FORMAT = 1
+
+_THING_BITS = 1 + len(SIZES) + len(COLORS) + len(SHAPES)
+CAPTION_BITS = 2 * _THING_BITS + len(RELATIONS) + 1
+
+
+def _thing_bits(thing: Thing | None) -> list[float]:
+    if thing is None:
+        return [0.0] * _THING_BITS
+    return [
+        1.0,
+        *(float(size == thing.size) for size in SIZES),
+        *(float(color == thing.color) for color in COLORS),
+        *(float(shape == thing.shape) for shape in SHAPES),
+    ]
+
+
+@lru_cache(maxsize=65536)
+def _caption_bits(text: str) -> tuple[float, ...]:
+    try:
+        scene = parse_caption(text)
+    except PromptError as error:
+        raise RewardError(f"Reward 'shapes-judge' cannot read a caption: {error}") from error
+    second = scene.things[1] if len(scene.things) == 2 else None
+    return (
+        *_thing_bits(scene.things[0]),
+        *_thing_bits(second),
+        *(float(relation == scene.relation) for relation in RELATIONS),
+        float(scene.is_pair_of_equals),
+    )
+
+
+def encode_captions(texts: Sequence[str]) -> Tensor:
+    """Captions as slot vectors: float (N, 34), ones and zeros.
+
+    Raises:
+        RewardError: a text is not a caption of the shapes world.
+    """
+    return torch.tensor([_caption_bits(text) for text in texts])
+
+
+class _Residual(nn.Module):
+    """Two convolutions around the identity, optionally modulated by a condition (FiLM)."""
+
+    def __init__(self, width: int, condition: int = 0) -> None:
+        super().__init__()
+        self.norm_1, self.norm_2 = nn.GroupNorm(8, width), nn.GroupNorm(8, width)
+        self.conv_1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.conv_2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.film = nn.Linear(condition, 2 * width) if condition else None
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """(N, width, H, W) and an optional (N, condition) to (N, width, H, W)."""
+        y = self.norm_2(self.conv_1(functional.silu(self.norm_1(x))))
+        if self.film is not None:
+            scale, shift = self.film(condition)[:, :, None, None].chunk(2, 1)
+            y = y * (1 + scale) + shift
+        change: Tensor = self.conv_2(functional.silu(y))
+        return x + change
+
+
+class JudgeNetwork(nn.Module):
+    """A convolutional image tower without the caption, then FiLM blocks with it.
+
+    Args:
+        widths: channels at full, half and quarter resolution; multiples of 8.
+        condition: width of the caption embedding.
+    """
+
+    def __init__(self, widths: tuple[int, int, int] = (32, 48, 64), condition: int = 64) -> None:
+        super().__init__()
+        full, half, quarter = widths
+        # Three colours and two coordinates: a relation is about places.
+        self.tower = nn.Sequential(
+            nn.Conv2d(5, full, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(full, half, 3, stride=2, padding=1),
+            _Residual(half),
+            nn.Conv2d(half, quarter, 3, stride=2, padding=1),
+            _Residual(quarter),
+        )
+        self.caption = nn.Sequential(nn.Linear(CAPTION_BITS, condition), nn.SiLU())
+        self.blocks = nn.ModuleList(_Residual(quarter, condition) for _ in range(3))
+        self.head = nn.Sequential(nn.Linear(2 * quarter, condition), nn.SiLU())
+        self.logit = nn.Linear(condition, 1)
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """uint8 (N, 3, 24, 24) to what the tower sees: (N, quarter, 6, 6)."""
+        axis = torch.linspace(-1, 1, IMAGE_SIZE)
+        places = torch.stack(torch.meshgrid(axis, axis, indexing="ij"))
+        places = places.expand(len(images), -1, -1, -1)
+        result: Tensor = self.tower(torch.cat([images.float() / 127.5 - 1, places], 1))
+        return result
+
+    def forward(self, images: Tensor, captions: Tensor) -> Tensor:
+        """uint8 (N, 3, 24, 24) and slot vectors (N, 34) to logits (N,)."""
+        x, condition = self.feature_map(images), self.caption(captions)
+        for block in self.blocks:
+            x = block(x, condition)
+        x = functional.silu(x)
+        pooled = torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)
+        logits: Tensor = self.logit(self.head(pooled))[:, 0]
+        return logits
+
+
+def load_judge(folder: Path = JUDGE_PATH) -> JudgeNetwork:
+    """Load the network and its weights in single precision.
+
+    Raises:
+        RewardError: the folder is incomplete or damaged.
+    """
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text())
+        if config["format"] != FORMAT:
+            raise ValueError(f"format {config['format']} is not {FORMAT}")
+        first, second, third = map(int, config["widths"])
+        network = JudgeNetwork((first, second, third), int(config["condition"]))
+        weights = load_file(folder / WEIGHTS_FILE)
+        network.load_state_dict({name: value.float() for name, value in weights.items()})
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise RewardError(
+            f"The judge in '{folder}' cannot be loaded: {error}. Reinstall calibri, or train it "
+            "again with training/train_judge.py."
+        ) from error
+    return network.eval().requires_grad_(False)
+
+
+class ShapesJudge(BatchedReward):
+    """Probability that a picture is a proper one of what the caption says, in [0, 1]."""
+
+    info = RewardInfo(
+        name="shapes-judge",
+        variant="film-cnn, 1",
+        range=(0.0, 1.0),
+        unit="probability of a right and undamaged picture",
+    )
+
+    def __init__(self, batch_size: int = 128) -> None:
+        super().__init__(batch_size)
+        self._network: JudgeNetwork | None = None
+
+    @property
+    def network(self) -> JudgeNetwork:
+        """The network; loaded on first use."""
+        if self._network is None:
+            with torch.inference_mode(False):
+                self._network = load_judge()
+        return self._network
+
+    def score_batch(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Score one batch: uint8 (N, 3, 24, 24) and N captions to float (N,).
+
+        Raises:
+            RewardError: the pictures have another size, or a text is not a caption.
+        """
+        self._check_size(images)
+        return torch.sigmoid(self.network(images, encode_captions(prompts)))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features of uint8 (N, 3, 24, 24) for Frechet distances, whatever the caption: (N, D).
+
+        They are the image tower's means over the picture, before any caption enters.
+
+        Raises:
+            RewardError: the pictures have another size.
+        """
+        self._check_size(images)
+        with torch.inference_mode():
+            parts = [
+                self.network.feature_map(x).mean((2, 3))
+                for x in torch.split(images, self.batch_size)
+            ]
+        return torch.cat(parts)
+
+    def _check_size(self, images: Tensor) -> None:
+        if images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
+            raise RewardError(
+                f"Reward 'shapes-judge' scores RGB images of {IMAGE_SIZE} x {IMAGE_SIZE} pixels "
+                f"and got shape {tuple(images.shape)}. It belongs to the shipped shapes pipeline; "
+                "use another reward for other pipelines."
+            )
