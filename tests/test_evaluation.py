@@ -54,6 +54,11 @@ def test_the_verdict_says_when_more_steps_are_not_reached():
     assert "does not reach the original at 12 steps" in text
 
 
+def test_the_verdict_on_the_original_itself():
+    same = comparison("objective", 6, 0.0, half=0.0)
+    assert "nothing better" in verdict(evaluation(same, held_out=()))
+
+
 def test_the_original_against_itself_differs_by_nothing():
     pipe = load_pipeline("shapes", device="cpu")
     made = calibration(pipe)

@@ -187,8 +187,9 @@ def test_bad_input_is_refused_before_a_run_exists(tmp_path, monkeypatch, values,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_is_not_overwritten(undisturbed):
+def test_a_run_is_not_overwritten_and_no_model_is_loaded_first(undisturbed, monkeypatch):
     _, _, path = undisturbed
+    monkeypatch.setattr("calibri.runner.Engine", None)
     with pytest.raises(RunError, match="resume"):
         calibrate(tiny(), name=path.name, runs=path.parent)
 

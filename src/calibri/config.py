@@ -110,7 +110,7 @@ class SearchConfig(_Section):
 
     method: Literal["calibri", "reference"] = "calibri"
     generations: int = Field(40, ge=1, le=100_000)
-    popsize: int | None = Field(None, ge=3)
+    popsize: int | None = Field(None, ge=4)
     bucket_size: int = Field(16, ge=1)
     sigma0: float = Field(0.25, gt=0.0, le=2.0)
     output_sigma: float = Field(1.0, gt=0.0, le=10.0)

@@ -261,6 +261,9 @@ def sample_settings(
 def verdict(evaluation: Evaluation) -> str:
     """Say in words what an evaluation shows, no more than its intervals allow."""
     first = min(c.num_inference_steps for c in evaluation.comparisons)
+    same = [c.difference for c in evaluation.comparisons if c.num_inference_steps == first]
+    if all(d.mean == d.low == d.high == 0 for d in same):
+        return "The search found nothing better than the original model, which is what it returns."
     held_out = evaluation.held_out_rewards or [evaluation.objective]
     parts = [_at_same_steps(evaluation, first)]
     for name in held_out:

@@ -29,7 +29,7 @@ from calibri.optimise import Optimiser, make_search
 from calibri.pipelines import transformer_of
 from calibri.progress import Progress
 from calibri.results import Evaluation, RunSummary, SampleRow, SearchResult, SiteRecord
-from calibri.run import Journal, RunFolder, check_run_name, write_atomically
+from calibri.run import Journal, RunFolder, check_run_name, check_unused, write_atomically
 from calibri.version import __version__
 
 RUNS = Path("runs")
@@ -62,6 +62,7 @@ def calibrate(
     """
     config = config or validate_config(values)
     path = runs / check_run_name(name or default_run_name())
+    check_unused(path)  # before a model is loaded, which can take minutes
     engine = Engine(config)
     folder = RunFolder.create(path, config.model_dump(mode="json"))
     return _run(folder, engine, progress or Progress())

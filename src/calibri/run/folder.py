@@ -93,7 +93,7 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
             fsync_folder(path.parent)
-            _check_unused(path)
+            check_unused(path)
         except OSError as error:
             raise RunError(
                 f"Could not create the run folder {path}: {plain_words(error)}."
@@ -101,7 +101,7 @@ class RunFolder:
         folder = cls(path, json.loads(text)["config"])
         # Again under the lock: of two runs started under one name only one may go on.
         with folder.lock():
-            _check_unused(path)
+            check_unused(path)
             write_atomically(folder.config_path, text.encode())
         return folder
 
@@ -195,9 +195,14 @@ def _config_text(config: Mapping[str, object]) -> str:
     return text + "\n"
 
 
-def _check_unused(path: Path) -> None:
+def check_unused(path: Path) -> None:
+    """Check that a new run may be started in a folder.
+
+    Raises:
+        RunError: it holds something already.
+    """
     # Hidden files are the lock and what an interrupted start left behind.
-    if any(not entry.name.startswith(".") for entry in path.iterdir()):
+    if path.is_dir() and any(not entry.name.startswith(".") for entry in path.iterdir()):
         raise RunError(
             f"{path} is not empty. Continue that run with `calibri resume {path}`, or choose "
             "another --name."
