@@ -97,7 +97,7 @@ class SearchConfig(_Section):
         popsize: candidates per generation; None for 4 + 3 ln n.
         bucket_size: prompts per generation, the same for all candidates.
         sigma0: first step size, in units of a gate.
-        output_sigma: step of an output weight relative to a gate's, times the size of the weight.
+        output_sigma: relative step of the output weights (scale and guidance) in units of sigma0.
         scale_bounds: allowed range of scalars.
         output_bounds: allowed range of output weights.
         tail: fraction of the generations so far whose means are averaged.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from calibri.coefficients import SearchSpace, Vector
 from calibri.config import RunConfig, SearchConfig
@@ -21,23 +22,34 @@ from calibri.statistics import paired_difference
 
 
 def make_search(space: SearchSpace, config: RunConfig) -> CMASearch:
-    """Start a search at the original model (spec section 3).
-
-    Output weights are of the size of the guidance scale, gates are of size 1: each output weight's
-    step is in proportion to its start.
-    """
+    """Start a search at the original model (spec section 3)."""
     search = config.search
-    outputs = space.is_output
-    scale = np.where(outputs, search.output_sigma * np.maximum(1.0, np.abs(space.start)), 1.0)
-    bounds = np.where(outputs[:, None], search.output_bounds, search.scale_bounds)
+    bounds = np.where(space.is_output[:, None], search.output_bounds, search.scale_bounds)
     return CMASearch(
         space.start,
-        scale=scale,
+        basis=_steps(space, search.output_sigma),
         bounds=bounds,
         sigma0=search.sigma0,
         popsize=search.popsize or default_popsize(space.size),
         seed=config.seed,
     )
+
+
+def _steps(space: SearchSpace, output_sigma: float) -> NDArray[np.float64]:
+    """Columns in which a step of the same length changes the images about as much.
+
+    A gate is its own column. Under guidance the two output weights nearly cancel, so that a step
+    of one alone changes the scale of the prediction by a multiple of itself. Their columns are
+    what they mean: the scale of the prediction, (w, 1 - w), and the guidance, (w, -w).
+    """
+    basis = np.eye(space.size)
+    outputs = np.flatnonzero(space.is_output)
+    if len(outputs) == 1:
+        basis[outputs[0], outputs[0]] = output_sigma
+    elif len(outputs) == 2:
+        w = space.start_weights[0]
+        basis[np.ix_(outputs, outputs)] = output_sigma * np.array([[w, w], [1 - w, -w]])
+    return basis
 
 
 @dataclass

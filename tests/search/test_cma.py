@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 from calibri.search import CMASearch, default_popsize, reached_plateau, tail_mean
 
 
-def make(n=6, *, seed=0, sigma0=0.25, start=None, scale=None, bounds=(-5.0, 5.0), popsize=10):
+def make(n=6, *, seed=0, sigma0=0.25, start=None, basis=None, bounds=(-5.0, 5.0), popsize=10):
     return CMASearch(
         np.ones(n) if start is None else start,
-        scale=np.ones(n) if scale is None else scale,
+        basis=np.eye(n) if basis is None else basis,
         bounds=np.array([bounds] * n),
         sigma0=sigma0,
         popsize=popsize,
@@ -88,9 +88,25 @@ def test_candidates_stay_inside_the_bounds():
 
 def test_scale_sets_the_step_of_each_coordinate():
     scale = np.array([0.1, 1.0, 4.0])
-    candidates = np.array(make(3, scale=scale, bounds=(-99.0, 99.0), popsize=400).ask())
+    candidates = np.array(make(3, basis=np.diag(scale), bounds=(-99.0, 99.0), popsize=400).ask())
     np.testing.assert_allclose(candidates.std(axis=0), 0.25 * scale, rtol=0.15)
     np.testing.assert_allclose(candidates.mean(axis=0), 1.0, atol=0.2)
+
+
+def test_a_mixed_basis_shapes_the_first_population_and_stays_inside_the_bounds():
+    basis = np.array([[1.0, 0.0, 0.0], [0.0, 3.0, 3.0], [0.0, -2.0, -3.0]])
+    wide = np.array(make(3, basis=basis, bounds=(-99.0, 99.0), popsize=4000).ask())
+    np.testing.assert_allclose(np.cov(wide.T), 0.25**2 * basis @ basis.T, atol=0.08)
+    narrow = np.array(make(3, basis=basis, bounds=(0.5, 1.5), popsize=50, sigma0=1.0).ask())
+    assert narrow.min() >= 0.5
+    assert narrow.max() <= 1.5
+
+
+def test_the_basis_does_not_move_the_optimum():
+    basis = np.array([[1.0, 0.0, 0.0], [0.0, 3.0, 3.0], [0.0, -2.0, -3.0]])
+    optimum = np.array([1.2, 0.7, 1.1])
+    search = run(make(3, basis=basis), lambda x: -((x - optimum) @ (x - optimum)), 120)
+    np.testing.assert_allclose(search.mean, optimum, atol=1e-3)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -30,9 +30,10 @@ class CMASearch:
 
     Args:
         start: first mean, float64 (n,).
-        scale: step of each coordinate relative to the others, float64 (n,), positive.
+        basis: columns are the steps along which the first distribution is isotropic, float64
+            (n, n), invertible; the identity searches the vector as it is.
         bounds: lowest and highest value of each coordinate, float64 (n, 2).
-        sigma0: first step size, in units of ``scale``.
+        sigma0: first step size, in units of ``basis``.
         popsize: candidates per generation.
         seed: run seed.
     """
@@ -41,20 +42,21 @@ class CMASearch:
         self,
         start: Vector,
         *,
-        scale: Vector,
+        basis: NDArray[np.float64],
         bounds: NDArray[np.float64],
         sigma0: float,
         popsize: int,
         seed: int,
     ) -> None:
         self._start = start
-        self._scale = scale
+        self._basis = basis
+        self._bounds = bounds
         self._seed = seed
-        # The library's covariance is isotropic at first, so it searches (x - start) / scale.
+        # The library's covariance is isotropic at first, so it searches basis^-1 (x - start).
         self._cma = CMA(
             mean=np.zeros_like(start),
             sigma=sigma0,
-            bounds=(bounds - start[:, None]) / scale[:, None],
+            bounds=_inner_bounds(start, basis, bounds),
             population_size=popsize,
             seed=0,
         )
@@ -76,7 +78,7 @@ class CMASearch:
 
     @property
     def sigma(self) -> float:
-        """Step size, in units of ``scale``."""
+        """Step size, in units of ``basis``."""
         return float(self._cma._sigma)
 
     def ask(self) -> list[Vector]:
@@ -98,11 +100,23 @@ class CMASearch:
             )
         if not np.isfinite(scores).all():
             raise ValueError(f"Scores must be finite, got {list(scores)}.")
-        inner = [(candidate - self._start) / self._scale for candidate in candidates]
+        offsets = np.asarray(candidates) - self._start
+        inner = np.linalg.solve(self._basis, offsets.T).T
         self._cma.tell([(x, -float(score)) for x, score in zip(inner, scores, strict=True)])
 
     def _outer(self, inner: Vector) -> Vector:
-        return np.asarray(self._start + self._scale * inner, dtype=np.float64)
+        x = np.clip(self._start + self._basis @ inner, *self._bounds.T)
+        return np.asarray(x, dtype=np.float64)
+
+
+def _inner_bounds(
+    start: Vector, basis: NDArray[np.float64], bounds: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    # A coordinate that is a step of its own keeps its bounds; mixed ones are clipped outside.
+    scale = np.diag(basis)
+    alone = (np.count_nonzero(basis, axis=0) == 1) & (np.count_nonzero(basis, axis=1) == 1)
+    inner = (bounds - start[:, None]) / np.where(alone, scale, 1.0)[:, None]
+    return np.where(alone[:, None], inner, [-np.inf, np.inf])
 
 
 def tail_mean(means: Sequence[Vector], fraction: float) -> Vector:
