@@ -4,7 +4,7 @@ from torch import nn
 
 from calibri.errors import FuseError, GuidanceError, UnsupportedModelError
 from calibri.scaling import Fused, Scaler, _SiteHook
-from calibri.sites import find_output_site
+from calibri.sites import find_output_sites
 from tests.tiny import flux_inputs, forward, sd3_inputs, tiny_flux, tiny_sd3
 
 MODELS = pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_scales_per_row_equal_one_row_at_a_time(make, inputs):
 
 def test_scales_stay_fp32_and_outputs_keep_their_dtype():
     model = nn.Module()
-    hook = _SiteHook(find_output_site(tiny_sd3()))
+    hook = _SiteHook(find_output_sites(tiny_sd3())[0])
     hook.scale = torch.tensor([1.003, 0.997])
     output = torch.full((2, 3), 256.0, dtype=torch.bfloat16)
     scaled = hook(model, (), output)

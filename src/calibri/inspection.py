@@ -11,7 +11,7 @@ from calibri.coefficients import GRANULARITIES, Granularity, parameter_name, par
 from calibri.config import SHIPPED
 from calibri.pipelines import load_pipeline, transformer_of
 from calibri.results import Record, SiteRecord
-from calibri.sites import find_output_site, find_sites
+from calibri.sites import find_output_sites, find_sites
 
 
 class Inspection(Record):
@@ -59,7 +59,7 @@ def inspect(
             )
             for site in sites
         ],
-        output=find_output_site(transformer).name,
+        output=find_output_sites(transformer)[0].name,
     )
 
 

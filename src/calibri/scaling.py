@@ -11,11 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from diffusers.models.normalization import RMSNorm as DiffusersRMSNorm
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from calibri.errors import FuseError, GuidanceError, UnsupportedModelError
-from calibri.sites import Site, find_output_site, find_sites
+from calibri.sites import Fold, Site, find_output_sites, find_sites
+from calibri.sites.probe import Call, batch_size
 
 # Which branch each consecutive group of rows in a forward belongs to: (1, 0) is the batched
 # [unconditional, conditional] of classifier-free guidance, (0,) a conditional-only forward.
@@ -29,6 +31,7 @@ class _SiteHook:
     def __init__(self, site: Site) -> None:
         self.index = site.index
         self.name = site.name
+        self.axis = site.batch_axis
         self.scale = torch.ones(1)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -40,17 +43,28 @@ class _SiteHook:
 
     def _scaled(self, output: Tensor) -> Tensor:
         scale = self.scale.to(output.device)
+        if scale.shape[0] > 1:
+            scale = self._per_row(scale, output)
+        # fp32 scale, product cast back: bf16 scalars would be off by up to 0.4%.
+        return (output * scale).to(output.dtype)
+
+    def _per_row(self, scale: Tensor, output: Tensor) -> Tensor:
         rows = scale.shape[0]
-        if rows > 1 and output.shape[0] != rows:
-            if output.shape[0] % rows:
+        if self.axis is None:
+            raise GuidanceError(
+                f"'{self.name}' works on one packed sequence without a batch, so it cannot have "
+                f"{rows} scales at once. Set the scales of one image and one branch at a time."
+            )
+        size = output.shape[self.axis]
+        if size != rows:
+            if size % rows:
                 raise GuidanceError(
-                    f"Scales were set for {rows} rows, but '{self.name}' got a batch of "
-                    f"{output.shape[0]}. Set one scale for all rows, or one per row."
+                    f"Scales were set for {rows} rows, but '{self.name}' got a batch of {size}. "
+                    "Set one scale for all rows, or one per row."
                 )
             # Frames folded into the batch keep their row's scale.
-            scale = scale.repeat_interleave(output.shape[0] // rows)
-        # fp32 scale, product cast back: bf16 scalars would be off by up to 0.4%.
-        return (output * scale.view(-1, *[1] * (output.ndim - 1))).to(output.dtype)
+            scale = scale.repeat_interleave(size // rows)
+        return scale.view([-1 if axis == self.axis else 1 for axis in range(output.ndim)])
 
 
 class Scaler:
@@ -70,17 +84,18 @@ class Scaler:
         _refuse_compiled(transformer)
         self.transformer = transformer
         self.sites = find_sites(transformer)
-        self.output = find_output_site(transformer)
+        self.outputs = find_output_sites(transformer)
         self._resolver = resolver
-        self._hooks = [_SiteHook(site) for site in (*self.sites, self.output)]
-        self._scales = torch.ones(1, 1, len(self._hooks))
+        self._hooks = [_SiteHook(site) for site in (*self.sites, *self.outputs)]
+        self._packed = any(site.batch_axis is None for site in self.sites)
+        self._scales = torch.ones(1, 1, len(self.sites) + 1)
         self._table = torch.ones(len(self._hooks), 1)
         self._bind()
         self._handles = self._install()
 
     def _install(self) -> list[RemovableHandle]:
         modules = dict(self.transformer.named_modules())
-        places = zip((*self.sites, self.output), self._hooks, strict=True)
+        places = zip((*self.sites, *self.outputs), self._hooks, strict=True)
         handles = [modules[site.path].register_forward_hook(hook) for site, hook in places]
         before = self.transformer.register_forward_pre_hook(self._before, with_kwargs=True)
         return [before, *handles]
@@ -89,15 +104,16 @@ class Scaler:
         """Set the scales of the following forwards.
 
         Args:
-            scales: (images, branches, sites + 1), output site last; ``images`` is 1 to serve any
-                batch, ``branches`` is 1 to serve every branch. Kept in fp32, updated in place.
+            scales: (images, branches, sites + 1), output last, which all outputs of the model
+                share; ``images`` is 1 to serve any batch, ``branches`` is 1 to serve every branch.
+                Kept in fp32, updated in place.
 
         Raises:
             ValueError: the shape does not fit the sites.
         """
-        if scales.ndim != 3 or scales.shape[2] != len(self._hooks):
+        if scales.ndim != 3 or scales.shape[2] != len(self.sites) + 1:
             raise ValueError(
-                f"Expected scales of shape (images, branches, {len(self._hooks)}), "
+                f"Expected scales of shape (images, branches, {len(self.sites) + 1}), "
                 f"got {tuple(scales.shape)}."
             )
         self._scales = scales.to(_device(self.transformer), torch.float32)
@@ -112,7 +128,7 @@ class Scaler:
         self._handles = []
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        rows = len(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
+        rows = 1 if self._packed else batch_size(Call(args, kwargs))
         if self._scales.shape[1] == 1:
             return self._check_rows(rows, 1)
         if self._resolver is None:
@@ -134,6 +150,7 @@ class Scaler:
             )
 
     def _fill(self, rows: Tensor) -> None:
+        rows = torch.cat([rows, *[rows[:, -1:]] * (len(self.outputs) - 1)], dim=1)
         if rows.shape[0] == self._table.shape[1] and rows.device == self._table.device:
             self._table.copy_(rows.T)
             return
@@ -160,28 +177,27 @@ class Fused:
     def __init__(
         self, transformer: nn.Module, scales: Sequence[float], *, keep_originals: bool = True
     ) -> None:
-        sites = (*find_sites(transformer), find_output_site(transformer))
-        modules = dict(transformer.named_modules())
+        sites, outputs = find_sites(transformer), find_output_sites(transformer)
+        scales = [*scales, *[scales[-1]] * (len(outputs) - 1)]
         targets = [
-            (path, modules[path], scale)
-            for site, scale in zip(sites, scales, strict=True)
-            for path in site.fold
+            (parameter, fold, scale)
+            for site, scale in zip((*sites, *outputs), scales, strict=True)
             if scale != 1.0
+            for fold in _folds_of(site)
+            for parameter in _parameters(transformer, fold)
         ]
-        for path, module, _ in targets:
-            _refuse_unfoldable(path, module)
         self._originals: list[tuple[Tensor, Tensor]] = []
         self._keep = keep_originals
-        for _, module, scale in targets:
-            self._multiply(module, scale)
+        for parameter, fold, scale in targets:
+            self._multiply(parameter, fold, scale)
 
     @torch.no_grad()
-    def _multiply(self, module: nn.Module, scale: float) -> None:
-        for parameter in module.parameters(recurse=False):
-            if self._keep:
-                self._originals.append((parameter, parameter.to("cpu", copy=True)))
-            # Double precision, one rounding: the closest the weight's dtype has to the product.
-            parameter.copy_(parameter.double() * scale)
+    def _multiply(self, parameter: Tensor, fold: Fold, scale: float) -> None:
+        rows = parameter if fold.rows is None else parameter[slice(*fold.rows)]
+        if self._keep:
+            self._originals.append((rows, rows.to("cpu", copy=True)))
+        # Double precision, one rounding: the closest the weight's dtype has to the product.
+        rows.copy_(rows.double() * scale)
 
     @torch.no_grad()
     def undo(self) -> None:
@@ -195,7 +211,7 @@ class Fused:
                 "This model was fused without keeping the original weights, so they cannot be "
                 "restored. Load the model again."
             )
-        for parameter, original in self._originals:
+        for parameter, original in reversed(self._originals):
             parameter.copy_(original)
         self._originals = []
 
@@ -215,17 +231,55 @@ def _refuse_compiled(transformer: nn.Module) -> None:
         )
 
 
-def _refuse_unfoldable(path: str, module: nn.Module) -> None:
-    if type(module) not in (nn.Linear, nn.Conv2d):
+# Layers whose output is linear in their own parameters, and no subclass of them: a LoRA layer is
+# more than its weight.
+_LINEAR: tuple[type[nn.Module], ...] = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.LayerNorm,
+    nn.RMSNorm,
+    DiffusersRMSNorm,
+)
+
+
+def _folds_of(site: Site) -> tuple[Fold, ...]:
+    if not site.fold:
         raise FuseError(
-            f"Cannot fold a scale into '{path}': it is a {type(module).__name__}, not a "
+            f"The scale of '{site.name}' cannot be folded into weights: "
+            f"{site.no_fold or 'no weights of its block are known to take it'}. Keep the "
+            "calibration loaded without fusing."
+        )
+    return site.fold
+
+
+def _parameters(transformer: nn.Module, fold: Fold) -> list[Tensor]:
+    parent, _, name = fold.path.rpartition(".")
+    owner = transformer.get_submodule(parent)
+    target = getattr(owner, name)
+    if isinstance(target, nn.Module) and type(target) not in _LINEAR:
+        raise FuseError(
+            f"Cannot fold a scale into '{fold.path}': it is a {type(target).__name__}, not a "
             "plain linear layer. Fuse LoRA adapters first (pipe.fuse_lora(), then "
             "pipe.unload_lora_weights()), "
             "fuse before quantising, or keep the calibration loaded without fusing."
         )
-    assert isinstance(module.weight, Tensor)
-    if not module.weight.is_floating_point() or module.weight.is_meta:
+    own = list(target.parameters(recurse=False)) if isinstance(target, nn.Module) else [target]
+    if not own:
         raise FuseError(
-            f"Cannot fold a scale into '{path}': its weight is {module.weight.dtype} on "
-            f"{module.weight.device}. Fuse before quantising or enabling offload."
+            f"Cannot fold a scale into '{fold.path}': it has no weights in this model. Keep the "
+            "calibration loaded without fusing."
+        )
+    for parameter in own:
+        _refuse_packed(fold.path, parameter)
+    return own
+
+
+def _refuse_packed(path: str, parameter: Tensor) -> None:
+    if not parameter.is_floating_point() or parameter.is_meta:
+        raise FuseError(
+            f"Cannot fold a scale into '{path}': its weight is {parameter.dtype} on "
+            f"{parameter.device}. Fuse before quantising or enabling offload."
         )

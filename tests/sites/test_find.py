@@ -4,7 +4,7 @@ from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DModel
 
 from calibri.coefficients import GRANULARITIES, parameter_names
 from calibri.errors import UnsupportedModelError
-from calibri.sites import find_output_site, find_sites
+from calibri.sites import find_output_sites, find_sites
 from tests.tiny import FLUX_DEV, SD35_MEDIUM, tiny_flux, tiny_sd3
 
 
@@ -38,9 +38,9 @@ def test_sd3_names_streams_and_dropped_branches():
 def test_every_path_and_fold_target_exists(make):
     model = make()
     modules = dict(model.named_modules())
-    for site in (*find_sites(model), find_output_site(model)):
+    for site in (*find_sites(model), *find_output_sites(model)):
         assert site.path in modules
-        assert all(path in modules for path in site.fold)
+        assert all(fold.path in modules for fold in site.fold)
 
 
 def test_a_unet_is_refused_with_its_blocks_named():
@@ -54,4 +54,4 @@ def test_a_unet_is_refused_with_its_blocks_named():
     with pytest.raises(UnsupportedModelError, match="DownBlock2D"):
         find_sites(unet)
     with pytest.raises(UnsupportedModelError, match="UNet2DModel"):
-        find_output_site(unet)
+        find_output_sites(unet)

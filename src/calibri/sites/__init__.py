@@ -1,6 +1,6 @@
 """Which module outputs of a transformer are branches of its residual stream."""
 
-from calibri.sites.find import find_output_site, find_sites
-from calibri.sites.site import Site, Stream
+from calibri.sites.find import assign_sites, find_output_sites, find_sites
+from calibri.sites.site import Fold, Site, Stream
 
-__all__ = ["Site", "Stream", "find_output_site", "find_sites"]
+__all__ = ["Fold", "Site", "Stream", "assign_sites", "find_output_sites", "find_sites"]

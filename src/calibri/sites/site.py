@@ -5,7 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Stream = Literal["visual", "text", "joint", "output"]
+Stream = Literal["visual", "text", "joint", "audio", "output"]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Weights whose product with s gives the site's output times s.
+
+    Attributes:
+        path: a module, all of whose own parameters are multiplied, or one parameter.
+        rows: first and last-but-one row to multiply, of the weight and the bias; None for all.
+            The gate of a modulation linear is a range of its rows.
+    """
+
+    path: str
+    rows: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -18,7 +32,11 @@ class Site:
         block: path of the block, ``"transformer_blocks.0"``.
         layer: layer label inside the block, ``"attn"``, ``"attn2"``, ``"mlp"`` or ``"attn+mlp"``.
         stream: which token stream the branch adds to; ``"output"`` for the model's final linear.
-        fold: paths of the modules whose weight and bias times s give the output times s.
+        fold: weights to multiply by s; empty when there are none.
+        no_fold: why there are none.
+        gated: whether the model itself multiplies the branch by a gate; a cross-attention often
+            enters the stream without one. Its scale is exact either way.
+        batch_axis: axis of the batch in the output; None for a packed sequence without one.
     """
 
     path: str
@@ -26,7 +44,10 @@ class Site:
     block: str
     layer: str
     stream: Stream
-    fold: tuple[str, ...]
+    fold: tuple[Fold, ...] = ()
+    no_fold: str = ""
+    gated: bool = True
+    batch_axis: int | None = 0
 
     @property
     def name(self) -> str:
