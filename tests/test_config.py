@@ -18,6 +18,19 @@ def test_the_defaults_survive_json():
     assert RunConfig.model_validate_json(RunConfig().model_dump_json()) == RunConfig()
 
 
+def test_the_reference_takes_the_papers_values_unless_told_otherwise():
+    paper = load_config(values={"search.method": "reference"}).search
+    assert (paper.popsize, paper.sigma0, paper.bucket_size) == (None, 0.25, 16)
+    assert paper.validate_every == 10
+    assert (
+        load_config(values={"search.method": "reference", "search.sigma0": 0.1}).search.sigma0
+        == 0.1
+    )
+    assert RunConfig.model_validate_json(RunConfig(search=paper).model_dump_json()) == RunConfig(
+        search=paper
+    )
+
+
 def test_an_empty_file_gives_the_defaults(tmp_path):
     (tmp_path / "run.yaml").write_text("# nothing\n")
     assert load_config(tmp_path / "run.yaml") == RunConfig()

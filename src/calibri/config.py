@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from calibri.coefficients import Branches, Granularity
 from calibri.errors import ConfigError
@@ -34,7 +34,7 @@ class SamplingConfig(_Section):
         batch_size: images per forward of the transformer, over all candidates.
     """
 
-    num_inference_steps: int = Field(6, ge=1, le=1000)
+    num_inference_steps: int = Field(8, ge=1, le=1000)
     guidance_scale: float = Field(1.0, ge=0.0, le=100.0)
     negative_prompt: str = ""
     height: int | None = Field(None, ge=1)
@@ -87,17 +87,20 @@ class PromptConfig(_Section):
     held_out: str | None = None
 
 
+# Spec section 3.
+_PAPER: dict[str, Any] = {"popsize": None, "bucket_size": 16, "sigma0": 0.25, "validate_every": 10}
+
+
 class SearchConfig(_Section):
     """The search (spec section 3).
 
     Attributes:
         method: ``"calibri"`` returns the tail-averaged mean; ``"reference"`` is the paper's loop,
-            which keeps the best sampled candidate.
+            which keeps the best sampled candidate, with the paper's values of what is not given.
         generations: budget.
         popsize: candidates per generation; None for 4 + 3 ln n.
         bucket_size: prompts per generation, the same for all candidates.
         sigma0: first step size, in units of a gate.
-        output_sigma: relative step of the output weights (scale and guidance) in units of sigma0.
         scale_bounds: allowed range of scalars.
         output_bounds: allowed range of output weights.
         tail: fraction of the generations so far whose means are averaged.
@@ -109,18 +112,24 @@ class SearchConfig(_Section):
     """
 
     method: Literal["calibri", "reference"] = "calibri"
-    generations: int = Field(40, ge=1, le=100_000)
-    popsize: int | None = Field(None, ge=4)
+    generations: int = Field(30, ge=1, le=100_000)
+    popsize: int | None = Field(32, ge=4)
     bucket_size: int = Field(16, ge=1)
-    sigma0: float = Field(0.25, gt=0.0, le=2.0)
-    output_sigma: float = Field(1.0, gt=0.0, le=10.0)
+    sigma0: float = Field(0.1, gt=0.0, le=2.0)
     scale_bounds: tuple[float, float] = (-1.0, 2.0)
     output_bounds: tuple[float, float] = (-10.0, 10.0)
     tail: float = Field(0.25, gt=0.0, le=1.0)
     validate_every: int = Field(5, ge=1)
-    num_validation_prompts: int = Field(128, ge=2)
+    num_validation_prompts: int = Field(192, ge=2)
     stop_sigma: float = Field(0.1, gt=0.0, le=1.0)
     plateau: int = Field(20, ge=4)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _paper(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("method") == "reference":
+            return _PAPER | values
+        return values
 
 
 class EvaluationConfig(_Section):

@@ -27,7 +27,7 @@ def make_search(space: SearchSpace, config: RunConfig) -> CMASearch:
     bounds = np.where(space.is_output[:, None], search.output_bounds, search.scale_bounds)
     return CMASearch(
         space.start,
-        basis=_steps(space, search.output_sigma),
+        basis=np.eye(space.size) if search.method == "reference" else _steps(space),
         bounds=bounds,
         sigma0=search.sigma0,
         popsize=search.popsize or default_popsize(space.size),
@@ -35,7 +35,7 @@ def make_search(space: SearchSpace, config: RunConfig) -> CMASearch:
     )
 
 
-def _steps(space: SearchSpace, output_sigma: float) -> NDArray[np.float64]:
+def _steps(space: SearchSpace) -> NDArray[np.float64]:
     """Columns in which a step of the same length changes the images about as much.
 
     A gate is its own column. Under guidance the two output weights nearly cancel, so that a step
@@ -44,11 +44,9 @@ def _steps(space: SearchSpace, output_sigma: float) -> NDArray[np.float64]:
     """
     basis = np.eye(space.size)
     outputs = np.flatnonzero(space.is_output)
-    if len(outputs) == 1:
-        basis[outputs[0], outputs[0]] = output_sigma
-    elif len(outputs) == 2:
+    if len(outputs) == 2:
         w = space.start_weights[0]
-        basis[np.ix_(outputs, outputs)] = output_sigma * np.array([[w, w], [1 - w, -w]])
+        basis[np.ix_(outputs, outputs)] = [[w, w], [1 - w, -w]]
     return basis
 
 
