@@ -68,8 +68,8 @@ class Aesthetic(ModelReward):
         Raises:
             RewardError: the weights cannot be had or do not fit.
         """
-        model = _Aesthetic(load_clip(self.config, self.clip), self.config.projection_dim)
         head = read_tensors(self.checkpoint.file(WEIGHTS_FILE))
+        model = _Aesthetic(load_clip(self.config, self.clip), self.config.projection_dim)
         load_strict(model.layers, head, lambda key: key.removeprefix("layers."))
         return model
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import BlipConfig, BlipForQuestionAnswering, BlipTextConfig, BlipVisionConfig
+from transformers.initialization import no_init_weights
 
 from calibri.errors import RewardError
 from calibri.rewards.blip import from_original, text_base, vision_base
@@ -78,7 +79,8 @@ def build(tensors: Mapping[str, Tensor], architecture: Architecture) -> nn.Modul
             renamed[tied] = renamed[source]
     patches = renamed[_POSITIONS].shape[1] - 1
     image_size = math.isqrt(patches) * architecture.vision(IMAGE_SIZE).patch_size
-    model: nn.Module = BlipForQuestionAnswering(architecture.config(image_size))
+    with no_init_weights():
+        model: nn.Module = BlipForQuestionAnswering(architecture.config(image_size))
     load_strict(model, renamed, lambda key: key)
     return model
 

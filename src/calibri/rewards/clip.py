@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+from transformers.initialization import no_init_weights
 
 from calibri.rewards.checkpoints import Checkpoint, load_strict, read_tensors
 from calibri.rewards.hub import load_tokenizer
@@ -82,8 +83,10 @@ def load_clip(config: CLIPConfig, checkpoint: Checkpoint) -> nn.Module:
     Raises:
         RewardError: the weights cannot be had or do not fit.
     """
-    model: nn.Module = CLIPModel(config)
-    load_strict(model, read_tensors(checkpoint.file(WEIGHTS_FILE)), without_positions)
+    tensors = read_tensors(checkpoint.file(WEIGHTS_FILE))
+    with no_init_weights():
+        model: nn.Module = CLIPModel(config)
+    load_strict(model, tensors, without_positions)
     return model
 
 

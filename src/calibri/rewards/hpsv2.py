@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
+from transformers.initialization import no_init_weights
 
 from calibri.rewards.checkpoints import Checkpoint, load_strict
 from calibri.rewards.clip import ClipReward, vit_h14
@@ -111,8 +112,9 @@ class HpsV21(ClipReward):
         Raises:
             RewardError: the weights cannot be had or do not fit.
         """
-        model: nn.Module = CLIPModel(self.config)
         tensors = from_open_clip(read_converted(self.checkpoint, WEIGHTS_FILE))
+        with no_init_weights():
+            model: nn.Module = CLIPModel(self.config)
         load_strict(model, tensors, lambda key: key)
         return model
 

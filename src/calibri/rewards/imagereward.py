@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
+from transformers.initialization import no_init_weights
 
 from calibri.rewards.aesthetic import score_head
 from calibri.rewards.blip import from_original, text_base, vision_large
@@ -85,8 +86,9 @@ class ImageReward(ModelReward):
         Raises:
             RewardError: the weights cannot be had or do not fit.
         """
-        model = _ImageReward(self.vision, self.text)
         tensors = read_converted(self.checkpoint, WEIGHTS_FILE)
+        with no_init_weights():
+            model = _ImageReward(self.vision, self.text)
         load_strict(model, tensors, lambda key: from_original(key.removeprefix("blip.")))
         return model
 
@@ -105,7 +107,7 @@ class ImageReward(ModelReward):
 
     def score_batch(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Score one batch: uint8 (N, 3, H, W) and N prompts to float (N,)."""
+        model, tokens = self.model, self.tokens(prompts)
         pixels = clip_pixels(images, self.vision.image_size, ROUND).to(self.device, self.dtype)
-        tokens = self.tokens(prompts)
-        raw: Tensor = self.model(pixels, tokens["input_ids"], tokens["attention_mask"])
+        raw: Tensor = model(pixels, tokens["input_ids"], tokens["attention_mask"])
         return (raw.float() - MEAN) / STD
