@@ -37,8 +37,7 @@ WARMUP_STEPS = 200
 EMA_DECAY = 0.998
 WIDTHS, CONDITION = (32, 48, 64), 64
 CHUNK = 256
-# Shares of the pictures: right, near miss, damaged; the rest has the caption of another picture.
-RIGHT, NEAR, DAMAGED = 0.40, 0.40, 0.17
+DAMAGED, SHUFFLED = 0.35, 0.15  # for every right picture; there is also one near miss
 LARGEST_HARMLESS_NOISE = 4.0  # of 255, on every picture: no verdict hangs on the last bits
 TEST_SCENES = 2000
 
@@ -56,11 +55,11 @@ class Job:
     scratch: Path
 
 
-def near_miss(scene: Scene, generator: torch.Generator) -> Scene:
-    """A scene that is wrong in one respect, each respect that applies being equally likely."""
+def near_miss(scene: Scene, generator: torch.Generator) -> Scene | None:
+    """A scene of the training split that is wrong in one respect, all respects equally likely."""
     misses = [miss(scene, generator) for miss in NEAR_MISSES.values()]
-    found = [miss for miss in misses if miss is not None]
-    return found[int(torch.randint(len(found), (1,), generator=generator))]
+    found = [miss for miss in misses if miss is not None and not held_out(caption(miss))]
+    return found[int(torch.randint(len(found), (1,), generator=generator))] if found else None
 
 
 def harmless_noise(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -70,38 +69,59 @@ def harmless_noise(images: Tensor, generator: torch.Generator) -> Tensor:
     return noisy.round().clamp(0, 255).to(torch.uint8)
 
 
-def damage_some(images: Tensor, rows: Tensor, generator: torch.Generator) -> None:
-    """Damage the given rows in place, every kind of damage to an equal share."""
-    for damage, share in zip(DAMAGES.values(), rows.chunk(len(DAMAGES)), strict=False):
-        images[share] = damage(images[share], generator)
+def damage(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Damage pictures, every kind of damage an equal share."""
+    kinds = torch.randint(len(DAMAGES), (len(images),), generator=generator)
+    result = images.clone()
+    for kind, hurt in enumerate(DAMAGES.values()):
+        if len(rows := (kinds == kind).nonzero()[:, 0]):
+            result[rows] = hurt(images[rows], generator)
+    return result
 
 
-def draw_chunk(split: str, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Pictures, slot vectors and labels (1 for right and undamaged) of one split's captions."""
-    scenes = [sample_scene(generator) for _ in range(CHUNK)]
-    scenes = [s for s in scenes if held_out(caption(s)) == (split == "held_out")]
-    count = len(scenes)
-    right, near, damaged = int(RIGHT * count), int(NEAR * count), int(DAMAGED * count)
-    shown = list(scenes)
-    for row in range(right, right + near):
-        shown[row] = near_miss(scenes[row], generator)
-    images = render_batch(shown, generator)
-    damage_some(images, torch.arange(right + near, right + near + damaged), generator)
-    images = harmless_noise(images, generator)
-    texts = [caption(scene) for scene in scenes]
-    texts[right + near + damaged :] = texts[: count - right - near - damaged]
-    labels = (torch.arange(count) < right).float()
-    order = torch.randperm(count, generator=generator)
-    return images[order], encode_captions(texts)[order], labels[order]
+@dataclass(frozen=True)
+class Batch:
+    """Right pictures followed by damaged ones, with the captions of both and near misses."""
+
+    images: Tensor  # (right + damaged, 3, 24, 24)
+    captions: Tensor  # (right + damaged, 34)
+    misses: Tensor  # (right, 34)
+
+    def loss(self, network: JudgeNetwork) -> Tensor:
+        """Cross entropy over right, near-miss, damaged and shuffled pairs.
+
+        A picture is seen once and judged with several captions: pairs that differ in the caption
+        alone teach what the caption means.
+        """
+        right = len(self.misses)
+        features = network.feature_map(self.images)
+        shuffled = int(SHUFFLED * right)
+        logits = network.verdict(
+            torch.cat([features, features[:right], features[:shuffled]]),
+            torch.cat([self.captions, self.misses, self.captions[:right].roll(1, 0)[:shuffled]]),
+        )
+        labels = (torch.arange(len(logits)) < right).float()
+        return functional.binary_cross_entropy_with_logits(logits, labels)
 
 
-def batches(size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Endless training batches."""
+def batches(size: int, generator: torch.Generator) -> Iterator[Batch]:
+    """Endless training batches of ``size`` right pictures."""
     while True:
-        chunk = draw_chunk("train", generator)
-        for start in range(0, len(chunk[0]) - size + 1, size):
-            images, captions, labels = (part[start : start + size] for part in chunk)
-            yield images, captions, labels
+        drawn = [sample_scene(generator) for _ in range(CHUNK)]
+        pairs = [(s, near_miss(s, generator)) for s in drawn if not held_out(caption(s))]
+        scenes = [scene for scene, miss in pairs if miss is not None]
+        misses = encode_captions([caption(miss) for _, miss in pairs if miss is not None])
+        captions = encode_captions([caption(scene) for scene in scenes])
+        images = render_batch(scenes, generator)
+        for start in range(0, len(scenes) - size + 1, size):
+            rows = slice(start, start + size)
+            some = slice(start, start + int(DAMAGED * size))
+            pictures = torch.cat([images[rows], damage(images[some], generator)])
+            yield Batch(
+                harmless_noise(pictures, generator),
+                torch.cat([captions[rows], captions[some]]),
+                misses[rows],
+            )
 
 
 def rates(network: JudgeNetwork, seed: int) -> dict[str, object]:
@@ -124,8 +144,8 @@ def rates(network: JudgeNetwork, seed: int) -> dict[str, object]:
         found = [(i, other) for i, other in missed if other is not None]
         pictures = render_batch([other for _, other in found], generator)
         result[f"rejected {name}"] = round(1 - accepted(pictures, [i for i, _ in found]), 3)
-    for name, damage in DAMAGES.items():
-        result[f"rejected {name}"] = round(1 - accepted(damage(right, generator), everyone), 3)
+    for name, hurt in DAMAGES.items():
+        result[f"rejected {name}"] = round(1 - accepted(hurt(right, generator), everyone), 3)
     result["rejected shuffled"] = round(1 - accepted(right.roll(1, 0), everyone), 3)
     return result
 
@@ -154,8 +174,7 @@ def work(rank: int, job: Job) -> None:
     data = batches(job.batch_size // job.workers, generator)
 
     def backward() -> float:
-        images, captions, labels = next(data)
-        loss = functional.binary_cross_entropy_with_logits(network(images, captions), labels)
+        loss = next(data).loss(network)
         loss.backward()
         return float(loss)
 

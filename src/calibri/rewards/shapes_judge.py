@@ -119,15 +119,19 @@ class JudgeNetwork(nn.Module):
         result: Tensor = self.tower(torch.cat([images.float() / 127.5 - 1, places], 1))
         return result
 
-    def forward(self, images: Tensor, captions: Tensor) -> Tensor:
-        """uint8 (N, 3, 24, 24) and slot vectors (N, 34) to logits (N,)."""
-        x, condition = self.feature_map(images), self.caption(captions)
+    def verdict(self, features: Tensor, captions: Tensor) -> Tensor:
+        """What the tower sees and slot vectors (N, 34) to logits (N,)."""
+        x, condition = features, self.caption(captions)
         for block in self.blocks:
             x = block(x, condition)
         x = functional.silu(x)
         pooled = torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)
         logits: Tensor = self.logit(self.head(pooled))[:, 0]
         return logits
+
+    def forward(self, images: Tensor, captions: Tensor) -> Tensor:
+        """uint8 (N, 3, 24, 24) and slot vectors (N, 34) to logits (N,)."""
+        return self.verdict(self.feature_map(images), captions)
 
 
 def load_judge(folder: Path = JUDGE_PATH) -> JudgeNetwork:
