@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
@@ -146,6 +146,7 @@ def test_target_sizes_are_the_published_ones(size, seen):
     assert target_size(*size) == seen
 
 
+@settings(deadline=None)
 @given(st.integers(16, 3000), st.integers(16, 3000))
 def test_target_sizes_are_near_the_pixel_budget(height, width):
     sides = target_size(height, width)
@@ -181,6 +182,7 @@ def test_special_token_literals_in_prompts_are_plain_text(reward, literal):
     assert f"< {literal[1:]}" in reward.tokenizer.decode(ids)
 
 
+@settings(deadline=None)
 @given(st.text("<|>Reward_pim ", max_size=60))
 def test_escaped_prompts_hold_no_literal(text):
     literals = ["<|Reward|>", "<|image_pad|>", "<|"]

@@ -60,7 +60,12 @@ class HPSv3Network(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HPSv3Network:
         exact = {id(tensor) for tensor in (*self.rm_head.parameters(), *self.buffers())}
-        super()._apply(lambda x: x.to(fn(x).device) if id(x) in exact else fn(x), recurse)
+
+        def guarded(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return tensor.to(moved.device) if id(tensor) in exact else moved
+
+        super()._apply(guarded, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def forward(self, ids: Tensor, lengths: Tensor, pixels: Tensor, grids: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ def _pick(cls: type, config: Mapping[str, Any], absent: Mapping[str, Any] | None
 
 
 def _heads(x: Tensor, count: int) -> Tensor:
-    return x.unflatten(-1, (count, -1)).transpose(1, 2)
+    return x.view(*x.shape[:2], count, -1).transpose(1, 2)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
