@@ -1,8 +1,12 @@
 import pytest
+import torch
 
 from calibri.evaluation import evaluate, verdict
+from calibri.metrics import frechet_distance
 from calibri.pipelines import load_pipeline
 from calibri.results import Comparison, Evaluation, Figure, SettingResult
+from calibri.rewards import make_reward
+from calibri.shapes import parse_caption, render_batch, sample_prompts
 from tests.test_applied import calibration
 
 
@@ -88,3 +92,22 @@ def test_a_change_shows_in_the_paired_difference():
     means = {s.calibrated: s.scores["shapes"].mean for s in result.settings}
     assert only.difference.mean == pytest.approx(means[True] - means[False])
     assert only.difference.mean != 0
+
+
+def test_the_judge_gives_a_frechet_distance_that_damage_raises():
+    judge = make_reward("shapes-judge")
+    texts = sample_prompts(96, 3, "held_out")
+    real = judge.reference_features(texts, 0).double().numpy()
+    others = render_batch([parse_caption(text) for text in texts], torch.Generator().manual_seed(1))
+    noise = torch.randint(0, 60, others.shape, generator=torch.Generator().manual_seed(2))
+    damaged = (others.int() + noise).clamp(0, 255).to(torch.uint8)
+    near = frechet_distance(judge.features(others).double().numpy(), real)
+    far = frechet_distance(judge.features(damaged).double().numpy(), real)
+    assert far > 3 * near
+
+
+def test_an_evaluation_with_the_judge_has_a_frechet_distance():
+    pipe = load_pipeline("shapes", device="cpu")
+    made = calibration(pipe)
+    result = evaluate(made, num_prompts=4, rewards=["shapes-judge"], step_multiples=(1,))
+    assert all(s.frechet is not None and s.frechet > 0 for s in result.settings)

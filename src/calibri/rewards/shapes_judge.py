@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from calibri.errors import PromptError, RewardError
 from calibri.rewards.reward import BatchedReward, RewardInfo
-from calibri.shapes import IMAGE_SIZE, JUDGE_PATH, Thing, parse_caption
+from calibri.shapes import IMAGE_SIZE, JUDGE_PATH, Thing, parse_caption, render_batch
 from calibri.shapes.scenes import COLORS, RELATIONS, SHAPES, SIZES
 
 WEIGHTS_FILE = "judge.safetensors"
@@ -202,6 +202,19 @@ class ShapesJudge(BatchedReward):
                 for x in torch.split(images, self.batch_size)
             ]
         return torch.cat(parts)
+
+    def reference_features(self, prompts: Sequence[str], seed: int) -> Tensor:
+        """Features of one rendered scene per caption: float32 (N, D).
+
+        Args:
+            prompts: N captions.
+            seed: of what captions leave open, such as places and backgrounds.
+
+        Raises:
+            PromptError: a text is not a caption.
+        """
+        scenes = [parse_caption(prompt) for prompt in prompts]
+        return self.features(render_batch(scenes, torch.Generator().manual_seed(seed)))
 
     def _check_size(self, images: Tensor) -> None:
         if images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
