@@ -15,6 +15,10 @@ SPACES = [
     for granularity in GRANULARITIES
     for w, branches in ((1.0, "shared"), (3.0, "shared"), (3.0, "separate"))
     for out in (True, False)
+] + [
+    SearchSpace.build(SITES, "block", guidance_scale=w, branches=branches, members=members)
+    for w, branches in ((1.0, "shared"), (3.0, "separate"))
+    for members in (2, 3)
 ]
 
 
@@ -32,9 +36,15 @@ def test_a_vector_survives_the_way_to_names_and_json_and_back(data, space):
 
 @pytest.mark.parametrize("space", SPACES)
 def test_the_start_scales_every_site_by_one(space):
-    scales = space.coefficients(space.start).site_scales(SITES)
+    start = space.coefficients(space.start)
+    scales = start.site_scales(SITES)
     assert scales.shape == (len(space.start_weights), len(SITES) + 1)
-    assert np.array_equal(scales, np.ones_like(scales))
+    assert (scales[:, :-1] == 1).all()
+    # One member of each branch speaks, the others are silent.
+    assert scales[: start.num_branches, -1].tolist() == [1.0] * start.num_branches
+    assert not scales[start.num_branches :, -1].any()
+    assert not list(start.problems())
+    assert len(set(space.labels)) == space.size == len(space.start)
 
 
 def test_sizes_follow_the_paper():
@@ -118,3 +128,67 @@ def test_site_names():
     site = Site("a.attn", 1, "a", "attn", "text", ())
     assert site.name == "a.attn[1]"
     assert Site("a.ff", None, "a", "mlp", "visual", ()).name == "a.ff"
+
+
+def test_members_of_an_ensemble_see_the_prompt_and_start_silent():
+    space = SearchSpace.build(SITES, "block", members=3)
+    assert space.start_weights == (1.0, 0.0, 0.0)
+    assert space.labels[0] == "member1/transformer_blocks.0"
+    assert space.labels[-1] == "member3/output"
+    found = space.coefficients(space.start)
+    assert found.member_branches == (0, 0, 0)
+    assert (found.is_ensemble, found.num_branches) == (True, 1)
+
+
+def test_an_ensemble_under_guidance_adds_members_to_the_prompt():
+    space = SearchSpace.build(SITES, "block", guidance_scale=3.0, branches="separate", members=2)
+    vector = space.start.copy()
+    vector[-3:] = [4.5, -3.0, 1.5]
+    found = space.coefficients(vector)
+    assert found.member_branches == (0, 1, 0)
+    assert space.labels[-3:] == (
+        "conditional/output",
+        "unconditional/output",
+        "conditional2/output",
+    )
+    # The pipeline multiplies the branches by 3 and -2.
+    assert found.site_scales(SITES)[:, -1].tolist() == [1.5, 1.5, 0.5]
+    with pytest.raises(ConfigError, match="separate"):
+        SearchSpace.build(SITES, "block", guidance_scale=3.0, members=2)
+
+
+def test_coefficients_written_before_ensembles_still_load():
+    old = {
+        "granularity": "block",
+        "scales": [{"a": 1.5}, {"a": 0.5}],
+        "output_weights": [4.0, -3.0],
+        "start_weights": [3.0, -2.0],
+    }
+    found = Coefficients.model_validate(old)
+    assert found.member_branches == (0, 1)
+    assert not found.is_ensemble
+    assert found.per_branch
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"branches": None}, "branches must name"),
+        ({"branches": ("conditional", "unconditional")}, "branches must name"),
+        ({"branches": ("unconditional",) * 3}, "no member has the conditional"),
+        ({"branches": ("conditional", "conditional", "unconditional")}, "start weight is zero"),
+        ({"scales": ({"a": 1.0},) * 2}, "2 sets of scales for 3"),
+        ({"scales": ({"a": 1.0}, {"a": 1.0}, {"b": 1.0})}, "different coefficients"),
+        ({"start_weights": (1.0, 0.0)}, "differ in length"),
+    ],
+)
+def test_members_that_contradict_each_other_are_told(change, said):
+    good = Coefficients(
+        granularity="block",
+        scales=({"a": 1.0},) * 3,
+        output_weights=(1.0, 0.5, -0.5),
+        start_weights=(1.0, 0.0, 0.0),
+        branches=("conditional",) * 3,
+    )
+    assert not list(good.problems())
+    assert any(said in problem for problem in good.model_copy(update=change).problems())

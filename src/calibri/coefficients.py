@@ -6,7 +6,7 @@ flat vector of the search to named values, and from named values to one scale pe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -20,9 +20,11 @@ from calibri.sites import Site
 
 Granularity = Literal["block", "layer", "gate"]
 Branches = Literal["shared", "separate"]
+Branch = Literal["conditional", "unconditional"]
 Vector = NDArray[np.float64]
 
 GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
+BRANCHES: tuple[Branch, ...] = get_args(Branch)
 
 
 def parameter_name(site: Site, granularity: Granularity) -> str:
@@ -40,36 +42,75 @@ def parameter_names(sites: Iterable[Site], granularity: Granularity) -> tuple[st
 class Coefficients(Record):
     """Scalars of a calibration: ``c = (omega, s)`` of the paper (spec section 1).
 
+    They describe ``F(x, t) = sum_i omega_i * f(x, t, y_i; s_i)`` over the members i of an ensemble
+    (spec section 2).
+
     Attributes:
         granularity: how sites share a scalar.
-        scales: one mapping of parameter name to scalar for each member; one mapping serves all
-            branches, two are the conditional and the unconditional branch of guidance.
-        output_weights: omega of each branch: one without guidance, (conditional, unconditional)
-            with it.
-        start_weights: the output weights of the uncalibrated model: (1,), or (w, 1 - w) under
-            guidance scale w (spec section 2).
+        scales: one mapping of parameter name to scalar for each member, or one for all of them.
+        output_weights: omega of each member. Without ``branches``: one without guidance,
+            (conditional, unconditional) with it.
+        start_weights: the output weights of the uncalibrated model: (1, 0, ..), or
+            (w, 1 - w, 0, ..) under guidance scale w.
+        branches: the prompt y_i of each member: ``"conditional"`` the prompt, ``"unconditional"``
+            the negative prompt; None when member i is branch i of guidance.
     """
 
     granularity: Granularity
-    scales: tuple[dict[str, FiniteFloat], ...] = Field(min_length=1, max_length=2)
-    output_weights: tuple[FiniteFloat, ...] = Field(min_length=1, max_length=2)
-    start_weights: tuple[FiniteFloat, ...] = Field(min_length=1, max_length=2)
+    scales: tuple[dict[str, FiniteFloat], ...] = Field(min_length=1)
+    output_weights: tuple[FiniteFloat, ...] = Field(min_length=1)
+    start_weights: tuple[FiniteFloat, ...] = Field(min_length=1)
+    branches: tuple[Branch, ...] | None = Field(None, min_length=1)
+
+    @property
+    def member_branches(self) -> tuple[int, ...]:
+        """Branch of each member: 0 the conditional, 1 the unconditional."""
+        if self.branches is None:
+            return tuple(range(len(self.output_weights)))
+        return tuple(BRANCHES.index(branch) for branch in self.branches)
 
     @property
     def num_branches(self) -> int:
         """Branches of one image: 1, or 2 under classifier-free guidance."""
-        return len(self.output_weights)
+        return max(self.member_branches) + 1
+
+    @property
+    def is_ensemble(self) -> bool:
+        """Whether several members share a branch, so that it takes several forwards."""
+        return len(self.output_weights) > self.num_branches
 
     @property
     def per_branch(self) -> bool:
-        """Whether rows of the two branches need different scales."""
+        """Whether one set of scales cannot serve every row of a forward."""
         multipliers = self._output_multipliers()
-        return len(self.scales) > 1 or len(set(multipliers)) > 1
+        return len(self.scales) > 1 or len(set(multipliers)) > 1 or self.is_ensemble
+
+    def problems(self) -> Iterator[str]:
+        """Say what contradicts itself, in words; nothing when the coefficients can be used."""
+        members = len(self.output_weights)
+        if len({frozenset(member) for member in self.scales}) > 1:
+            yield "the members name different coefficients"
+        if len(self.start_weights) != members:
+            yield "output_weights and start_weights differ in length"
+        elif len(self.scales) not in (1, members):
+            yield f"there are {len(self.scales)} sets of scales for {members} output weights"
+        elif len(self.branches or self.output_weights[:2]) != members:
+            yield f"branches must name the branch of each of the {members} members"
+        elif "conditional" not in (self.branches or BRANCHES):
+            yield "no member has the conditional branch"
+        elif 0.0 in self._branch_weights():
+            yield "the sum of a branch's start weight is zero"
+
+    def _branch_weights(self) -> list[float]:
+        """The weight of each branch in the pipeline's own guidance formula."""
+        pairs = list(zip(self.member_branches, self.start_weights, strict=True))
+        return [sum(w for b, w in pairs if b == branch) for branch in range(self.num_branches)]
 
     def _output_multipliers(self) -> list[float]:
         # The pipeline itself combines the branches with the start weights (guidance formula).
-        pairs = zip(self.output_weights, self.start_weights, strict=True)
-        return [weight / start for weight, start in pairs]
+        branch_weights = self._branch_weights()
+        pairs = zip(self.output_weights, self.member_branches, strict=True)
+        return [weight / branch_weights[branch] for weight, branch in pairs]
 
     def with_strength(self, strength: float) -> Coefficients:
         """Blend with the original model: 0 is the original, 1 is the full calibration.
@@ -94,7 +135,7 @@ class Coefficients(Record):
         )
 
     def site_scales(self, sites: Sequence[Site]) -> Vector:
-        """Expand to one scale per branch and site: float64 (branches, sites + 1), output last.
+        """Expand to one scale per member and site: float64 (members, sites + 1), output last.
 
         Raises:
             CalibrationError: the names do not match the sites.
@@ -104,7 +145,7 @@ class Coefficients(Record):
             [member[parameter_name(site, self.granularity)] for site in sites]
             for member in self.scales
         ]
-        rows = rows if len(rows) == self.num_branches else rows * self.num_branches
+        rows = rows if len(rows) > 1 else rows * len(self.output_weights)
         table = [[*row, out] for row, out in zip(rows, self._output_multipliers(), strict=True)]
         return np.array(table, dtype=np.float64)
 
@@ -135,9 +176,10 @@ class SearchSpace:
     Attributes:
         names: coefficient names at the granularity, without members.
         granularity: how sites share a coefficient.
-        members: sets of scales: 1, or 2 when each branch of guidance has its own.
-        start_weights: output weights of the uncalibrated model, one per branch.
+        members: sets of scales: 1, or one for each member of the ensemble.
+        start_weights: output weights of the uncalibrated model, one per member.
         search_output: whether the output weights are searched or stay at their start.
+        branches: prompt of each member, see ``Coefficients``.
     """
 
     names: tuple[str, ...]
@@ -145,6 +187,7 @@ class SearchSpace:
     members: int = 1
     start_weights: tuple[float, ...] = (1.0,)
     search_output: bool = True
+    branches: tuple[Branch, ...] | None = None
 
     @classmethod
     def build(
@@ -155,6 +198,7 @@ class SearchSpace:
         guidance_scale: float = 1.0,
         branches: Branches = "shared",
         search_output: bool = True,
+        members: int = 1,
     ) -> SearchSpace:
         """Lay out a search over the sites of a transformer.
 
@@ -164,22 +208,34 @@ class SearchSpace:
             guidance_scale: w of classifier-free guidance; at most 1 means none.
             branches: one set of scales for both branches of guidance, or one set for each.
             search_output: search the output weights too.
+            members: members of the ensemble that see the prompt, each with its own scales; under
+                guidance the negative prompt has one more.
 
         Raises:
-            ConfigError: separate branches are asked for without guidance.
+            ConfigError: separate branches are asked for without guidance, or several members
+                under guidance without them.
         """
         guided = guidance_scale > 1.0
+        if members > 1 and guided and branches == "shared":
+            raise ConfigError(
+                f"An ensemble of {members} members under guidance needs scales of its own for the "
+                "negative prompt. Set space.branches to 'separate', or guidance_scale to 1."
+            )
         if branches == "separate" and not guided:
             raise ConfigError(
                 f"Separate coefficients per branch need classifier-free guidance, but "
                 f"guidance_scale is {guidance_scale}. Raise it above 1 or use shared branches."
             )
+        more = members - 1
+        own: tuple[Branch, ...] = BRANCHES if guided else ("conditional",)
+        start = (guidance_scale, 1.0 - guidance_scale) if guided else (1.0,)
         return cls(
             names=parameter_names(sites, granularity),
             granularity=granularity,
-            members=2 if branches == "separate" else 1,
-            start_weights=(guidance_scale, 1.0 - guidance_scale) if guided else (1.0,),
+            members=more + (2 if branches == "separate" else 1),
+            start_weights=(*start, *[0.0] * more),
             search_output=search_output,
+            branches=(*own, *BRANCHES[:1] * more) if more else None,
         )
 
     @property
@@ -190,17 +246,25 @@ class SearchSpace:
     @property
     def labels(self) -> tuple[str, ...]:
         """Name of every entry of the flat vector."""
-        branch = ("conditional/", "unconditional/")
-        scales = [
-            (branch[member] if self.members > 1 else "") + name
-            for member in range(self.members)
-            for name in self.names
-        ]
-        if not self.search_output:
-            return tuple(scales)
-        guided = len(self.start_weights) > 1
-        weights = [f"{branch[b] if guided else ''}output" for b in range(len(self.start_weights))]
+        prefixes = self._prefixes
+        own = prefixes if self.members > 1 else [""]
+        scales = [prefix + name for prefix in own for name in self.names]
+        weights = [f"{prefix}output" for prefix in prefixes] if self.search_output else []
         return (*scales, *weights)
+
+    @property
+    def _prefixes(self) -> list[str]:
+        if len(self.start_weights) == 1:
+            return [""]
+        branches = self.branches or BRANCHES
+        if len(set(branches)) == 1:
+            return [f"member{i + 1}/" for i in range(len(branches))]
+        # The first of a branch bears its name alone, as it does without further members.
+        counts = [branches[:i].count(branch) for i, branch in enumerate(branches)]
+        return [
+            f"{branch}{count + 1 if count else ''}/"
+            for branch, count in zip(branches, counts, strict=True)
+        ]
 
     @property
     def start(self) -> Vector:
@@ -238,6 +302,7 @@ class SearchSpace:
             scales=tuple(scales),
             output_weights=tuple(weights),
             start_weights=self.start_weights,
+            branches=self.branches,
         )
 
     def vector(self, coefficients: Coefficients) -> Vector:

@@ -157,7 +157,7 @@ def test_an_unknown_format_version_is_refused_by_its_number(folder: Path, versio
         (lambda d: d.update(surprise=1), "surprise: Extra inputs"),
         (lambda d: d["sampling"].update(num_inference_steps=0), "num_inference_steps"),
         (lambda d: d["sampling"].update(num_inference_steps="4"), "valid integer"),
-        (lambda d: d["coefficients"]["output_weights"].append(1.0), "at most 2"),
+        (lambda d: d["coefficients"]["output_weights"].append(1.0), "differ in length"),
         (lambda d: d["coefficients"].update(output_weights=[1.0]), "differ in length"),
         (lambda d: d["coefficients"]["scales"][0].pop("transformer_blocks.0.mlp"), "members"),
         (lambda d: d["coefficients"].update(start_weights=[1.0, 0.0]), "start weight is zero"),

@@ -64,17 +64,9 @@ class Calibration(Record):
         return self
 
     def _problems(self) -> Iterator[str]:
-        coefficients = self.coefficients
         if next(iter(self.rewards)) != self.objective:
             yield f"the objective '{self.objective}' is not the first of the rewards"
-        if len({frozenset(member) for member in coefficients.scales}) > 1:
-            yield "the members name different coefficients"
-        if coefficients.num_branches != len(coefficients.start_weights):
-            yield "output_weights and start_weights differ in length"
-        if len(coefficients.scales) > coefficients.num_branches:
-            yield "there are more sets of scales than output weights"
-        if 0.0 in coefficients.start_weights:
-            yield "a start weight is zero"
+        yield from self.coefficients.problems()
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write ``calibri.json``, ``calibri.safetensors`` and the model card ``README.md``.
