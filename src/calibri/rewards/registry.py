@@ -32,9 +32,14 @@ _REWARDS: dict[str, tuple[str, str]] = {
     "imagereward": ("calibri.rewards.imagereward", "ImageReward"),
     "jpeg-compressibility": ("calibri.rewards.jpeg", "JpegCompressibility"),
     "jpeg-incompressibility": ("calibri.rewards.jpeg", "JpegIncompressibility"),
+    "judge": ("calibri.rewards.endpoint", "JudgeReward"),
     "pickscore": ("calibri.rewards.pickscore", "PickScore"),
+    "qalign": ("calibri.rewards.qalign", "QAlignReward"),
+    "qalign-aesthetics": ("calibri.rewards.qalign", "QAlignAesthetics"),
+    "remote": ("calibri.rewards.remote", "RemoteReward"),
     "shapes": ("calibri.rewards.shapes", "ShapesReward"),
     "shapes-judge": ("calibri.rewards.shapes_judge", "ShapesJudge"),
+    "unifiedreward": ("calibri.rewards.endpoint", "UnifiedReward"),
     "vqascore": ("calibri.rewards.vqascore", "VqaScore"),
 }
 
