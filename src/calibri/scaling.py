@@ -72,8 +72,8 @@ class Scaler:
 
     Args:
         transformer: a diffusers transformer whose blocks are known.
-        resolver: tells the layout of a forward from its keyword arguments; needed only when
-            branches of guidance have different scales.
+        resolver: tells the layout of a forward from its arguments; needed only when branches
+            of guidance have different scales.
 
     Raises:
         UnsupportedModelError: no sites are known, or the model is already compiled (torch ignores
@@ -136,7 +136,8 @@ class Scaler:
                 "The scales differ between the branches of guidance, but nothing tells which rows "
                 "are conditional. Load the calibration onto the pipeline, not the transformer."
             )
-        layout = self._resolver(kwargs)
+        named = {str(place): value for place, value in enumerate(args)} | kwargs
+        layout = self._resolver(named)
         self._check_rows(rows, len(layout))
         images = rows // len(layout)
         self._fill(torch.cat([self._scales[:, branch].expand(images, -1) for branch in layout]))
