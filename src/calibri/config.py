@@ -13,6 +13,7 @@ from calibri.coefficients import Branches, Granularity
 from calibri.errors import ConfigError
 
 SHIPPED = "shapes"
+COMPOSITIONAL = "compositional"
 
 OnFailure = Literal["retry", "drop", "fail"]
 
@@ -78,9 +79,11 @@ class PromptConfig(_Section):
     """Where prompts come from.
 
     Attributes:
-        train: a file of prompts for the buckets, or ``"shapes"`` for the shipped world.
-        held_out: a file of prompts for selection and for the final figures; None holds out a fifth
-            of ``train`` by content.
+        train: prompts for the buckets: a file, ``"shapes"`` for the shipped world,
+            ``"compositional"`` for generated ones (``calibri.compositional``), or the name of a
+            set such as ``"t2i-compbench:train"`` (``calibri.prompt_sets``).
+        held_out: prompts for selection and for the final figures, given in the same ways; None
+            holds out a fifth of ``train`` by content, or takes the held-out ones of a generator.
     """
 
     train: str = SHIPPED

@@ -10,18 +10,21 @@ from typing import Any, Literal
 import torch
 
 from calibri.coefficients import Coefficients, SearchSpace
-from calibri.config import SHIPPED, PromptConfig, RunConfig
+from calibri.compositional import compositional_prompts
+from calibri.config import COMPOSITIONAL, SHIPPED, PromptConfig, RunConfig
 from calibri.errors import ConfigError, PromptError
 from calibri.evaluator import Evaluator, Ledger, Measure
 from calibri.guidance import BranchResolver
 from calibri.pipelines import load_pipeline, resolve_device, transformer_of
-from calibri.prompts import Prompt, check_disjoint, load_prompts, make_prompts
+from calibri.prompt_sets import is_prompt_set, load_prompt_set
+from calibri.prompts import Prompt, check_disjoint, load_prompts, make_prompts, wording
 from calibri.rewards import ModelReward, Reward, make_reward
 from calibri.sampling import Noise, Sampler
 from calibri.scaling import Scaler
 from calibri.seeds import derive_seed
 
-_SHIPPED_TRAIN_PROMPTS = 4096
+_GENERATED_TRAIN_PROMPTS = 4096
+_GENERATED = (SHIPPED, COMPOSITIONAL)
 
 
 @dataclass(frozen=True)
@@ -155,17 +158,44 @@ def prompt_sets(config: RunConfig) -> PromptSets:
 def _train_and_held_out(
     config: PromptConfig, seed: int, num_held_out: int
 ) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
-    if config.train == SHIPPED:
-        train = shipped_prompts("train", _SHIPPED_TRAIN_PROMPTS, seed)
-    else:
-        train = load_prompts(Path(config.train))
-    if config.held_out == SHIPPED or (config.held_out is None and config.train == SHIPPED):
-        return train, shipped_prompts("held_out", num_held_out, seed)
-    if config.held_out is not None:
-        return train, load_prompts(Path(config.held_out))
+    train = prompts_from(config.train, "train", _GENERATED_TRAIN_PROMPTS, seed)
+    held_out = config.held_out
+    if held_out is None and config.train in _GENERATED:
+        held_out = config.train
+    if held_out is not None:
+        judges = prompts_from(held_out, "held_out", num_held_out, seed)
+        if is_prompt_set(held_out):
+            # Official sets overlap (T2I-CompBench's train and val share 6 prompts): the set that
+            # figures are reported on stays whole.
+            seen = {wording(prompt.text) for prompt in judges}
+            train = tuple(prompt for prompt in train if wording(prompt.text) not in seen)
+        return train, judges
     shuffled = _shuffled(train, seed)
     fifth = len(shuffled) // 5
     return shuffled[fifth:], shuffled[:fifth]
+
+
+def prompts_from(
+    source: str, split: Literal["train", "held_out"], count: int, seed: int
+) -> tuple[Prompt, ...]:
+    """Find prompts by what ``PromptConfig`` may hold.
+
+    Args:
+        source: ``"shapes"``, ``"compositional"``, the name of a set, or a file.
+        split: of a generator.
+        count: prompts to generate; sets and files give all they have.
+        seed: of a generator.
+
+    Raises:
+        PromptError: the set or file cannot be had.
+    """
+    if source == SHIPPED:
+        return shipped_prompts(split, count, seed)
+    if source == COMPOSITIONAL:
+        return make_prompts(p.text for p in compositional_prompts(count, seed, split))
+    if is_prompt_set(source):
+        return make_prompts(record.text for record in load_prompt_set(source))
+    return load_prompts(Path(source))
 
 
 def shipped_prompts(

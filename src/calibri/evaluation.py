@@ -11,12 +11,12 @@ import torch
 
 from calibri.artifact import Calibration
 from calibri.coefficients import Coefficients
-from calibri.config import validate_config
-from calibri.engine import Engine, PromptSets, shipped_prompts
+from calibri.config import SHIPPED, validate_config
+from calibri.engine import Engine, PromptSets, prompts_from
 from calibri.evaluator import Evaluator, Ledger, Measure, MemoryRecords, Scores, complete
 from calibri.metrics import diversity, frechet_distance
 from calibri.progress import Progress
-from calibri.prompts import Prompt, load_prompts
+from calibri.prompts import Prompt
 from calibri.results import Comparison, Evaluation, SettingResult
 from calibri.rewards import FeatureReward
 from calibri.sampling import Noise
@@ -45,8 +45,8 @@ def evaluate(
     Args:
         calibration: a folder, a repository id, or a ``Calibration``.
         pipeline: a name (see ``load_pipeline``); None for the calibration's base model.
-        prompts: a file of prompts that the search did not use; None for the held-out captions of
-            the shipped world.
+        prompts: prompts that the search did not use: a file, a set's name, ``"compositional"``, or
+            None for the held-out captions of the shipped world.
         rewards: reward names, the first is the objective; None for those of the calibration.
         num_prompts: prompts to use.
         images_per_prompt: noise seeds per prompt.
@@ -89,10 +89,8 @@ def evaluate(
     return comparer.run(progress or Progress())
 
 
-def _test_prompts(path: Path | str | None, count: int, seed: int) -> tuple[Prompt, ...]:
-    if path is None:
-        return shipped_prompts("held_out", count, seed)
-    return load_prompts(Path(path))[:count]
+def _test_prompts(source: Path | str | None, count: int, seed: int) -> tuple[Prompt, ...]:
+    return prompts_from(str(source or SHIPPED), "held_out", count, seed)[:count]
 
 
 @dataclass(frozen=True)

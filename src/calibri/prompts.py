@@ -261,8 +261,8 @@ def check_disjoint(
     Raises:
         PromptError: some prompts are in both; gives their number and names the first three.
     """
-    seen = {_wording(prompt) for prompt in train}
-    shared = [prompt.text for prompt in held_out if _wording(prompt) in seen]
+    seen = {wording(prompt.text) for prompt in train}
+    shared = [prompt.text for prompt in held_out if wording(prompt.text) in seen]
     if shared:
         shown = ", ".join(repr(text[:80]) for text in shared[:3])
         more = f" and {len(shared) - 3} more" if len(shared) > 3 else ""
@@ -272,5 +272,6 @@ def check_disjoint(
         )
 
 
-def _wording(prompt: Prompt) -> str:
-    return " ".join(prompt.text.split()).casefold()
+def wording(text: str) -> str:
+    """Reduce a text to what makes it another prompt: neither case nor whitespace does."""
+    return " ".join(text.split()).casefold()
