@@ -112,7 +112,8 @@ class JudgeReward(BatchedReward):
             attempts=attempts,
             first_wait=first_wait,
         )
-        self._model, self._template, self._scale = model, template, (scale[0], scale[1])
+        self._model, self._template = model, template
+        self._scale = (float(scale[0]), float(scale[1]))
         self._parallel, self._max_tokens = parallel, max_tokens
         self.unread = 0
         self.last_unread = ""
@@ -121,6 +122,7 @@ class JudgeReward(BatchedReward):
             variant=self._variant(),
             range=self._scale,
             unit=f"judge's score, {scale[0]:g} to {scale[1]:g}",
+            license="see the card of the model",
         )
 
     def _variant(self) -> str:

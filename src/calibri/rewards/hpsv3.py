@@ -111,6 +111,7 @@ class HPSv3Reward(ModelReward):
             name="hpsv3",
             variant=f"{checkpoint}/positions-1d/pil-bicubic",
             unit="HPSv3 mean (raw)",
+            license="see its card",
         )
 
     def load(self) -> nn.Module:

@@ -76,6 +76,7 @@ class QAlignReward(ModelReward):
             variant=f"{checkpoint}/{self.task}/pad-square/pil-bicubic",
             range=(1.0, 5.0),
             unit="opinion score, 1 bad to 5 excellent",
+            license="see its card",
         )
 
     def load(self) -> nn.Module:
