@@ -14,6 +14,7 @@ from calibri.version import __version__
 if TYPE_CHECKING:
     from calibri.applied import AppliedCalibration, load
     from calibri.artifact import Calibration
+    from calibri.authors import export_authors_vector, import_authors_vector
     from calibri.config import RunConfig, load_config
     from calibri.errors import CalibriError
     from calibri.evaluation import evaluate
@@ -35,8 +36,10 @@ _WHERE = {
     "RunSummary": "results",
     "calibrate": "runner",
     "evaluate": "evaluation",
+    "export_authors_vector": "authors",
     "fuse": "fusing",
     "generate": "generation",
+    "import_authors_vector": "authors",
     "inspect": "inspection",
     "load": "applied",
     "load_config": "config",
@@ -55,8 +58,10 @@ __all__ = [
     "__version__",
     "calibrate",
     "evaluate",
+    "export_authors_vector",
     "fuse",
     "generate",
+    "import_authors_vector",
     "inspect",
     "load",
     "load_config",

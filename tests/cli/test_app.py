@@ -12,7 +12,7 @@ from calibri.errors import CalibriError, Interrupted, RewardError, RunError
 
 
 def command_name(function):
-    return function.__name__.replace("_", "-")
+    return function.__name__.rstrip("_").replace("_", "-")
 
 
 FUNCTIONS = [function for group in _PANELS.values() for function in group]

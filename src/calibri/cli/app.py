@@ -13,6 +13,7 @@ from calibri.cli.calibrate import calibrate
 from calibri.cli.evaluate import evaluate
 from calibri.cli.fuse import fuse
 from calibri.cli.generate import generate
+from calibri.cli.import_ import import_
 from calibri.cli.inspect import inspect
 from calibri.cli.publish import publish
 from calibri.cli.report import report
@@ -30,7 +31,7 @@ app = typer.Typer(
 
 _PANELS = {
     "Calibrate": (calibrate, resume, report),
-    "Use a calibration": (generate, evaluate, fuse, publish),
+    "Use a calibration": (generate, evaluate, fuse, publish, import_),
     "Look at a model": (inspect,),
     "Serve": (serve_reward,),
 }
@@ -51,7 +52,8 @@ def _paragraph(text: str) -> str:
 
 for _panel, _commands in _PANELS.items():
     for _command in _commands:
-        _register = app.command(rich_help_panel=_panel, help=_help(_command))
+        _name = _command.__name__.rstrip("_").replace("_", "-")
+        _register = app.command(_name, rich_help_panel=_panel, help=_help(_command))
         _register(guard.guarded(_command))
 
 

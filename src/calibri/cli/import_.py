@@ -1,0 +1,78 @@
+"""``calibri import``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from calibri.cli.display import command, err, loading, out, say, verbatim
+from calibri.cli.options import GranularityName
+from calibri.cli.quiet import quiet_libraries
+
+
+def import_(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The authors' JSON file, cmaes_step_XXXX.json.")
+    ],
+    pipeline: Annotated[
+        str,
+        typer.Option(
+            "--pipeline",
+            metavar="PIPELINE",
+            help="The pipeline it was made for; only its configuration is read.",
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="DIR", help="Folder to write; default: FILE's name."),
+    ] = None,
+    granularity: Annotated[
+        GranularityName, typer.Option("--granularity", help="One scalar per block, layer or gate.")
+    ] = "gate",
+    members: Annotated[
+        int, typer.Option("--members", help="Members of the ensemble; 2 under guidance.")
+    ] = 1,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option("--guidance-scale", help="Guidance of their search; default: the paper's."),
+    ] = None,
+    as_they_ran: Annotated[
+        bool,
+        typer.Option("--as-they-ran", help="Round to bfloat16, as their code did."),
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Branch, tag or commit of the repository.")
+    ] = None,
+) -> None:
+    """Turn a coefficient file of the paper's authors into a calibration.
+
+    calibri import cmaes_step_0200.json --pipeline black-forest-labs/FLUX.1-dev
+    calibri import cmaes_step_2280.json --pipeline my-sd35-medium --members 2 --as-they-ran
+    """
+    with loading("Reading the vector"):
+        from calibri.authors import AuthorsFile, import_authors_vector, load_skeleton
+        from calibri.errors import RunError
+
+        quiet_libraries()
+        target = output or Path(file.stem)
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise RunError(
+                f"'{target}' exists and is not an empty folder. Choose another --output."
+            )
+        vector = AuthorsFile.read(file)
+        calibration = import_authors_vector(
+            vector,
+            load_skeleton(pipeline, revision=revision),
+            granularity=granularity,
+            members=members,
+            as_they_ran=as_they_ran,
+            guidance_scale=guidance_scale,
+            base_model=pipeline,
+            base_revision=revision,
+        )
+        calibration.save_pretrained(target)
+    verbatim(out(), str(target))
+    use = command("calibri", "generate", pipeline, "--calibration", target, "A PROMPT")
+    say(err(), f"{len(vector.solution)} values. Use it: {use}")
