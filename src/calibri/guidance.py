@@ -149,10 +149,10 @@ class BranchResolver:
 
     def _watch_context(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @contextmanager
-        def cache_context(name: str) -> Iterator[None]:
+        def cache_context(name: str, *args: Any, **kwargs: Any) -> Iterator[None]:
             before, self._context = self._context, _CONTEXTS.get(name)
             try:
-                with original(name):
+                with original(name, *args, **kwargs):
                     yield
             finally:
                 self._context = before
