@@ -149,6 +149,8 @@ def test_published_imagereward_has_the_size_of_blip_large() -> None:
     assert sum(p.numel() for p in vision.parameters()) == 303_301_632
     assert sum(p.numel() for p in text.parameters()) == bert_base + cross
     assert text.config.num_attention_heads == 12
+    assert vision_large().layer_norm_eps == vision_base().layer_norm_eps == 1e-6
+    assert text.config.layer_norm_eps == 1e-12
 
 
 # BLIP-VQA
