@@ -147,3 +147,40 @@ def test_inspect_counts_and_lists(pipe):
     assert found.sites[0].parameter == "transformer_blocks.0.attn"
     assert found.output == "proj_out"
     assert inspect(pipe.transformer).counts == found.counts
+
+
+def ensemble(pipe):
+    space = SearchSpace.build(find_sites(pipe.transformer), "gate", members=2)
+    vector = space.start.copy()
+    vector[:10] = 1.2
+    vector[-2:] = [1.4, -0.4]
+    vector[30] = 0.0
+    return calibration(pipe).model_copy(update={"coefficients": space.coefficients(vector)})
+
+
+def test_an_ensemble_is_saved_loaded_and_unloaded_but_not_fused(pipe, tmp_path):
+    before = sample(pipe)
+    made = ensemble(pipe)
+    applied = load(pipe, made.save_pretrained(tmp_path / "ensemble"))
+    assert applied.calibration == made
+    after = sample(pipe, count=2)
+    assert not torch.allclose(after[:1], before, atol=1e-4)
+    with pytest.raises(FuseError, match="sum of 2 members"):
+        applied.fuse()
+    applied.set_strength(0.0)
+    assert torch.equal(sample(pipe), before)
+    applied.set_strength(1.0)
+    torch.testing.assert_close(sample(pipe, count=2), after)
+    applied.unload()
+    assert torch.equal(sample(pipe), before)
+    assert "forward" not in vars(pipe.transformer)
+
+
+def test_a_calibration_is_attached_to_a_bare_transformer(pipe):
+    before = sample(pipe)
+    applied = load(pipe.transformer, ensemble(pipe))
+    after = sample(pipe)
+    applied.unload()
+    load(pipe, ensemble(pipe))
+    assert torch.equal(sample(pipe), after)
+    assert not torch.allclose(after, before, atol=1e-4)

@@ -55,11 +55,17 @@ class AppliedCalibration:
                 exact.
 
         Raises:
-            FuseError: the scales differ between the branches of guidance, or a weight cannot take
-                a scale.
+            FuseError: the calibration is an ensemble, the scales differ between the branches of
+                guidance, or a weight cannot take a scale.
         """
         if self._fused is not None:
             return
+        if self._coefficients.is_ensemble:
+            raise FuseError(
+                f"This calibration is the weighted sum of {len(self._coefficients.output_weights)} "
+                "members, each with its own scales, and one set of weights cannot be all of them. "
+                "Keep it loaded without fusing."
+            )
         if self._coefficients.per_branch:
             raise FuseError(
                 "This calibration scales the conditional and the unconditional branch differently, "
@@ -95,7 +101,8 @@ class AppliedCalibration:
         delattr(transformer_of(self.pipe), _APPLIED)
 
     def _attach(self) -> None:
-        if self._coefficients.num_branches > 1 and self.calibration.coefficients.per_branch:
+        coefficients = self.calibration.coefficients
+        if coefficients.num_branches > 1 and coefficients.per_branch:
             self._resolver = BranchResolver(self.pipe)
         self._scaler = Scaler(transformer_of(self.pipe), self._resolver)
         self._set()
@@ -103,8 +110,10 @@ class AppliedCalibration:
     def _set(self) -> None:
         assert self._scaler is not None
         scales = torch.from_numpy(self._coefficients.site_scales(self._scaler.sites))
-        # Without differences between branches one row serves any batch.
-        self._scaler.set(scales[None] if self._resolver else scales[None, :1])
+        if self._resolver or self._coefficients.is_ensemble:
+            self._scaler.set(scales[None], self._coefficients.member_branches)
+        else:  # without differences between branches one row serves any batch
+            self._scaler.set(scales[None, :1])
 
     def _detach(self) -> None:
         if self._scaler is not None:
@@ -126,7 +135,7 @@ def load(
     """Load a calibration onto a diffusers pipeline.
 
     Args:
-        pipe: a loaded pipeline; its images change from now on.
+        pipe: a loaded pipeline, or a bare transformer; its images change from now on.
         calibration: a folder, a Hugging Face repository id, or a ``Calibration``.
         strength: 0 is the original model, 1 the full calibration.
         revision: branch, tag or commit of the repository.

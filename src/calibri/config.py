@@ -50,11 +50,13 @@ class SpaceConfig(_Section):
         granularity: one scalar per block, layer or gate.
         branches: under guidance, one set of scalars for both branches or one for each (N = 2).
         output_weights: search the output weights omega too.
+        members: members of the ensemble that see the prompt; each costs a transformer evaluation.
     """
 
     granularity: Granularity = "gate"
     branches: Branches = "shared"
     output_weights: bool = True
+    members: int = Field(1, ge=1, le=16)
 
 
 class RewardConfig(_Section):

@@ -72,6 +72,7 @@ class Engine:
             guidance_scale=config.sampling.guidance_scale if self.sampler.guided else 1.0,
             branches=config.space.branches,
             search_output=config.space.output_weights,
+            members=config.space.members,
         )
 
     def evaluator(self, ledger: Ledger, on_unit: Callable[[int, bool], None]) -> Evaluator:
@@ -96,7 +97,7 @@ class Engine:
         images = []
         for first in range(0, len(noises), size):
             batch = noises[first : first + size]
-            self.scaler.set(scales.expand(len(batch), -1, -1))
+            self.scaler.set(scales.expand(len(batch), -1, -1), coefficients.member_branches)
             images.append(self.sampler.sample(batch, num_inference_steps))
         return torch.cat(images)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,7 +74,7 @@ def evaluate(
             "sampling": sampling.model_dump(exclude={"dtype"}) | {"batch_size": batch_size},
             "space": {
                 "granularity": calibration.coefficients.granularity,
-                "branches": "separate" if len(calibration.coefficients.scales) > 1 else "shared",
+                **_members(calibration.coefficients),
             },
             "rewards": {"objective": names[0], "held_out": names[1:]},
             "evaluation": {
@@ -87,6 +88,14 @@ def evaluate(
     evaluator = engine.evaluator(Ledger(MemoryRecords()), (progress or Progress()).unit)
     comparer = Comparer(engine, evaluator, calibration.coefficients, engine.prompts.test)
     return comparer.run(progress or Progress())
+
+
+def _members(coefficients: Coefficients) -> dict[str, Any]:
+    separate = coefficients.num_branches > 1 and len(coefficients.scales) > 1
+    return {
+        "branches": "separate" if separate else "shared",
+        "members": coefficients.member_branches.count(0),
+    }
 
 
 def _test_prompts(source: Path | str | None, count: int, seed: int) -> tuple[Prompt, ...]:
@@ -185,7 +194,9 @@ class Comparer:
             calibrated=setting.calibrated,
             num_inference_steps=steps,
             guidance_scale=self._engine.config.sampling.guidance_scale,
-            nfe=self._engine.sampler.nfe(steps),
+            nfe=steps * len(self._coefficients.output_weights)
+            if setting.calibrated
+            else self._engine.sampler.nfe(steps),
             scores={
                 name: bootstrap_mean(complete(self._by_prompt(scores[name]))[0], self._seed(name))
                 for name in self._engine.rewards

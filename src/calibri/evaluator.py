@@ -129,6 +129,7 @@ class Evaluator:
         self._ledger = ledger
         self._on_unit = on_unit
         self._on_failure = on_failure
+        self._branches: tuple[int, ...] = (0,)
         self.images = 0
         self.seconds = 0.0
         self.dropped = 0
@@ -147,7 +148,7 @@ class Evaluator:
         Args:
             phase: part of the run, for the journal.
             step: generation or number within the phase.
-            candidates: coefficients; all see the same prompts and noise.
+            candidates: coefficients of one search space; all see the same prompts and noise.
             noises: (prompt, seed) pairs; the images of one prompt stay in one unit when they are
                 neighbours here and divide the batch size.
             measures: name to measure.
@@ -161,6 +162,7 @@ class Evaluator:
             RewardError: a measure returned a number that is not finite, and the policy is not to
                 drop it or nothing would be left.
         """
+        (self._branches,) = {candidate.member_branches for candidate in candidates}
         rows = [(c, noise) for c in range(len(candidates)) for noise in noises]
         scales = [self._site_scales(candidate) for candidate in candidates]
         size = self._sampler.config.batch_size
@@ -231,7 +233,7 @@ class Evaluator:
         measures: Mapping[str, Measure],
         steps: int,
     ) -> dict[str, Tensor]:
-        self._scaler.set(torch.stack([scales[candidate] for candidate, _ in rows]))
+        self._scaler.set(torch.stack([scales[candidate] for candidate, _ in rows]), self._branches)
         images = self._sampler.sample([noise for _, noise in rows], steps)
         return {name: _apply(measure, images, rows) for name, measure in measures.items()}
 

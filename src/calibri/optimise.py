@@ -40,13 +40,17 @@ def _steps(space: SearchSpace) -> NDArray[np.float64]:
 
     A gate is its own column. Under guidance the two output weights nearly cancel, so that a step
     of one alone changes the scale of the prediction by a multiple of itself. Their columns are
-    what they mean: the scale of the prediction, (w, 1 - w), and the guidance, (w, -w).
+    what they mean: the scale of the prediction, (w, 1 - w), and the guidance, (w, -w); in an
+    ensemble one column of the latter kind for each further member.
     """
     basis = np.eye(space.size)
     outputs = np.flatnonzero(space.is_output)
-    if len(outputs) == 2:
+    if len(outputs) > 1:
         w = space.start_weights[0]
-        basis[np.ix_(outputs, outputs)] = [[w, w], [1 - w, -w]]
+        directions = -w * np.eye(len(outputs))
+        directions[0] = w
+        directions[:, 0] = space.start_weights
+        basis[np.ix_(outputs, outputs)] = directions
     return basis
 
 

@@ -54,11 +54,13 @@ def load_pipeline(
 
 
 def transformer_of(pipe: Any) -> nn.Module:
-    """Return the transformer of a pipeline.
+    """Return the transformer of a pipeline; a bare transformer is its own.
 
     Raises:
         UnsupportedModelError: the pipeline has none (a UNet, say).
     """
+    if isinstance(pipe, nn.Module):
+        return pipe
     transformer = getattr(pipe, "transformer", None)
     if not isinstance(transformer, nn.Module):
         parts = sorted(getattr(pipe, "components", {}))

@@ -7,6 +7,7 @@ they are final.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from diffusers.models.normalization import RMSNorm as DiffusersRMSNorm
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from calibri.ensemble import Passes, can_repeat, combine, repeated, split
 from calibri.errors import FuseError, GuidanceError, UnsupportedModelError
 from calibri.sites import Fold, Site, find_output_sites, find_sites
 from calibri.sites.probe import Call, batch_size
@@ -89,6 +91,10 @@ class Scaler:
         self._hooks = [_SiteHook(site) for site in (*self.sites, *self.outputs)]
         self._packed = any(site.batch_axis is None for site in self.sites)
         self._scales = torch.ones(1, 1, len(self.sites) + 1)
+        # Branch of each member while the scales are those of an ensemble.
+        self._members: tuple[int, ...] | None = None
+        self._forward: Callable[..., Any] | None = None
+        self._one_by_one = False
         self._table = torch.ones(len(self._hooks), 1)
         self._bind()
         self._handles = self._install()
@@ -100,13 +106,17 @@ class Scaler:
         before = self.transformer.register_forward_pre_hook(self._before, with_kwargs=True)
         return [before, *handles]
 
-    def set(self, scales: Tensor) -> None:
+    def set(self, scales: Tensor, branches: Sequence[int] | None = None) -> None:
         """Set the scales of the following forwards.
 
         Args:
-            scales: (images, branches, sites + 1), output last, which all outputs of the model
-                share; ``images`` is 1 to serve any batch, ``branches`` is 1 to serve every branch.
+            scales: (images, members, sites + 1), output last, which all outputs of the model
+                share; ``images`` is 1 to serve any batch, ``members`` is 1 to serve every branch.
                 Kept in fp32, updated in place.
+            branches: branch of each member, 0 conditional, 1 unconditional; None when member i is
+                branch i. Where several members share a branch, each forward becomes their
+                weighted sum: in one batch, or one after the other when memory does not suffice or
+                an argument of the forward is not known to have a batch axis.
 
         Raises:
             ValueError: the shape does not fit the sites.
@@ -117,8 +127,12 @@ class Scaler:
                 f"got {tuple(scales.shape)}."
             )
         self._scales = scales.to(_device(self.transformer), torch.float32)
+        branches = tuple(branches or range(scales.shape[1]))
+        self._members = branches if len(branches) > len(set(branches)) else None
+        if self._members is not None:
+            self._wrap()
         # With one branch there is nothing to tell apart at each forward.
-        if scales.shape[1] == 1:
+        elif scales.shape[1] == 1:
             self._fill(self._scales[:, 0])
 
     def remove(self) -> None:
@@ -126,21 +140,76 @@ class Scaler:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self._members = None
+        # What was wrapped around ours since then keeps calling it; without members it passes on.
+        if self._forward is not None and vars(self.transformer).get("forward") is self._forward:
+            self._unwrap()
+        self._forward = None
+
+    def _wrap(self) -> None:
+        """Put the sum over members around the transformer's forward.
+
+        Hooks cannot run a forward twice, nor survive one that has too little memory.
+        """
+        if self._forward is not None:
+            return
+        original = self.transformer.forward
+
+        @functools.wraps(original)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if self._members is None:
+                return original(*args, **kwargs)
+            rows = 1 if self._packed else batch_size(Call(args, kwargs))
+            layout = self._layout(args, kwargs) if max(self._members) else (0,)
+            self._check_rows(rows, len(layout))
+            passes = Passes.plan(self._scales, self._members, layout, rows)
+            return combine(self._outputs(original, passes, args, kwargs), passes.weights)
+
+        before = vars(self.transformer).get("forward")
+        self._unwrap = functools.partial(_restore, self.transformer, before)
+        self._forward = forward
+        self.transformer.forward = forward
+
+    def _outputs(
+        self, forward: Callable[..., Any], passes: Passes, args: Any, kwargs: Any
+    ) -> list[Any]:
+        """Run every pass and list what they return."""
+        count, rows = passes.weights.shape
+        known = not self._packed and can_repeat(args, kwargs)
+        if count > 1 and known and not self._one_by_one:
+            try:
+                self._fill_sites(passes.scales.flatten(0, 1))
+                return split(forward(**repeated(kwargs, count, rows)), count)
+            except torch.OutOfMemoryError:
+                self._one_by_one = True
+        outputs = []
+        for scales in passes.scales:
+            self._fill_sites(scales)
+            outputs.append(forward(*args, **kwargs))
+        return outputs
+
+    def _fill_sites(self, rows: Tensor) -> None:
+        # The weight of a member multiplies what it returns, in fp32, and not its last linear.
+        self._fill(torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1))
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._members is not None:
+            return None
         rows = 1 if self._packed else batch_size(Call(args, kwargs))
         if self._scales.shape[1] == 1:
             return self._check_rows(rows, 1)
+        layout = self._layout(args, kwargs)
+        self._check_rows(rows, len(layout))
+        images = rows // len(layout)
+        self._fill(torch.cat([self._scales[:, branch].expand(images, -1) for branch in layout]))
+
+    def _layout(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Layout:
         if self._resolver is None:
             raise GuidanceError(
                 "The scales differ between the branches of guidance, but nothing tells which rows "
                 "are conditional. Load the calibration onto the pipeline, not the transformer."
             )
-        named = {str(place): value for place, value in enumerate(args)} | kwargs
-        layout = self._resolver(named)
-        self._check_rows(rows, len(layout))
-        images = rows // len(layout)
-        self._fill(torch.cat([self._scales[:, branch].expand(images, -1) for branch in layout]))
+        return self._resolver({str(place): value for place, value in enumerate(args)} | kwargs)
 
     def _check_rows(self, rows: int, branches: int) -> None:
         images = self._scales.shape[0]
@@ -215,6 +284,14 @@ class Fused:
         for parameter, original in reversed(self._originals):
             parameter.copy_(original)
         self._originals = []
+
+
+def _restore(transformer: nn.Module, forward: Any) -> None:
+    """Give a module the forward it had: its class's own, or one that another library had set."""
+    if forward is None:
+        del transformer.forward
+    else:
+        transformer.forward = forward
 
 
 def _device(transformer: nn.Module) -> torch.device:

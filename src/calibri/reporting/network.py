@@ -58,7 +58,10 @@ def place_coefficients(summary: RunSummary) -> Network:
         panels.setdefault(prefix, []).append(mark)
     used = {mark.stream for marks in panels.values() for mark in marks}
     return Network(
-        panels=tuple(Panel(BRANCHES[prefix], tuple(marks)) for prefix, marks in panels.items()),
+        panels=tuple(
+            Panel(BRANCHES.get(prefix, prefix.rstrip("/")), tuple(marks))
+            for prefix, marks in panels.items()
+        ),
         stacks=_stacks(blocks),
         others=tuple(others),
         streams=tuple((name, said) for name, said in STREAMS.items() if name in used),
@@ -67,8 +70,8 @@ def place_coefficients(summary: RunSummary) -> Network:
 
 
 def _split(label: str) -> tuple[str, str]:
-    prefix = next((p for p in BRANCHES if p and label.startswith(p)), "")
-    return prefix, label.removeprefix(prefix)
+    prefix, slash, name = label.rpartition("/")  # no module path has one
+    return prefix + slash, name
 
 
 def _parameters(sites: Sequence[SiteRecord]) -> Mapping[str, tuple[str, str, str]]:
