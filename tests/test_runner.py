@@ -130,7 +130,8 @@ def test_the_seed_decides_the_result(undisturbed, tmp_path):
     again = calibrate(tiny(), name="again", runs=tmp_path)
     other = calibrate(tiny(seed=1), name="other", runs=tmp_path)
     assert outcome(again) == outcome(whole)
-    assert other.search.coefficients != whole.search.coefficients
+    # Both may choose the original's coefficients; the ways there differ.
+    assert outcome(other)[1] != outcome(whole)[1]
 
 
 @pytest.mark.parametrize("branches", ["shared", "separate"])

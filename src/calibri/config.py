@@ -16,6 +16,7 @@ SHIPPED = "shapes"
 COMPOSITIONAL = "compositional"
 
 OnFailure = Literal["retry", "drop", "fail"]
+Guard = Literal["off", "veto", "stop"]
 
 
 class _Section(BaseModel):
@@ -63,8 +64,15 @@ class RewardConfig(_Section):
     """Which reward is maximised, and which only watch.
 
     Attributes:
-        objective: name of the reward the search maximises.
+        objective: name of the reward the search maximises, or a mixture of several such as
+            ``"hpsv3:0.7,pickscore:0.3"`` (``calibri.rewards.mixing``).
+        mixing: how a mixture becomes one number: ``"zscore"``, ``"rank"`` or ``"min"``.
+        constraints: rewards that must not fall, such as ``"diversity >= 0.95 of baseline"``, where
+            ``diversity`` is the distance between images of a prompt, or names a reward.
         held_out: names of rewards that are reported and never optimised.
+        guard: held-out rewards are scored at every checkpoint too. A checkpoint at which one is
+            below the original, its whole interval under 0, is never returned (``"veto"``); two of
+            them in a row end the search as well (``"stop"``).
         options: reward name to the arguments it is made with (``calibri.rewards.make_reward``).
         on_failure: what a score that is not finite leads to: ``"retry"`` samples and scores the
             image once more and then stops the run, ``"drop"`` leaves its prompt and seed out for
@@ -72,7 +80,10 @@ class RewardConfig(_Section):
     """
 
     objective: str = "shapes"
+    mixing: Literal["zscore", "rank", "min"] = "zscore"
+    constraints: tuple[str, ...] = ()
     held_out: tuple[str, ...] = ("shapes-judge",)
+    guard: Guard = "veto"
     options: dict[str, dict[str, Any]] = {}
     on_failure: OnFailure = "retry"
 
@@ -105,6 +116,8 @@ class SearchConfig(_Section):
         generations: budget.
         popsize: candidates per generation; None for 4 + 3 ln n.
         bucket_size: prompts per generation, the same for all candidates.
+        images_per_prompt: noise seeds per prompt of a bucket and of the validation; a constraint on
+            diversity needs two.
         sigma0: first step size, in units of a gate.
         scale_bounds: allowed range of scalars.
         output_bounds: allowed range of output weights.
@@ -120,6 +133,7 @@ class SearchConfig(_Section):
     generations: int = Field(30, ge=1, le=100_000)
     popsize: int | None = Field(32, ge=4)
     bucket_size: int = Field(16, ge=1)
+    images_per_prompt: int = Field(1, ge=1)
     sigma0: float = Field(0.1, gt=0.0, le=2.0)
     scale_bounds: tuple[float, float] = (-1.0, 2.0)
     output_bounds: tuple[float, float] = (-10.0, 10.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,15 +13,19 @@ from calibri.coefficients import Coefficients, SearchSpace
 from calibri.compositional import compositional_prompts
 from calibri.config import COMPOSITIONAL, SHIPPED, PromptConfig, RunConfig
 from calibri.errors import ConfigError, PromptError
-from calibri.evaluator import Evaluator, Ledger, Measure
+from calibri.evaluator import Evaluator, Grouped, Ledger, Measure
 from calibri.guidance import BranchResolver
+from calibri.metrics import diversity
 from calibri.pipelines import load_pipeline, resolve_device, transformer_of
 from calibri.prompt_sets import is_prompt_set, load_prompt_set
 from calibri.prompts import Prompt, check_disjoint, load_prompts, make_prompts, wording
 from calibri.rewards import ModelReward, Reward, make_reward
+from calibri.rewards.mixing import parse_mixture
 from calibri.sampling import Noise, Sampler
 from calibri.scaling import Scaler
 from calibri.seeds import derive_seed
+
+DIVERSITY = "diversity"  # of the pixels of a prompt's images; every other name is a reward
 
 _GENERATED_TRAIN_PROMPTS = 4096
 _GENERATED = (SHIPPED, COMPOSITIONAL)
@@ -57,9 +61,14 @@ class Engine:
     def __init__(self, config: RunConfig, prompts: PromptSets | None = None) -> None:
         self.config = config
         self.prompts = prompts or prompt_sets(config)
-        names = tuple(dict.fromkeys((config.rewards.objective, *config.rewards.held_out)))
+        rewards = config.rewards
+        self.mixture = parse_mixture(rewards.objective, rewards.mixing, rewards.constraints)
+        names = tuple(dict.fromkeys((*self.mixture.names, *rewards.held_out)))
         _check_options(config, names)
-        self.rewards: dict[str, Reward] = {name: _make_reward(name, config) for name in names}
+        self.rewards: dict[str, Reward] = {
+            name: _make_reward(name, config) for name in names if name != DIVERSITY
+        }
+        self._check_groups()
         self.pipe: Any = load_pipeline(
             config.pipeline, revision=config.revision, dtype=config.dtype, device=config.device
         )
@@ -80,10 +89,43 @@ class Engine:
         on_failure = self.config.rewards.on_failure
         return Evaluator(self.sampler, self.scaler, ledger, on_unit, on_failure)
 
-    def measures(self, *, held_out: bool) -> Mapping[str, Measure]:
-        """The objective alone, or together with the held-out rewards."""
-        names = self.rewards if held_out else (self.config.rewards.objective,)
-        return {name: self.rewards[name].score for name in names}
+    def measures(self, *, held_out: bool) -> dict[str, Measure]:
+        """What the objective is made of, or all rewards."""
+        names = self.rewards if held_out else self.mixture.names
+        return {name: self._measure(name) for name in names}
+
+    def guard_measures(self) -> dict[str, Measure]:
+        """The held-out rewards that guard a search."""
+        names = self.config.rewards.held_out if self.config.rewards.guard != "off" else ()
+        # One image of a prompt cannot be compared with others.
+        alone = self.config.search.images_per_prompt == 1
+        return {
+            name: self._measure(name) for name in names if not (alone and self._is_grouped(name))
+        }
+
+    def _measure(self, name: str) -> Measure:
+        if name == DIVERSITY:
+            return Grouped(diversity)
+        score = self.rewards[name].score
+        return Grouped(score) if self._is_grouped(name) else score
+
+    def _is_grouped(self, name: str) -> bool:
+        return name == DIVERSITY or self.rewards[name].info.kind == "groupwise"
+
+    def _check_groups(self) -> None:
+        """Refuse settings that give a measure which compares images only one of them."""
+        counts = {"evaluation": self.config.evaluation.images_per_prompt}
+        if self.prompts.train:
+            counts["search"] = self.config.search.images_per_prompt
+        for section, count in counts.items():
+            names = self.rewards if section == "evaluation" else self.mixture.names
+            grouped = [name for name in names if self._is_grouped(name)]
+            if grouped and not 2 <= count <= self.config.sampling.batch_size:
+                raise ConfigError(
+                    f"'{grouped[0]}' compares the images of a prompt, and "
+                    f"{section}.images_per_prompt is {count}. Set it to 2 or more, at most "
+                    f"sampling.batch_size ({self.config.sampling.batch_size})."
+                )
 
     def sample(
         self,

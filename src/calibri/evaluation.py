@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from calibri.progress import Progress
 from calibri.prompts import Prompt
 from calibri.results import Comparison, Evaluation, SettingResult
 from calibri.rewards import FeatureReward
+from calibri.rewards.mixing import Mixture, Scale, parse_mixture
 from calibri.sampling import Noise
 from calibri.seeds import derive_seed
 from calibri.statistics import bootstrap_mean, paired_difference
@@ -76,7 +77,7 @@ def evaluate(
                 "granularity": calibration.coefficients.granularity,
                 **_members(calibration.coefficients),
             },
-            "rewards": {"objective": names[0], "held_out": names[1:]},
+            "rewards": {"objective": names[0], "held_out": _held_out(names)},
             "evaluation": {
                 "num_prompts": num_prompts,
                 "images_per_prompt": images_per_prompt,
@@ -96,6 +97,12 @@ def _members(coefficients: Coefficients) -> dict[str, Any]:
         "branches": "separate" if separate else "shared",
         "members": coefficients.member_branches.count(0),
     }
+
+
+def _held_out(names: Sequence[str]) -> list[str]:
+    """Names after the first that are no part of it: a calibration lists the parts of a mixture."""
+    parts = parse_mixture(names[0]).weights
+    return [name for name in names[1:] if name not in parts]
 
 
 def _test_prompts(source: Path | str | None, count: int, seed: int) -> tuple[Prompt, ...]:
@@ -147,11 +154,12 @@ class Comparer:
         dropped = self._evaluator.dropped
         progress.phase("evaluation", len(settings) * len(self._noises))
         scores = {setting: self._score(step, setting) for step, setting in enumerate(settings)}
+        self._add_mixture(scores)
         engine = self._engine
         return Evaluation(
             objective=engine.config.rewards.objective,
             held_out_rewards=list(engine.config.rewards.held_out),
-            variants={name: reward.info.variant for name, reward in engine.rewards.items()},
+            variants={name: self._variant(name) for name in self._names},
             num_prompts=len(self._prompts),
             images_per_prompt=self._count,
             seed=engine.config.seed,
@@ -161,9 +169,37 @@ class Comparer:
                 self._compare(name, scores[settings[0]], setting, scores[setting])
                 for setting in settings
                 if not setting.calibrated
-                for name in engine.rewards
+                for name in self._names
             ],
         )
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        """The objective first, which is no reward when it is a mixture, then every reward."""
+        return tuple(dict.fromkeys((self._engine.config.rewards.objective, *self._engine.rewards)))
+
+    def _variant(self, name: str) -> str:
+        if name in self._engine.rewards:
+            return self._engine.rewards[name].info.variant
+        return "weighted z-scores, in spreads of the original model on these prompts"
+
+    def _add_mixture(self, scores: Mapping[_Setting, dict[str, Scores]]) -> None:
+        """Report a mixture in spreads of the original at the fewest steps, whatever the search's.
+
+        A calibration can so be evaluated without the scales of the run that made it.
+        """
+        objective = self._engine.config.rewards.objective
+        if objective in self._engine.rewards:
+            return
+        mixture = Mixture(self._engine.mixture.weights)
+        original = scores[_Setting(False, self._engine.config.sampling.num_inference_steps)]
+        scales = {
+            name: Scale(float(np.nanmean(original[name])), float(np.nanstd(original[name])) or 1.0)
+            for name in mixture.names
+        }
+        for found in scores.values():
+            tables = {name: found[name][None] for name in mixture.names}
+            found[objective] = mixture.combine(tables, scales)[0]
 
     def _settings(self) -> list[_Setting]:
         steps = self._engine.config.sampling.num_inference_steps
@@ -199,7 +235,7 @@ class Comparer:
             else self._engine.sampler.nfe(steps),
             scores={
                 name: bootstrap_mean(complete(self._by_prompt(scores[name]))[0], self._seed(name))
-                for name in self._engine.rewards
+                for name in self._names
             },
             diversity=float(np.nanmean(scores[_DIVERSITY])) if _DIVERSITY in scores else None,
             frechet=self._frechet(scores),

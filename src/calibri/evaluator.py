@@ -150,7 +150,7 @@ class Evaluator:
             step: generation or number within the phase.
             candidates: coefficients of one search space; all see the same prompts and noise.
             noises: (prompt, seed) pairs; the images of one prompt stay in one unit when they are
-                neighbours here and divide the batch size.
+                neighbours here and fit into one.
             measures: name to measure.
             num_inference_steps: other steps than the configured ones.
 
@@ -165,10 +165,8 @@ class Evaluator:
         (self._branches,) = {candidate.member_branches for candidate in candidates}
         rows = [(c, noise) for c in range(len(candidates)) for noise in noises]
         scales = [self._site_scales(candidate) for candidate in candidates]
-        size = self._sampler.config.batch_size
         parts: dict[str, list[Scores]] = {name: [] for name in measures}
-        for unit, first in enumerate(range(0, len(rows), size)):
-            batch = rows[first : first + size]
+        for unit, batch in enumerate(_units(rows, self._sampler.config.batch_size)):
             steps = num_inference_steps or self._sampler.config.num_inference_steps
             digest = _digest(batch, scales, sorted(measures), steps)
             record = self._unit((phase, step, unit), digest, batch, scales, measures, steps)
@@ -236,6 +234,19 @@ class Evaluator:
         self._scaler.set(torch.stack([scales[candidate] for candidate, _ in rows]), self._branches)
         images = self._sampler.sample([noise for _, noise in rows], steps)
         return {name: _apply(measure, images, rows) for name, measure in measures.items()}
+
+
+def _units(rows: Sequence[Row], size: int) -> list[list[Row]]:
+    """Cut rows into units of at most ``size``, not through the images of a prompt if they fit."""
+    units: list[list[Row]] = [[]]
+    for _, members in itertools.groupby(rows, key=lambda row: (row[0], row[1].prompt.id)):
+        group = list(members)
+        if units[-1] and len(units[-1]) + len(group) > size:
+            units.append([])
+        units[-1] += group
+        while len(units[-1]) > size:
+            units[-1:] = [units[-1][:size], units[-1][size:]]
+    return units
 
 
 def _apply(measure: Measure, images: Tensor, rows: Sequence[Row]) -> Tensor:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calibri.coefficients import SearchSpace, Vector
-from calibri.config import RunConfig, SearchConfig
+from calibri.config import RewardConfig, RunConfig, SearchConfig
 from calibri.engine import Engine
-from calibri.evaluator import Evaluator, Scores, complete
+from calibri.evaluator import Evaluator, Measure, Scores, complete
 from calibri.progress import Progress
 from calibri.prompts import bucket
-from calibri.results import Checkpoint, Generation, SearchResult
+from calibri.results import Checkpoint, Figure, Generation, SearchResult
+from calibri.rewards.mixing import Scale, scale_of
 from calibri.sampling import Noise
 from calibri.search import CMASearch, default_popsize, reached_plateau, tail_mean
 from calibri.seeds import derive_seed
 from calibri.statistics import paired_difference
+
+_SCALE_PROMPTS = 128
 
 
 def make_search(space: SearchSpace, config: RunConfig) -> CMASearch:
@@ -54,6 +57,29 @@ def _steps(space: SearchSpace) -> NDArray[np.float64]:
     return basis
 
 
+def scale_prompts(engine: Engine) -> int:
+    """Count the training prompts on which the rewards of a mixture are scaled."""
+    return 0 if engine.mixture.is_plain else min(_SCALE_PROMPTS, len(engine.prompts.train))
+
+
+def guard_reason(checkpoints: Sequence[Checkpoint], rewards: RewardConfig) -> str:
+    """Say why held-out rewards end a search, or nothing while they do not."""
+    last = checkpoints[-2:]
+    if rewards.guard != "stop" or len(last) < 2 or not all(c.vetoed_by for c in last):
+        return ""
+    names = ", ".join(dict.fromkeys(name for c in last for name in c.vetoed_by))
+    return f"held-out rewards fell below the original at two checkpoints in a row: {names}"
+
+
+def _pairs(
+    baseline: Mapping[str, Scores], tables: Mapping[str, Scores], num_prompts: int
+) -> dict[str, Scores]:
+    """Rows (original, candidate) for each measure, without prompts that were dropped in either."""
+    both = [t[name][0].reshape(num_prompts, -1) for t in (baseline, tables) for name in tables]
+    kept = [table.ravel() for table in complete(*both)]
+    return {name: np.stack([kept[i], kept[len(tables) + i]]) for i, name in enumerate(tables)}
+
+
 @dataclass
 class _State:
     means: list[Vector] = field(default_factory=list)
@@ -81,7 +107,8 @@ class Optimiser:
         self._config: SearchConfig = engine.config.search
         self._search = make_search(engine.space, engine.config)
         self._state = _State()
-        self._baseline: Scores | None = None
+        self._baseline: dict[str, Scores] = {}
+        self._scales: dict[str, Scale] = {}
 
     def run(self) -> tuple[Vector, SearchResult]:
         """Search until the budget or a plateau ends it, and choose the vector to return.
@@ -89,6 +116,7 @@ class Optimiser:
         Returns:
             The chosen flat vector and the record of the search.
         """
+        self._scales = self._measure_scales()
         stopped = ""
         while not stopped:
             vector = self._generation()
@@ -96,6 +124,7 @@ class Optimiser:
             done = self._search.generation
             if stopped or done % self._config.validate_every == 0:
                 self._validate(vector)
+                stopped = stopped or guard_reason(self._checkpoints, self._engine.config.rewards)
         return self._choose(stopped)
 
     def _generation(self) -> Vector:
@@ -103,9 +132,10 @@ class Optimiser:
         number = search.generation
         candidates = search.ask()
         prompts = bucket(engine.prompts.train, self._config.bucket_size, engine.config.seed, number)
-        noises = engine.noises("search", number, prompts)
+        noises = engine.noises("search", number, prompts, self._config.images_per_prompt)
         vectors = [engine.space.start, *candidates]
-        scores = np.nanmean(self._objective("search", number, vectors, noises), axis=1)
+        tables = self._tables("search", number, vectors, noises)
+        scores = np.nanmean(engine.mixture.combine(tables, self._scales), axis=1)
         search.tell(candidates, scores[1:])
         self._state.means.append(search.mean)
         self._record(number, scores)
@@ -113,13 +143,28 @@ class Optimiser:
             return candidates[int(np.argmax(scores[1:]))]
         return tail_mean(self._state.means, self._config.tail)
 
-    def _objective(
-        self, phase: str, step: int, vectors: Sequence[Vector], noises: Sequence[Noise]
-    ) -> Scores:
+    def _tables(
+        self,
+        phase: str,
+        step: int,
+        vectors: Sequence[Vector],
+        noises: Sequence[Noise],
+        guards: Mapping[str, Measure] | None = None,
+    ) -> dict[str, Scores]:
         candidates = [self._engine.space.coefficients(vector) for vector in vectors]
-        measures = self._engine.measures(held_out=False)
-        scores = self._evaluator.score(phase, step, candidates, noises, measures)
-        return scores[self._engine.config.rewards.objective]
+        measures = self._engine.measures(held_out=False) | dict(guards or {})
+        return self._evaluator.score(phase, step, candidates, noises, measures)
+
+    def _measure_scales(self) -> dict[str, Scale]:
+        """Mean and spread of each reward of a mixture, from the original model."""
+        engine = self._engine
+        if engine.mixture.is_plain:
+            return {}
+        count = scale_prompts(engine)
+        prompts = bucket(engine.prompts.train, count, engine.config.seed, 0)
+        noises = engine.noises("scales", 0, prompts, self._config.images_per_prompt)
+        tables = self._tables("scales", 0, [engine.space.start], noises)
+        return {name: scale_of(name, table) for name, table in tables.items()}
 
     def _record(self, number: int, scores: Scores) -> None:
         generation = Generation(
@@ -137,16 +182,32 @@ class Optimiser:
     def _validate(self, vector: Vector) -> None:
         engine, done = self._engine, self._search.generation
         # The same prompts and noise at every checkpoint, so that checkpoints compare.
-        noises = engine.noises("validation", 0, engine.prompts.validation)
-        if self._baseline is None:
-            self._baseline = self._objective("validation", 0, [engine.space.start], noises)[0]
-        scores = self._objective("validation", done, [vector], noises)[0]
+        count = self._config.images_per_prompt
+        noises = engine.noises("validation", 0, engine.prompts.validation, count)
+        guards = engine.guard_measures()
+        if not self._baseline:
+            self._baseline = self._tables("validation", 0, [engine.space.start], noises, guards)
+        tables = self._tables("validation", done, [vector], noises, guards)
+        pairs = _pairs(self._baseline, tables, len(engine.prompts.validation))
+        mixed = engine.mixture.combine(pairs, self._scales)
         seed = derive_seed(engine.config.seed, "bootstrap", done)
-        ours, theirs = complete(scores, self._baseline)
-        difference = paired_difference(ours, theirs, seed)
-        checkpoint = Checkpoint(generation=done - 1, difference=difference)
+        held_out = {name: self._difference(pairs[name], seed) for name in guards}
+        checkpoint = Checkpoint(
+            generation=done - 1,
+            difference=self._difference(mixed, seed),
+            held_out=held_out,
+            vetoed_by=[name for name, figure in held_out.items() if figure.high < 0],
+        )
         self._state.checkpoints.append((vector, checkpoint))
         self._progress.checkpoint(checkpoint)
+
+    def _difference(self, pair: Scores, seed: int) -> Figure:
+        theirs, ours = pair.reshape(2, -1, self._config.images_per_prompt)
+        return paired_difference(ours, theirs, seed)
+
+    @property
+    def _checkpoints(self) -> list[Checkpoint]:
+        return [checkpoint for _, checkpoint in self._state.checkpoints]
 
     def _stop_reason(self) -> str:
         config = self._config
@@ -159,11 +220,12 @@ class Optimiser:
 
     def _choose(self, stopped: str) -> tuple[Vector, SearchResult]:
         vectors = [vector for vector, _ in self._state.checkpoints]
-        checkpoints = [checkpoint for _, checkpoint in self._state.checkpoints]
-        best = int(np.argmax([c.difference.mean for c in checkpoints]))
+        checkpoints = self._checkpoints
+        gains = [-np.inf if c.vetoed_by else c.difference.mean for c in checkpoints]
+        best = int(np.argmax(gains))
         vector = self._engine.space.start
         # A calibration that selection prompts do not prefer to the original is not returned.
-        if checkpoints[best].difference.mean > 0:
+        if gains[best] > 0:
             vector = vectors[best]
             checkpoints[best] = checkpoints[best].model_copy(update={"chosen": True})
         return vector, SearchResult(

@@ -108,11 +108,20 @@ class Generation(Record):
 
 
 class Checkpoint(Record):
-    """A tail-averaged mean, scored against the baseline on the validation prompts."""
+    """A tail-averaged mean, scored against the baseline on the validation prompts.
+
+    Attributes:
+        difference: of the objective, paired.
+        held_out: difference of each held-out reward that guards the search.
+        vetoed_by: held-out rewards whose whole interval is below 0; such a checkpoint is never
+            chosen.
+    """
 
     generation: int
     difference: Figure
     chosen: bool = False
+    held_out: dict[str, Figure] = {}
+    vetoed_by: list[str] = []
 
 
 class SearchResult(Record):

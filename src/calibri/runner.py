@@ -25,7 +25,7 @@ from calibri.engine import Engine
 from calibri.errors import Interrupted
 from calibri.evaluation import Comparer, sample_settings, verdict
 from calibri.evaluator import Ledger
-from calibri.optimise import Optimiser, make_search
+from calibri.optimise import Optimiser, make_search, scale_prompts
 from calibri.pipelines import transformer_of
 from calibri.progress import Progress
 from calibri.results import Evaluation, RunSummary, SampleRow, SearchResult, SiteRecord
@@ -98,9 +98,11 @@ def planned_images(engine: Engine) -> dict[str, int]:
     checkpoints = -(-search.generations // search.validate_every) + 1
     evaluation = config.evaluation
     settings = len({1, *evaluation.step_multiples}) + min(2, len({1, *evaluation.step_multiples}))
+    count = search.images_per_prompt
+    bucket = search.generations * (popsize + 1) * search.bucket_size
     return {
-        "search": search.generations * (popsize + 1) * search.bucket_size,
-        "validation": checkpoints * len(engine.prompts.validation),
+        "search": (bucket + scale_prompts(engine)) * count,
+        "validation": checkpoints * len(engine.prompts.validation) * count,
         "evaluation": settings * evaluation.num_prompts * evaluation.images_per_prompt,
     }
 

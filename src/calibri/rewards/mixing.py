@@ -1,0 +1,186 @@
+"""Several rewards as one objective.
+
+A mixture is written ``"hpsv3:0.7,pickscore:0.3"``. Rewards have units of their own, so each is
+measured in spreads of the uncalibrated model over the training prompts. Mean and spread are frozen
+there: statistics that move with the search would change what is searched for.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibri.errors import ConfigError, RewardError
+
+Method = Literal["zscore", "rank", "min"]
+Scores = NDArray[np.float64]
+
+# A constraint missed by a tenth of a spread outweighs a whole spread of objective.
+PENALTY_PER_SPREAD = 10.0
+
+_CONSTRAINT = re.compile(r"\s*(\S+)\s*>=\s*([0-9.eE+-]+)\s+of\s+baseline\s*")
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A reward whose mean must stay at ``ratio`` times that of the original model, or above.
+
+    Where the original's mean is negative, the same share of its size is allowed or asked for.
+    """
+
+    reward: str
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Mean and spread (standard deviation over images) of a reward for the original model."""
+
+    mean: float
+    spread: float
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How the scores of several rewards become one.
+
+    Attributes:
+        weights: reward to its positive weight.
+        method: ``"zscore"`` sums weighted z-scores; ``"rank"`` sums weighted ranks among the
+            candidates, prompt by prompt; ``"min"`` takes for each candidate the reward whose
+            weighted z-score is lowest on average.
+        constraints: each costs ``PENALTY_PER_SPREAD`` times the spreads by which it is missed.
+    """
+
+    weights: Mapping[str, float]
+    method: Method = "zscore"
+    constraints: tuple[Constraint, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Everything that must be measured."""
+        return tuple(dict.fromkeys((*self.weights, *(c.reward for c in self.constraints))))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a single reward in its own unit."""
+        return len(self.weights) == 1 and self.method == "zscore" and not self.constraints
+
+    def combine(self, tables: Mapping[str, Scores], scales: Mapping[str, Scale]) -> Scores:
+        """Make one table of scores from one for each reward.
+
+        Args:
+            tables: reward to float64 (candidates, noises); row 0 is the original model; NaN in the
+                columns of dropped noises.
+            scales: reward to its frozen scale; not needed when ``is_plain``.
+
+        Returns:
+            float64 (candidates, noises); only means over noises are meaningful under a constraint
+            or ``"min"``.
+        """
+        if self.is_plain:
+            return tables[next(iter(self.weights))]
+        change = _ranks if self.method == "rank" else _z_scores
+        parts = np.stack(
+            [weight * change(tables[name], scales[name]) for name, weight in self.weights.items()]
+        )
+        mixed = _lowest(parts) if self.method == "min" else parts.sum(axis=0)
+        return np.asarray(mixed - self._penalty(tables, scales)[:, None])
+
+    def _penalty(self, tables: Mapping[str, Scores], scales: Mapping[str, Scale]) -> Scores:
+        count = len(next(iter(tables.values())))
+        penalty = np.zeros(count)
+        for constraint in self.constraints:
+            means = np.nanmean(tables[constraint.reward], axis=1)
+            floor = means[0] + (constraint.ratio - 1) * abs(means[0])
+            missed = np.maximum(0.0, floor - means) / scales[constraint.reward].spread
+            penalty += PENALTY_PER_SPREAD * missed
+        return penalty
+
+
+def _z_scores(table: Scores, scale: Scale) -> Scores:
+    return np.asarray((table - scale.mean) / scale.spread)
+
+
+def _ranks(table: Scores, scale: Scale) -> Scores:
+    """Share of the other candidates that are worse on the same noise; ties count half."""
+    others = len(table) - 1
+    below = (table[:, None] > table[None]).sum(axis=1)
+    equal = (table[:, None] == table[None]).sum(axis=1) - 1
+    return np.where(np.isfinite(table), (below + 0.5 * equal) / max(1, others), np.nan)
+
+
+def _lowest(parts: Scores) -> Scores:
+    worst = np.nanmean(parts, axis=2).argmin(axis=0)
+    return np.asarray(parts[worst, np.arange(parts.shape[1])])
+
+
+def scale_of(name: str, table: Scores) -> Scale:
+    """Mean and spread of a reward over the images of the original model.
+
+    Raises:
+        RewardError: all scores are alike, so that the reward cannot be mixed or constrained.
+    """
+    scores = table[np.isfinite(table)]
+    mean, spread = float(scores.mean()), float(scores.std())
+    if not spread > 1e-9 * max(1.0, abs(mean)):
+        raise RewardError(
+            f"Reward '{name}' gives all {scores.size} images of the original model the score "
+            f"{mean:g}, so it has no spread to be measured in. Leave it out of the mixture."
+        )
+    return Scale(mean, spread)
+
+
+def parse_mixture(spec: str, method: Method = "zscore", constraints: Sequence[str] = ()) -> Mixture:
+    """Read a mixture: ``"name"``, ``"name:weight,name:weight"``, and constraints.
+
+    Raises:
+        ConfigError: a part is malformed, a name occurs twice, or a weight is not positive.
+    """
+    weights: dict[str, float] = {}
+    for part in spec.split(","):
+        name, separator, text = (piece.strip() for piece in part.partition(":"))
+        weight = _weight(text, part) if separator else 1.0
+        if not name or name in weights:
+            raise ConfigError(
+                f"The objective '{spec}' has {'an empty name' if not name else f'{name!r} twice'}. "
+                "Write for example hpsv3:0.7,pickscore:0.3."
+            )
+        weights[name] = weight
+    return Mixture(weights, method, tuple(map(_constraint, constraints)))
+
+
+def _weight(text: str, part: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not (weight > 0 and math.isfinite(weight)):
+        raise ConfigError(
+            f"'{part.strip()}' has no positive weight after the colon. Write for example hpsv3:0.7."
+        )
+    return weight
+
+
+def _constraint(text: str) -> Constraint:
+    match = _CONSTRAINT.fullmatch(text)
+    ratio = _number(match[2]) if match else math.nan
+    if match is None or not math.isfinite(ratio):
+        raise ConfigError(
+            f"Cannot read the constraint '{text}'. Write for example 'diversity >= 0.95 of "
+            "baseline'."
+        )
+    return Constraint(match[1], ratio)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
