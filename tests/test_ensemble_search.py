@@ -6,9 +6,11 @@ import pytest
 from calibri.artifact import Calibration
 from calibri.coefficients import SearchSpace
 from calibri.config import validate_config
+from calibri.engine import Engine
 from calibri.errors import ConfigError
 from calibri.evaluation import evaluate
 from calibri.optimise import make_search
+from calibri.presets import preset
 from calibri.reporting import report
 from calibri.runner import calibrate
 from calibri.sites import find_sites
@@ -82,3 +84,27 @@ def test_steps_of_the_weights_are_the_scale_and_the_push_away_from_each_member(
     weights = np.flatnonzero(space.is_output)
     assert seen["basis"][np.ix_(weights, weights)].tolist() == expected
     assert np.linalg.matrix_rank(seen["basis"]) == space.size
+
+
+def test_a_search_starts_from_a_preset(tmp_path):
+    space = {"granularity": "block", "members": 2, "preset": "skip-middle-block"}
+    engine = Engine(config(space=space))
+    found = engine.space.coefficients(engine.start)
+    assert found == preset("skip-middle-block", engine.scaler.transformer)
+    assert found.output_weights == (2.0, -1.0)
+    search = make_search(engine.space, engine.config, engine.start)
+    np.testing.assert_allclose(search.mean, engine.start)
+    assert not np.array_equal(engine.start, engine.space.start)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        {"granularity": "block", "preset": "skip-middle-block"},
+        {"granularity": "block", "members": 3, "preset": "skip-middle-block"},
+        {"members": 2, "output_weights": False, "preset": "skip-middle-block"},
+    ],
+)
+def test_a_preset_outside_the_search_space_is_refused(space):
+    with pytest.raises(ConfigError, match="Set space.members to 2"):
+        Engine(config(space=space))

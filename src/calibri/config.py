@@ -52,12 +52,15 @@ class SpaceConfig(_Section):
         branches: under guidance, one set of scalars for both branches or one for each (N = 2).
         output_weights: search the output weights omega too.
         members: members of the ensemble that see the prompt; each costs a transformer evaluation.
+        preset: name of a known guidance (``calibri.presets``) that the search starts from; None
+            for the original model.
     """
 
     granularity: Granularity = "gate"
     branches: Branches = "shared"
     output_weights: bool = True
     members: int = Field(1, ge=1, le=16)
+    preset: str | None = None
 
 
 class RewardConfig(_Section):

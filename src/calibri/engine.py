@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from calibri.coefficients import Coefficients, SearchSpace
+from calibri.coefficients import Coefficients, SearchSpace, Vector
 from calibri.compositional import compositional_prompts
 from calibri.config import COMPOSITIONAL, SHIPPED, PromptConfig, RunConfig
 from calibri.errors import ConfigError, PromptError
@@ -17,6 +17,7 @@ from calibri.evaluator import Evaluator, Grouped, Ledger, Measure
 from calibri.guidance import BranchResolver
 from calibri.metrics import diversity
 from calibri.pipelines import load_pipeline, resolve_device, transformer_of
+from calibri.presets import preset
 from calibri.prompt_sets import is_prompt_set, load_prompt_set
 from calibri.prompts import Prompt, check_disjoint, load_prompts, make_prompts, wording
 from calibri.rewards import ModelReward, Reward, make_reward
@@ -83,6 +84,27 @@ class Engine:
             search_output=config.space.output_weights,
             members=config.space.members,
         )
+        self.start: Vector = self._start()
+
+    def _start(self) -> Vector:
+        """Where the search starts: the original model, or a preset that lies in the space."""
+        name = self.config.space.preset
+        if name is None:
+            return self.space.start
+        found = preset(
+            name,
+            self.scaler.transformer,
+            guidance_scale=self.config.sampling.guidance_scale if self.sampler.guided else 1.0,
+            granularity=self.space.granularity,
+        )
+        original = self.space.coefficients(self.space.start)
+        if found.branches != original.branches or not self.space.search_output:
+            count = found.member_branches.count(0)
+            raise ConfigError(
+                f"The preset '{name}' is an ensemble with {count} members for the prompt. Set "
+                f"space.members to {count} and space.output_weights to true."
+            )
+        return self.space.vector(found)
 
     def evaluator(self, ledger: Ledger, on_unit: Callable[[int, bool], None]) -> Evaluator:
         """Make an evaluator that keeps its units in ``ledger``."""

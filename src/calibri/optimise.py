@@ -24,12 +24,12 @@ from calibri.statistics import paired_difference
 _SCALE_PROMPTS = 128
 
 
-def make_search(space: SearchSpace, config: RunConfig) -> CMASearch:
-    """Start a search at the original model (spec section 3)."""
+def make_search(space: SearchSpace, config: RunConfig, start: Vector | None = None) -> CMASearch:
+    """Start a search at a vector, or at the original model (spec section 3)."""
     search = config.search
     bounds = np.where(space.is_output[:, None], search.output_bounds, search.scale_bounds)
     return CMASearch(
-        space.start,
+        space.start if start is None else start,
         basis=np.eye(space.size) if search.method == "reference" else _steps(space),
         bounds=bounds,
         sigma0=search.sigma0,
@@ -105,7 +105,7 @@ class Optimiser:
         self._evaluator = evaluator
         self._progress = progress
         self._config: SearchConfig = engine.config.search
-        self._search = make_search(engine.space, engine.config)
+        self._search = make_search(engine.space, engine.config, engine.start)
         self._state = _State()
         self._baseline: dict[str, Scores] = {}
         self._scales: dict[str, Scale] = {}
