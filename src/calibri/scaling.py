@@ -97,14 +97,27 @@ class Scaler:
         self._one_by_one = False
         self._table = torch.ones(len(self._hooks), 1)
         self._bind()
-        self._handles = self._install()
+        self._start = transformer.register_forward_pre_hook(self._before, with_kwargs=True)
+        self._hooked: dict[str, nn.Module] = {}
+        self._handles: list[RemovableHandle] = []
+        self._install()
 
-    def _install(self) -> list[RemovableHandle]:
-        modules = dict(self.transformer.named_modules())
-        places = zip((*self.sites, *self.outputs), self._hooks, strict=True)
-        handles = [modules[site.path].register_forward_hook(hook) for site, hook in places]
-        before = self.transformer.register_forward_pre_hook(self._before, with_kwargs=True)
-        return [before, *handles]
+    def _install(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        places = [site.path for site in (*self.sites, *self.outputs)]
+        self._hooked = {path: self.transformer.get_submodule(path) for path in places}
+        self._handles = [
+            self._hooked[path].register_forward_hook(hook)
+            for path, hook in zip(places, self._hooks, strict=True)
+        ]
+
+    def _follow(self) -> None:
+        # A LoRA layer takes the place of the linear it wraps, also long after the hooks were set:
+        # what must be scaled is the sum of both.
+        current = self.transformer.get_submodule
+        if any(current(path) is not module for path, module in self._hooked.items()):
+            self._install()
 
     def set(self, scales: Tensor, branches: Sequence[int] | None = None) -> None:
         """Set the scales of the following forwards.
@@ -137,7 +150,7 @@ class Scaler:
 
     def remove(self) -> None:
         """Take every hook off; the transformer is as it was before."""
-        for handle in self._handles:
+        for handle in (self._start, *self._handles):
             handle.remove()
         self._handles = []
         self._members = None
@@ -193,6 +206,8 @@ class Scaler:
         self._fill(torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1))
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not torch.compiler.is_compiling():
+            self._follow()
         if self._members is not None:
             return None
         rows = 1 if self._packed else batch_size(Call(args, kwargs))
@@ -247,6 +262,7 @@ class Fused:
     def __init__(
         self, transformer: nn.Module, scales: Sequence[float], *, keep_originals: bool = True
     ) -> None:
+        _refuse_group_offload(transformer)
         sites, outputs = find_sites(transformer), find_output_sites(transformer)
         scales = [*scales, *[scales[-1]] * (len(outputs) - 1)]
         targets = [
@@ -309,6 +325,16 @@ def _refuse_compiled(transformer: nn.Module) -> None:
         )
 
 
+def _refuse_group_offload(transformer: nn.Module) -> None:
+    # It may onload copies taken when it was enabled, with streams or a disk, and undo the fold.
+    registries = (getattr(module, "_diffusers_hook", None) for module in transformer.modules())
+    if any(registry and registry.get_hook("group_offloading") for registry in registries):
+        raise FuseError(
+            "Cannot fold scales into a model under group offloading, which restores its own copies "
+            "of the weights. Fuse before enabling offload, or keep the calibration loaded."
+        )
+
+
 # Layers whose output is linear in their own parameters, and no subclass of them: a LoRA layer is
 # more than its weight.
 _LINEAR: tuple[type[nn.Module], ...] = (
@@ -339,10 +365,10 @@ def _parameters(transformer: nn.Module, fold: Fold) -> list[Tensor]:
     target = getattr(owner, name)
     if isinstance(target, nn.Module) and type(target) not in _LINEAR:
         raise FuseError(
-            f"Cannot fold a scale into '{fold.path}': it is a {type(target).__name__}, not a "
-            "plain linear layer. Fuse LoRA adapters first (pipe.fuse_lora(), then "
-            "pipe.unload_lora_weights()), "
-            "fuse before quantising, or keep the calibration loaded without fusing."
+            f"Cannot fold a scale into '{fold.path}': it is a {type(target).__module__}."
+            f"{type(target).__name__}, not a plain linear layer. Fuse LoRA adapters first "
+            "(pipe.fuse_lora(), then pipe.unload_lora_weights()), fuse before quantising, or keep "
+            "the calibration loaded without fusing."
         )
     own = list(target.parameters(recurse=False)) if isinstance(target, nn.Module) else [target]
     if not own:
@@ -356,8 +382,12 @@ def _parameters(transformer: nn.Module, fold: Fold) -> list[Tensor]:
 
 
 def _refuse_packed(path: str, parameter: Tensor) -> None:
-    if not parameter.is_floating_point() or parameter.is_meta:
+    # 8-bit floats would round the scale away; other tensor classes pack their values.
+    kind = type(parameter.data)
+    plain = kind is Tensor and parameter.is_floating_point() and parameter.itemsize > 1
+    if not plain or parameter.is_meta:
         raise FuseError(
-            f"Cannot fold a scale into '{path}': its weight is {parameter.dtype} on "
-            f"{parameter.device}. Fuse before quantising or enabling offload."
+            f"Cannot fold a scale into '{path}': its weight is a {kind.__name__} of "
+            f"{parameter.dtype} on {parameter.device}. Fuse before quantising or enabling offload, "
+            "or keep the calibration loaded without fusing."
         )
