@@ -29,7 +29,7 @@ from calibri.rewards.shapes_judge import (
 )
 from calibri.seeds import derive_seed
 from calibri.shapes import Scene, caption, held_out, render_batch, sample_scene
-from calibri.shapes.variations import DAMAGES, NEAR_MISSES
+from calibri.shapes.variations import DAMAGES, NEAR_MISSES, wrong_relation
 from parallel import Log, Optimizer, join, train
 
 LEARNING_RATE = 1.5e-3
@@ -56,8 +56,11 @@ class Job:
 
 
 def near_miss(scene: Scene, generator: torch.Generator) -> Scene | None:
-    """A scene of the training split that is wrong in one respect, all respects equally likely."""
-    misses = [miss(scene, generator) for miss in NEAR_MISSES.values()]
+    """A scene of the training split that is wrong in one respect.
+
+    All respects that apply are equally likely but the relation, the hardest, which is twice so.
+    """
+    misses = [miss(scene, generator) for miss in (*NEAR_MISSES.values(), wrong_relation)]
     found = [miss for miss in misses if miss is not None and not held_out(caption(miss))]
     return found[int(torch.randint(len(found), (1,), generator=generator))] if found else None
 

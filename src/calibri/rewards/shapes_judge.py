@@ -66,6 +66,12 @@ def encode_captions(texts: Sequence[str]) -> Tensor:
     return torch.tensor([_caption_bits(text) for text in texts])
 
 
+def _coordinates(size: int) -> Tensor:
+    """Row and column of each cell of a square map, from -1 to 1: (2, size, size)."""
+    axis = torch.linspace(-1, 1, size)
+    return torch.stack(torch.meshgrid(axis, axis, indexing="ij"))
+
+
 class _Residual(nn.Module):
     """Two convolutions around the identity, optionally modulated by a condition (FiLM)."""
 
@@ -87,11 +93,11 @@ class _Residual(nn.Module):
 
 
 class JudgeNetwork(nn.Module):
-    """A convolutional image tower without the caption, then FiLM blocks with it.
+    """A convolutional image tower without the caption, then FiLM blocks and a look at each thing.
 
     Args:
         widths: channels at full, half and quarter resolution; multiples of 8.
-        condition: width of the caption embedding.
+        condition: width of the embeddings of the caption and of its things.
     """
 
     def __init__(self, widths: tuple[int, int, int] = (32, 48, 64), condition: int = 64) -> None:
@@ -107,27 +113,50 @@ class JudgeNetwork(nn.Module):
             _Residual(quarter),
         )
         self.caption = nn.Sequential(nn.Linear(CAPTION_BITS, condition), nn.SiLU())
-        self.blocks = nn.ModuleList(_Residual(quarter, condition) for _ in range(3))
-        self.head = nn.Sequential(nn.Linear(2 * quarter, condition), nn.SiLU())
-        self.logit = nn.Linear(condition, 1)
+        self.blocks = nn.ModuleList(_Residual(quarter, condition) for _ in range(2))
+        self.thing = nn.Linear(_THING_BITS, quarter)
+        self.keys = nn.Conv2d(quarter, quarter, 1)
+        self.glance = nn.Sequential(nn.Linear(2 * quarter, condition), nn.SiLU())
+        # From zero: which way "above" is shows in the first gradient, unlike in a product of two.
+        self.direction = nn.Linear(len(RELATIONS), 2, bias=False)
+        nn.init.zeros_(self.direction.weight)
+        self.head = nn.Sequential(
+            nn.Linear(2 * quarter + 3 * condition + 3, condition),
+            nn.SiLU(),
+            nn.Linear(condition, condition),
+            nn.SiLU(),
+            nn.Linear(condition, 1),
+        )
 
     def feature_map(self, images: Tensor) -> Tensor:
         """uint8 (N, 3, 24, 24) to what the tower sees: (N, quarter, 6, 6)."""
-        axis = torch.linspace(-1, 1, IMAGE_SIZE)
-        places = torch.stack(torch.meshgrid(axis, axis, indexing="ij"))
-        places = places.expand(len(images), -1, -1, -1)
+        places = _coordinates(IMAGE_SIZE).expand(len(images), -1, -1, -1)
         result: Tensor = self.tower(torch.cat([images.float() / 127.5 - 1, places], 1))
         return result
 
+    def _look(self, features: Tensor, thing: Tensor) -> tuple[Tensor, Tensor]:
+        """Attend to where a thing should be: what is seen there (N, condition), where (N, 2)."""
+        query = self.thing(thing)
+        keys = self.keys(features).flatten(2)
+        attention = ((query[:, None] @ keys) / keys.shape[1] ** 0.5).softmax(-1)
+        seen = (attention @ features.flatten(2).transpose(1, 2))[:, 0]
+        where = (attention @ _coordinates(features.shape[-1]).flatten(1).T)[:, 0]
+        return self.glance(torch.cat([seen, query], 1)), where
+
     def verdict(self, features: Tensor, captions: Tensor) -> Tensor:
         """What the tower sees and slot vectors (N, 34) to logits (N,)."""
+        first, where_first = self._look(features, captions[:, :_THING_BITS])
+        second, where_second = self._look(features, captions[:, _THING_BITS : 2 * _THING_BITS])
+        offset = where_second - where_first
+        asked = self.direction(captions[:, 2 * _THING_BITS : -1])
         x, condition = features, self.caption(captions)
         for block in self.blocks:
             x = block(x, condition)
         x = functional.silu(x)
-        pooled = torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)
-        logits: Tensor = self.logit(self.head(pooled))[:, 0]
-        return logits
+        along = 4 * (asked * offset).sum(1, keepdim=True)
+        summary = [x.mean((2, 3)), x.amax((2, 3)), first, second, condition, offset, along]
+        logits: Tensor = self.head(torch.cat(summary, 1)) + along
+        return logits[:, 0]
 
     def forward(self, images: Tensor, captions: Tensor) -> Tensor:
         """uint8 (N, 3, 24, 24) and slot vectors (N, 34) to logits (N,)."""
@@ -161,7 +190,7 @@ class ShapesJudge(BatchedReward):
 
     info = RewardInfo(
         name="shapes-judge",
-        variant="film-cnn, 1",
+        variant="film-cnn, 2",
         range=(0.0, 1.0),
         unit="probability of a right and undamaged picture",
     )
