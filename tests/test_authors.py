@@ -212,7 +212,9 @@ def test_the_papers_counts():
 
 def test_a_wrong_length_is_refused_with_both_numbers_and_what_would_fit():
     vector = flux_layer(2).vector
-    with pytest.raises(CalibrationError, match=f"{len(vector)} entries.*needs 11 .*'layer' with 2"):
+    with pytest.raises(
+        CalibrationError, match=f"{len(vector)} entries.*needs 11 .*'layer' with members=2"
+    ):
         import_authors_vector(vector, FLUX)
     with pytest.raises(CalibrationError, match="4 entries.*No granularity"):
         import_authors_vector([1.0] * 4, FLUX)

@@ -20,6 +20,7 @@ SPACES = [
     for w, branches in ((1.0, "shared"), (3.0, "separate"))
     for members in (2, 3)
 ]
+SPACES.append(SearchSpace.build(SITES, "layer", guidance_scale=3.0, branches="separate", knots=3))
 
 
 @settings(max_examples=60, deadline=None)
@@ -38,11 +39,12 @@ def test_a_vector_survives_the_way_to_names_and_json_and_back(data, space):
 def test_the_start_scales_every_site_by_one(space):
     start = space.coefficients(space.start)
     scales = start.site_scales(SITES)
-    assert scales.shape == (len(space.start_weights), len(SITES) + 1)
-    assert (scales[:, :-1] == 1).all()
+    knots = (space.knots,) if space.knots > 1 else ()
+    assert scales.shape == (len(space.start_weights), *knots, len(SITES) + 1)
+    assert (scales[..., :-1] == 1).all()
     # One member of each branch speaks, the others are silent.
-    assert scales[: start.num_branches, -1].tolist() == [1.0] * start.num_branches
-    assert not scales[start.num_branches :, -1].any()
+    assert (scales[: start.num_branches, ..., -1] == 1).all()
+    assert not scales[start.num_branches :, ..., -1].any()
     assert not list(start.problems())
     assert len(set(space.labels)) == space.size == len(space.start)
 

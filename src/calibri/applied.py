@@ -60,6 +60,12 @@ class AppliedCalibration:
         """
         if self._fused is not None:
             return
+        if self._coefficients.knots > 1:
+            raise FuseError(
+                f"The scales of this calibration change over the sampling steps (it has "
+                f"{self._coefficients.knots} knots), and weights cannot. Keep it loaded without "
+                "fusing."
+            )
         if self._coefficients.is_ensemble:
             raise FuseError(
                 f"This calibration is the weighted sum of {len(self._coefficients.output_weights)} "

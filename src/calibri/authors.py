@@ -231,6 +231,11 @@ def export_authors_vector(coefficients: Coefficients, transformer: nn.Module) ->
     """
     _family(transformer, coefficients.granularity)
     coefficients.site_scales(find_sites(transformer))  # refuses another size
+    if coefficients.knots > 1:
+        raise CalibrationError(
+            f"The authors' files hold constant scalars; these change over the sampling steps and "
+            f"have {coefficients.knots} knots."
+        )
     members = len(coefficients.output_weights)
     scales = coefficients.scales * (members if len(coefficients.scales) == 1 else 1)
     parts = [
@@ -323,7 +328,7 @@ def _hint(length: int, transformer: nn.Module) -> str:
         each = sum(map(len, _names(transformer, granularity))) + 1
         members, rest = divmod(length, each)
         if rest == 0 and 1 <= members <= _MAX_MEMBERS:
-            fitting.append(f"granularity '{granularity}' with {members} members")
+            fitting.append(f"granularity '{granularity}' with members={members}")
     if not fitting:
         return "No granularity or number of members of this model has that length."
     return f"That length fits {' or '.join(fitting)}."

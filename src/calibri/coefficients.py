@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, FiniteFloat
+from pydantic import Field, FiniteFloat, PositiveInt
 
 from calibri.errors import CalibrationError, ConfigError
 from calibri.results import Record
@@ -47,13 +47,16 @@ class Coefficients(Record):
 
     Attributes:
         granularity: how sites share a scalar.
-        scales: one mapping of parameter name to scalar for each member, or one for all of them.
+        scales: one mapping of parameter name to scalar for each member, or one for all of them;
+            with several knots, the knots of each in their order.
         output_weights: omega of each member. Without ``branches``: one without guidance,
             (conditional, unconditional) with it.
         start_weights: the output weights of the uncalibrated model: (1, 0, ..), or
             (w, 1 - w, 0, ..) under guidance scale w.
         branches: the prompt y_i of each member: ``"conditional"`` the prompt, ``"unconditional"``
             the negative prompt; None when member i is branch i of guidance.
+        knots: points of the trajectory, evenly spaced in the timestep from 0, the image, to its
+            maximum, the noise. Scales are linear between them; with one they are constant.
     """
 
     granularity: Granularity
@@ -61,6 +64,7 @@ class Coefficients(Record):
     output_weights: tuple[FiniteFloat, ...] = Field(min_length=1)
     start_weights: tuple[FiniteFloat, ...] = Field(min_length=1)
     branches: tuple[Branch, ...] | None = Field(None, min_length=1)
+    knots: PositiveInt = 1
 
     @property
     def member_branches(self) -> tuple[int, ...]:
@@ -83,7 +87,8 @@ class Coefficients(Record):
     def per_branch(self) -> bool:
         """Whether one set of scales cannot serve every row of a forward."""
         multipliers = self._output_multipliers()
-        return len(self.scales) > 1 or len(set(multipliers)) > 1 or self.is_ensemble
+        own = len(self.scales) > self.knots
+        return own or len(set(multipliers)) > 1 or self.is_ensemble
 
     def problems(self) -> Iterator[str]:
         """Say what contradicts itself, in words; nothing when the coefficients can be used."""
@@ -92,8 +97,11 @@ class Coefficients(Record):
             yield "the members name different coefficients"
         if len(self.start_weights) != members:
             yield "output_weights and start_weights differ in length"
-        elif len(self.scales) not in (1, members):
-            yield f"there are {len(self.scales)} sets of scales for {members} output weights"
+        elif len(self.scales) not in (self.knots, members * self.knots):
+            yield (
+                f"there are {len(self.scales)} sets of scales for {members} output weights and "
+                f"{self.knots} knots"
+            )
         elif len(self.branches or self.output_weights[:2]) != members:
             yield f"branches must name the branch of each of the {members} members"
         elif "conditional" not in (self.branches or BRANCHES):
@@ -135,7 +143,10 @@ class Coefficients(Record):
         )
 
     def site_scales(self, sites: Sequence[Site]) -> Vector:
-        """Expand to one scale per member and site: float64 (members, sites + 1), output last.
+        """Expand to one scale per member and site, output last.
+
+        Returns:
+            float64 (members, sites + 1), or (members, knots, sites + 1) with several knots.
 
         Raises:
             CalibrationError: the names do not match the sites.
@@ -145,9 +156,14 @@ class Coefficients(Record):
             [member[parameter_name(site, self.granularity)] for site in sites]
             for member in self.scales
         ]
-        rows = rows if len(rows) > 1 else rows * len(self.output_weights)
-        table = [[*row, out] for row, out in zip(rows, self._output_multipliers(), strict=True)]
-        return np.array(table, dtype=np.float64)
+        shape = (len(self.output_weights), self.knots)
+        scales = np.reshape(np.array(rows), (-1, self.knots, len(sites)))
+        outputs = np.array(self._output_multipliers())[:, None, None]
+        table = np.concatenate(
+            [np.broadcast_to(scales, (*shape, len(sites))), np.broadcast_to(outputs, (*shape, 1))],
+            axis=2,
+        )
+        return table if self.knots > 1 else table[:, 0]
 
     def _check_names(self, sites: Sequence[Site]) -> None:
         expected = set(parameter_names(sites, self.granularity))
@@ -180,6 +196,7 @@ class SearchSpace:
         start_weights: output weights of the uncalibrated model, one per member.
         search_output: whether the output weights are searched or stay at their start.
         branches: prompt of each member, see ``Coefficients``.
+        knots: points of the trajectory that have scales of their own, see ``Coefficients``.
     """
 
     names: tuple[str, ...]
@@ -188,6 +205,7 @@ class SearchSpace:
     start_weights: tuple[float, ...] = (1.0,)
     search_output: bool = True
     branches: tuple[Branch, ...] | None = None
+    knots: int = 1
 
     @classmethod
     def build(
@@ -199,6 +217,7 @@ class SearchSpace:
         branches: Branches = "shared",
         search_output: bool = True,
         members: int = 1,
+        knots: int = 1,
     ) -> SearchSpace:
         """Lay out a search over the sites of a transformer.
 
@@ -210,6 +229,7 @@ class SearchSpace:
             search_output: search the output weights too.
             members: members of the ensemble that see the prompt, each with its own scales; under
                 guidance the negative prompt has one more.
+            knots: points of the trajectory that have scales of their own; 1 is the paper's.
 
         Raises:
             ConfigError: separate branches are asked for without guidance, or several members
@@ -236,7 +256,13 @@ class SearchSpace:
             start_weights=(*start, *[0.0] * more),
             search_output=search_output,
             branches=(*own, *BRANCHES[:1] * more) if more else None,
+            knots=knots,
         )
+
+    @property
+    def num_scales(self) -> int:
+        """Entries of the flat vector that are scales."""
+        return self.members * self.knots * len(self.names)
 
     @property
     def size(self) -> int:
@@ -248,7 +274,8 @@ class SearchSpace:
         """Name of every entry of the flat vector."""
         prefixes = self._prefixes
         own = prefixes if self.members > 1 else [""]
-        scales = [prefix + name for prefix in own for name in self.names]
+        knots = [f"@{knot}" for knot in range(self.knots)] if self.knots > 1 else [""]
+        scales = [p + name + knot for p in own for knot in knots for name in self.names]
         weights = [f"{prefix}output" for prefix in prefixes] if self.search_output else []
         return (*scales, *weights)
 
@@ -270,13 +297,12 @@ class SearchSpace:
     def start(self) -> Vector:
         """The original model as a vector: ones, then the start weights."""
         outputs = self.start_weights if self.search_output else ()
-        return np.array([1.0] * (self.members * len(self.names)) + list(outputs))
+        return np.array([1.0] * self.num_scales + list(outputs))
 
     @property
     def is_output(self) -> NDArray[np.bool_]:
         """Which entries of the vector are output weights."""
-        scales = self.members * len(self.names)
-        return np.arange(self.size) >= scales
+        return np.arange(self.size) >= self.num_scales
 
     def coefficients(self, vector: Vector | Sequence[float]) -> Coefficients:
         """Name the entries of a flat vector (float64, shape (size,)).
@@ -288,21 +314,21 @@ class SearchSpace:
         if len(values) != self.size:
             raise CalibrationError(
                 f"The vector has {len(values)} entries, this search space has {self.size} "
-                f"({self.members} x {len(self.names)} scales and "
-                f"{self.size - self.members * len(self.names)} output weights)."
+                f"({self.num_scales} scales and {self.size - self.num_scales} output weights)."
             )
         step = len(self.names)
         scales = [
             dict(zip(self.names, values[m * step : (m + 1) * step], strict=True))
-            for m in range(self.members)
+            for m in range(self.members * self.knots)
         ]
-        weights = values[self.members * step :] if self.search_output else self.start_weights
+        weights = values[self.num_scales :] if self.search_output else self.start_weights
         return Coefficients(
             granularity=self.granularity,
             scales=tuple(scales),
             output_weights=tuple(weights),
             start_weights=self.start_weights,
             branches=self.branches,
+            knots=self.knots,
         )
 
     def vector(self, coefficients: Coefficients) -> Vector:

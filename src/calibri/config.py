@@ -52,6 +52,8 @@ class SpaceConfig(_Section):
         branches: under guidance, one set of scalars for both branches or one for each (N = 2).
         output_weights: search the output weights omega too.
         members: members of the ensemble that see the prompt; each costs a transformer evaluation.
+        knots: points of the sampling trajectory with scales of their own, linear in the timestep
+            between them; 1 is the paper's, constant scales.
         preset: name of a known guidance (``calibri.presets``) that the search starts from; None
             for the original model.
     """
@@ -60,6 +62,7 @@ class SpaceConfig(_Section):
     branches: Branches = "shared"
     output_weights: bool = True
     members: int = Field(1, ge=1, le=16)
+    knots: int = Field(1, ge=1, le=16)
     preset: str | None = None
 
 

@@ -83,6 +83,7 @@ class Engine:
             branches=config.space.branches,
             search_output=config.space.output_weights,
             members=config.space.members,
+            knots=config.space.knots,
         )
         self.start: Vector = self._start()
 
@@ -94,10 +95,15 @@ class Engine:
         found = preset(
             name,
             self.scaler.transformer,
-            guidance_scale=self.config.sampling.guidance_scale if self.sampler.guided else 1.0,
+            guidance_scale=self.space.start_weights[0],  # 1 without guidance
             granularity=self.space.granularity,
         )
         original = self.space.coefficients(self.space.start)
+        if self.space.knots > 1:
+            raise ConfigError(
+                f"The preset '{name}' has scales that do not change over the sampling steps. Set "
+                "space.knots to 1."
+            )
         if found.branches != original.branches or not self.space.search_output:
             count = found.member_branches.count(0)
             raise ConfigError(
@@ -161,7 +167,7 @@ class Engine:
         images = []
         for first in range(0, len(noises), size):
             batch = noises[first : first + size]
-            self.scaler.set(scales.expand(len(batch), -1, -1), coefficients.member_branches)
+            self.scaler.set(scales.expand(len(batch), *scales.shape), coefficients.member_branches)
             images.append(self.sampler.sample(batch, num_inference_steps))
         return torch.cat(images)
 

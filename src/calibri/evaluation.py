@@ -92,10 +92,11 @@ def evaluate(
 
 
 def _members(coefficients: Coefficients) -> dict[str, Any]:
-    separate = coefficients.num_branches > 1 and len(coefficients.scales) > 1
+    separate = coefficients.num_branches > 1 and len(coefficients.scales) > coefficients.knots
     return {
         "branches": "separate" if separate else "shared",
         "members": coefficients.member_branches.count(0),
+        "knots": coefficients.knots,
     }
 
 

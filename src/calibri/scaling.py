@@ -93,6 +93,8 @@ class Scaler:
         self._scales = torch.ones(1, 1, len(self.sites) + 1)
         # Branch of each member while the scales are those of an ensemble.
         self._members: tuple[int, ...] | None = None
+        # Scales at every knot while they change over the trajectory.
+        self._trajectory: Tensor | None = None
         self._forward: Callable[..., Any] | None = None
         self._one_by_one = False
         self._table = torch.ones(len(self._hooks), 1)
@@ -125,7 +127,8 @@ class Scaler:
         Args:
             scales: (images, members, sites + 1), output last, which all outputs of the model
                 share; ``images`` is 1 to serve any batch, ``members`` is 1 to serve every branch.
-                Kept in fp32, updated in place.
+                Kept in fp32, updated in place. With several knots of the trajectory, evenly
+                spaced in the timestep: (images, members, knots, sites + 1).
             branches: branch of each member, 0 conditional, 1 unconditional; None when member i is
                 branch i. Where several members share a branch, each forward becomes their
                 weighted sum: in one batch, or one after the other when memory does not suffice or
@@ -134,12 +137,16 @@ class Scaler:
         Raises:
             ValueError: the shape does not fit the sites.
         """
-        if scales.ndim != 3 or scales.shape[2] != len(self.sites) + 1:
+        if scales.ndim not in (3, 4) or scales.shape[-1] != len(self.sites) + 1:
             raise ValueError(
                 f"Expected scales of shape (images, branches, {len(self.sites) + 1}), "
                 f"got {tuple(scales.shape)}."
             )
-        self._scales = scales.to(_device(self.transformer), torch.float32)
+        scales = scales.to(_device(self.transformer), torch.float32)
+        self._trajectory = scales if scales.ndim == 4 else None
+        self._scales = scales if scales.ndim == 3 else scales[:, :, 0]
+        if self._trajectory is not None:
+            _timestep_range(self.transformer)  # refuses a model whose timesteps are not known
         branches = tuple(branches or range(scales.shape[1]))
         self._members = branches if len(branches) > len(set(branches)) else None
         if self._members is not None:
@@ -208,6 +215,8 @@ class Scaler:
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not torch.compiler.is_compiling():
             self._follow()
+        if self._trajectory is not None:
+            self._advance(self._trajectory, kwargs)
         if self._members is not None:
             return None
         rows = 1 if self._packed else batch_size(Call(args, kwargs))
@@ -217,6 +226,22 @@ class Scaler:
         self._check_rows(rows, len(layout))
         images = rows // len(layout)
         self._fill(torch.cat([self._scales[:, branch].expand(images, -1) for branch in layout]))
+
+    def _advance(self, trajectory: Tensor, kwargs: dict[str, Any]) -> None:
+        """Take the scales of this step: linear in the timestep between the two nearest knots."""
+        if "timestep" not in kwargs:
+            raise GuidanceError(
+                "The scales change over the sampling steps, but the transformer was called without "
+                "a timestep. Pass timestep by name."
+            )
+        knots = trajectory.shape[2]
+        # Pipelines give all rows the same timestep; left on its device, it is not waited for.
+        now = kwargs["timestep"].flatten()[:1].to(trajectory.device, torch.float32)
+        place = now / _timestep_range(self.transformer) * (knots - 1)
+        near = 1 - (place - torch.arange(knots, device=trajectory.device)).abs()
+        self._scales = (trajectory * near.clamp(min=0)[:, None]).sum(dim=2)
+        if self._members is None and self._scales.shape[1] == 1:
+            self._fill(self._scales[:, 0])
 
     def _layout(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Layout:
         if self._resolver is None:
@@ -300,6 +325,24 @@ class Fused:
         for parameter, original in reversed(self._originals):
             parameter.copy_(original)
         self._originals = []
+
+
+# Largest timestep that a model is given: pipelines divide by 1000 for some.
+_TIMESTEPS = {
+    "FluxTransformer2DModel": 1.0,
+    "QwenImageTransformer2DModel": 1.0,
+    "SD3Transformer2DModel": 1000.0,
+}
+
+
+def _timestep_range(transformer: nn.Module) -> float:
+    name = type(transformer).__name__
+    if name not in _TIMESTEPS:
+        raise UnsupportedModelError(
+            f"Scales that change over the sampling steps are not known to work with {name}, only "
+            f"with {', '.join(_TIMESTEPS)}. Use one knot."
+        )
+    return _TIMESTEPS[name]
 
 
 def _restore(transformer: nn.Module, forward: Any) -> None:

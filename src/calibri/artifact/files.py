@@ -62,6 +62,7 @@ def _metadata(coefficients: Coefficients) -> dict[str, str]:
         "format_version": str(_FORMAT_VERSION),
         "granularity": coefficients.granularity,
         **{f"names.{i}": json.dumps([*m]) for i, m in enumerate(coefficients.scales)},
+        **({"knots": str(coefficients.knots)} if coefficients.knots > 1 else {}),
     }
 
 

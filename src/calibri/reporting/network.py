@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,11 @@ from calibri.reporting.charts import SHAPES, Mark, Stack
 from calibri.results import RunSummary, SiteRecord
 
 BRANCHES = {"": "", "conditional/": "conditional branch", "unconditional/": "unconditional branch"}
+# A label of ``SearchSpace``: the member, if there are several, the name, and the knot, likewise.
+_LABEL = re.compile(
+    r"(?P<member>(?:(?:(?:un)?conditional\d*|member\d+)/)?)(?P<name>.*?)(?P<knot>(?:@\d+)?)",
+    re.DOTALL,
+)
 STREAMS = {"visual": "visual stream", "text": "text stream", "joint": "both streams"}
 
 
@@ -58,10 +64,7 @@ def place_coefficients(summary: RunSummary) -> Network:
         panels.setdefault(prefix, []).append(mark)
     used = {mark.stream for marks in panels.values() for mark in marks}
     return Network(
-        panels=tuple(
-            Panel(BRANCHES.get(prefix, prefix.rstrip("/")), tuple(marks))
-            for prefix, marks in panels.items()
-        ),
+        panels=tuple(Panel(_title(prefix), tuple(marks)) for prefix, marks in panels.items()),
         stacks=_stacks(blocks),
         others=tuple(others),
         streams=tuple((name, said) for name, said in STREAMS.items() if name in used),
@@ -70,8 +73,15 @@ def place_coefficients(summary: RunSummary) -> Network:
 
 
 def _split(label: str) -> tuple[str, str]:
-    prefix, slash, name = label.rpartition("/")  # no module path has one
-    return prefix + slash, name
+    found = _LABEL.fullmatch(label)
+    assert found, "every text is a label"
+    return found["member"] + found["knot"], found["name"]
+
+
+def _title(prefix: str) -> str:
+    member, at, knot = prefix.partition("@")
+    parts = (BRANCHES.get(member, member.rstrip("/")), f"knot {knot}" if at else "")
+    return ", ".join(part for part in parts if part)
 
 
 def _parameters(sites: Sequence[SiteRecord]) -> Mapping[str, tuple[str, str, str]]:
