@@ -75,11 +75,13 @@ class Engine:
         )
         self.sampler = Sampler(self.pipe, config.sampling)
         self.resolver = BranchResolver(self.pipe) if self.sampler.guided else None
+        if self.resolver is not None:
+            self.sampler.before_call = self.resolver.expect
         self.scaler = Scaler(transformer_of(self.pipe), self.resolver)
         self.space = SearchSpace.build(
             self.scaler.sites,
             config.space.granularity,
-            guidance_scale=config.sampling.guidance_scale if self.sampler.guided else 1.0,
+            guidance_scale=self.sampler.cfg_scale,
             branches=config.space.branches,
             search_output=config.space.output_weights,
             members=config.space.members,

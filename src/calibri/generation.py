@@ -77,7 +77,7 @@ def _settings(
     calibration: Calibration | None, steps: int | None, guidance_scale: float | None
 ) -> dict[str, Any]:
     sampling = calibration.sampling if calibration else None
-    chosen = {
+    chosen: dict[str, Any] = {
         "num_inference_steps": steps or (sampling and sampling.num_inference_steps),
         "guidance_scale": (
             guidance_scale if guidance_scale is not None else (sampling and sampling.guidance_scale)
@@ -85,6 +85,9 @@ def _settings(
         "height": sampling and sampling.height,
         "width": sampling and sampling.width,
     }
+    if sampling and sampling.true_cfg_scale > 1.0:
+        # Pipelines with this argument run the second branch only beside a negative prompt.
+        chosen |= {"true_cfg_scale": sampling.true_cfg_scale, "negative_prompt": ""}
     return {name: value for name, value in chosen.items() if value is not None}
 
 

@@ -230,6 +230,7 @@ def _calibration(summary: RunSummary, engine: Engine, coefficients: Coefficients
         sampling=Sampling(
             num_inference_steps=config.sampling.num_inference_steps,
             guidance_scale=config.sampling.guidance_scale,
+            true_cfg_scale=config.sampling.true_cfg_scale,
             height=config.sampling.height,
             width=config.sampling.width,
             dtype=config.dtype,

@@ -7,27 +7,22 @@ generator, so an image does not depend on its neighbours in the batch.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from calibri.config import SamplingConfig
-from calibri.errors import UnsupportedModelError
+from calibri.embeddings import NEGATIVE, call_arguments, encoded_names, named_outputs, returns_both
+from calibri.errors import ConfigError, UnsupportedModelError
 from calibri.prompts import Prompt
 
-# What ``encode_prompt`` of a pipeline family returns, in order; None is rebuilt by the pipeline.
-_ENCODED: dict[str, tuple[str | None, ...]] = {
-    "StableDiffusion3": (
-        "prompt_embeds",
-        "negative_prompt_embeds",
-        "pooled_prompt_embeds",
-        "negative_pooled_prompt_embeds",
-    ),
-    "Flux": ("prompt_embeds", "pooled_prompt_embeds", None),
-}
+# Pipelines that combine as c + g (c - u), which is guidance w = 1 + g, and the g above which they
+# run the unconditional branch.
+_EXCESS = {"ZImage": 0.0, "Krea2": 0.0, "Cosmos": 1.0}
 
 
 @dataclass(frozen=True)
@@ -45,21 +40,68 @@ class Sampler:
         pipe: a diffusers pipeline on its device.
         config: sampling settings.
 
+    Attributes:
+        before_call: told the prompt embeddings of each call of the pipeline.
+
     Raises:
-        UnsupportedModelError: the pipeline's prompt embeddings are not known.
+        UnsupportedModelError: the pipeline's prompt embeddings are not known, or it makes videos.
+        ConfigError: the guidance has no effect on this pipeline.
     """
 
     def __init__(self, pipe: Any, config: SamplingConfig) -> None:
         self.pipe = pipe
         self.config = config
-        self._names = _encoded_names(pipe)
-        self._accepted = inspect.signature(pipe.encode_prompt).parameters
-        self._cache: dict[str, dict[str, Tensor]] = {}
+        self.before_call: Callable[[Mapping[str, Any]], None] | None = None
+        self._names = encoded_names(pipe)
+        self._call = call_arguments(pipe)
+        self._check()
+        self._cache: dict[str, dict[str, Any]] = {}
+
+    def _check(self) -> None:
+        name = type(self.pipe).__name__
+        if "num_frames" in self._call:
+            raise UnsupportedModelError(
+                f"{name} makes videos, and rewards look at images. Use an image pipeline."
+            )
+        if not any("embeds" in encoded and encoded in self._call for encoded in self._names):
+            raise UnsupportedModelError(
+                f"{name} does not take the prompt embeddings that its encode_prompt returns, so "
+                "prompts would be encoded again for every image. Use another pipeline."
+            )
+        if "guidance_scale" not in self._scales() and self.config.guidance_scale > 1.0:
+            raise ConfigError(
+                f"guidance_scale is {self.config.guidance_scale}, but this model of {name} has no "
+                "guidance embedded. Set sampling.true_cfg_scale for classifier-free guidance."
+            )
+
+    def _scales(self) -> dict[str, float]:
+        """List the guidance arguments that have an effect on this pipeline."""
+        scales = {
+            "guidance_scale": self.config.guidance_scale,
+            "true_cfg_scale": self.config.true_cfg_scale,
+        }
+        embedded = getattr(self.pipe.transformer.config, "guidance_embeds", False)
+        if "true_cfg_scale" in self._call and not embedded:
+            del scales["guidance_scale"]
+        return {name: scale for name, scale in scales.items() if name in self._call}
+
+    @property
+    def cfg_scale(self) -> float:
+        """The w of classifier-free guidance, u + w (c - u); 1 without it."""
+        if not any(name.startswith(NEGATIVE) for name in self._call):
+            return 1.0
+        scales = self._scales()
+        scale = scales.get("true_cfg_scale", scales.get("guidance_scale", 1.0))
+        name = type(self.pipe).__name__
+        for family, least in _EXCESS.items():
+            if name.startswith(family):
+                return 1.0 + scale if scale > least else 1.0
+        return max(scale, 1.0)
 
     @property
     def guided(self) -> bool:
         """Whether classifier-free guidance runs two branches."""
-        return self.config.guidance_scale > 1.0 and "negative_prompt_embeds" in self._names
+        return self.cfg_scale > 1.0
 
     def nfe(self, num_inference_steps: int | None = None) -> int:
         """Transformer evaluations per image."""
@@ -77,48 +119,90 @@ class Sampler:
             uint8 (N, 3, H, W) on the CPU.
         """
         generators = [torch.Generator("cpu").manual_seed(noise.seed) for noise in noises]
+        embeddings = self._batch([noise.prompt for noise in noises])
+        if self.before_call is not None:
+            self.before_call(embeddings)
+        size = {"height": self.config.height, "width": self.config.width}
         with torch.no_grad():
             images = self.pipe(
-                **self._batch([noise.prompt for noise in noises]),
+                **embeddings,
+                # Some pipelines default to an empty prompt, and refuse it beside embeddings.
+                **{name: None for name in ("prompt", "negative_prompt") if name in self._call},
+                **self._scales(),
+                **{name: pixels for name, pixels in size.items() if pixels is not None},
                 num_inference_steps=num_inference_steps or self.config.num_inference_steps,
-                guidance_scale=self.config.guidance_scale,
-                height=self.config.height,
-                width=self.config.width,
                 generator=generators,
                 output_type="pt",
             ).images
         pixels: Tensor = (images.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
         return pixels
 
-    def _batch(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+    def _batch(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
         encoded = [self._encode(prompt) for prompt in prompts]
         device = self.pipe._execution_device
-        return {name: torch.cat([e[name] for e in encoded]).to(device) for name in encoded[0]}
+        masked = {_masked(name) for name in encoded[0]}
+        return {
+            name: _joined(name, [parts[name] for parts in encoded], device, name in masked)
+            for name in encoded[0]
+        }
 
-    def _encode(self, prompt: Prompt) -> dict[str, Tensor]:
+    def _encode(self, prompt: Prompt) -> dict[str, Any]:
         if prompt.id not in self._cache:
             self._cache[prompt.id] = self._encoded(prompt.text)
         return self._cache[prompt.id]
 
-    def _encoded(self, text: str) -> dict[str, Tensor]:
-        optional = {
-            "prompt_2": None,
-            "prompt_3": None,
+    def _encoded(self, text: str) -> dict[str, Any]:
+        """Encode one prompt: what ``__call__`` of the pipeline accepts, by name, on the CPU."""
+        named = self._outputs(text)
+        if self.guided and not returns_both(self._names):
+            negative = self._outputs(self.config.negative_prompt)
+            named |= {NEGATIVE + name: output for name, output in negative.items()}
+        return {name: _on_cpu(out) for name, out in named.items() if name in self._call}
+
+    def _outputs(self, text: str) -> dict[str, Any]:
+        parameters = inspect.signature(type(self.pipe).encode_prompt).parameters
+        arguments: dict[str, Any] = {
+            name: None
+            for name, parameter in list(parameters.items())[1:]
+            if parameter.default is parameter.empty
+        }
+        offered = {
             "negative_prompt": self.config.negative_prompt,
             "do_classifier_free_guidance": self.guided,
         }
-        arguments = {name: value for name, value in optional.items() if name in self._accepted}
+        arguments |= {name: value for name, value in offered.items() if name in parameters}
         with torch.no_grad():
-            outputs = self.pipe.encode_prompt(prompt=text, **arguments)
-        named = zip(self._names, outputs, strict=True)
-        return {name: out.cpu() for name, out in named if name is not None and out is not None}
+            encoded = self.pipe.encode_prompt(**arguments | {"prompt": text})
+        outputs = named_outputs(self._names, encoded)
+        # A pipeline may leave out a mask that hides nothing; prompts of other lengths need it.
+        for name in self._names:
+            tokens = outputs.get(_masked(name)) if "mask" in name else None
+            if tokens is not None and name not in outputs:
+                outputs[name] = torch.ones(tokens.shape[:2], dtype=torch.long)
+        return outputs
 
 
-def _encoded_names(pipe: Any) -> tuple[str | None, ...]:
-    for family, names in _ENCODED.items():
-        if type(pipe).__name__.startswith(family):
-            return names
-    raise UnsupportedModelError(
-        f"Sampling with {type(pipe).__name__} is not supported. Supported pipeline families are "
-        f"{sorted(_ENCODED)}."
-    )
+def _masked(name: str) -> str:
+    """Name the embeddings that a mask belongs to; no embeddings have the name of another."""
+    return name.replace("_attention_mask", "_embeds").replace("_mask", "") if "mask" in name else ""
+
+
+def _on_cpu(output: Any) -> Any:
+    return [row.cpu() for row in output] if isinstance(output, list) else output.cpu()
+
+
+def _joined(name: str, parts: list[Any], device: torch.device, masked: bool) -> Any:
+    """Put encoded prompts into one batch, the shorter ones padded behind where a mask says so."""
+    if isinstance(parts[0], list):
+        return [row.to(device) for part in parts for row in part]
+    lengths = {part.shape[1] for part in parts if part.ndim > 1}
+    if len(lengths) > 1:
+        if not masked and "mask" not in name:
+            raise UnsupportedModelError(
+                f"'{name}' of these prompts have {sorted(lengths)} tokens and no mask, so they "
+                "cannot share a batch. Set sampling.batch_size to 1."
+            )
+        longest = max(lengths)
+        behind = [(0, 0) * (part.ndim - 2) + (0, longest - part.shape[1]) for part in parts]
+        parts = [pad(part, end) for part, end in zip(parts, behind, strict=True)]
+    return torch.cat(parts).to(device)

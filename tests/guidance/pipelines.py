@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import diffusers
@@ -71,6 +72,25 @@ class ProjectedTextEncoder(TextEncoder):
         return CLIPTextModelOutput(out.pooler_output, hidden_states=out.hidden_states)
 
 
+class Decoder(nn.Module):
+    """Shows the mean of the latent channels: stands for every image decoder."""
+
+    dtype = torch.float32
+    device = torch.device("cpu")
+    temperal_downsample = (False, True, True)
+    config = SimpleNamespace(
+        block_out_channels=(1, 1, 1, 1),
+        scaling_factor=1.0,
+        shift_factor=0.0,
+        latents_mean=[0.0],
+        latents_std=[1.0],
+        z_dim=1,
+    )
+
+    def decode(self, latents: Tensor, return_dict: bool = False) -> tuple[Tensor]:
+        return (latents.mean(1, keepdim=True).repeat_interleave(3, dim=1) / 4,)
+
+
 @dataclass(frozen=True)
 class Rig:
     """A pipeline and how to call it.
@@ -106,11 +126,11 @@ class Rig:
     def id(self) -> str:
         return self.name.removesuffix("Pipeline")
 
-    def build(self) -> Any:
+    def build(self, **parts: Any) -> Any:
         specimen = next(s for s in ZOO if s.model_class == self.transformer)
         kinds: dict[str, Any] = dict(tokenizer=Tokenizer(), text_encoder=TextEncoder(), vae=None)
         pipe = getattr(diffusers, self.name)(
-            transformer=specimen.model(), scheduler=self.scheduler(), **(kinds | self.parts)
+            transformer=specimen.model(), scheduler=self.scheduler(), **(kinds | self.parts | parts)
         )
         pipe.set_progress_bar_config(disable=True)
         for name, value in self.settings.items():

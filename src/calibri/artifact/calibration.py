@@ -19,6 +19,7 @@ class Sampling(Record):
     """The sampling settings a calibration was searched for; it is at its best with these.
 
     Attributes:
+        true_cfg_scale: classifier-free guidance of the pipelines that call it so.
         height: image height in pixels, or None for the pipeline's own.
         width: image width in pixels, or None for the pipeline's own.
         dtype: dtype of the transformer, for example ``"bfloat16"``.
@@ -26,6 +27,7 @@ class Sampling(Record):
 
     num_inference_steps: PositiveInt
     guidance_scale: FiniteFloat
+    true_cfg_scale: FiniteFloat = 1.0
     height: PositiveInt | None = None
     width: PositiveInt | None = None
     dtype: str
