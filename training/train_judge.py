@@ -1,6 +1,6 @@
 """Train the judge on rendered scenes, near misses and damaged pictures.
 
-python training/train_judge.py --minutes 7 --seed 0 --output src/calibri/shapes/judge
+python training/train_judge.py --minutes 14 --seed 0 --output src/calibri/shapes/judge
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ def work(rank: int, job: Job) -> None:
 def main() -> None:
     """Read the command line and start the processes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=7)
+    parser.add_argument("--minutes", type=float, default=14)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--workers", type=int, default=2)

@@ -109,6 +109,14 @@ def test_every_word_is_one_token_of_its_own(pipe: StableDiffusion3Pipeline, name
     assert len({found[1] for found in ids.values()}) == len(VOCABULARY)
 
 
+def test_the_tokenizers_number_the_words_alike(pipe: StableDiffusion3Pipeline) -> None:
+    first, *others = (
+        [tokenizer(word).input_ids for word in VOCABULARY]
+        for tokenizer in (pipe.tokenizer, pipe.tokenizer_2, pipe.tokenizer_3)
+    )
+    assert all(other == first for other in others)
+
+
 def test_no_caption_is_cut_off(pipe: StableDiffusion3Pipeline) -> None:
     texts = sample_prompts(300, 0, "held_out") + [TEXT.replace("above", "left of")]
     lengths = {len(pipe.tokenizer(text).input_ids) for text in texts}
