@@ -4,7 +4,7 @@ import torch
 from calibri.applied import load
 from calibri.artifact import Calibration, Sampling
 from calibri.coefficients import SearchSpace
-from calibri.errors import CalibrationError, FuseError
+from calibri.errors import CalibrationError, FuseError, GuidanceError
 from calibri.fusing import fuse
 from calibri.generation import generate
 from calibri.inspection import inspect
@@ -184,3 +184,31 @@ def test_a_calibration_is_attached_to_a_bare_transformer(pipe):
     load(pipe, ensemble(pipe))
     assert torch.equal(sample(pipe), after)
     assert not torch.allclose(after, before, atol=1e-4)
+
+
+def test_a_bare_transformer_is_told_the_branch(pipe):
+    inputs, outputs = [], []
+    transformer = pipe.transformer
+
+    def keep(module, args, kwargs, output):
+        inputs.append(kwargs)
+        outputs.append(output[0])
+
+    made = calibration(pipe, guidance_scale=3.0, branches="separate", outputs=[4.0, -1.5])
+    applied = load(pipe, made)
+    handle = transformer.register_forward_hook(keep, with_kwargs=True)
+    sample(pipe, 3.0)
+    handle.remove()
+    applied.unload()
+    applied = load(transformer, made)
+    # Stable Diffusion 3 puts the unconditional row first.
+    for row, name in enumerate(("unconditional", "conditional")):
+        given = {
+            key: value[row : row + 1] if isinstance(value, torch.Tensor) else value
+            for key, value in inputs[0].items()
+        }
+        with applied.branch(name), torch.no_grad():
+            ours = transformer(**given)[0]
+        torch.testing.assert_close(ours[0], outputs[0][row], rtol=1e-4, atol=1e-5)
+    with pytest.raises(GuidanceError, match="applied.branch"):
+        transformer(**inputs[0])

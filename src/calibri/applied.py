@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from calibri.artifact import Calibration
-from calibri.coefficients import Coefficients
-from calibri.errors import CalibrationError, FuseError
+from calibri.coefficients import BRANCHES, Branch, Coefficients
+from calibri.errors import CalibrationError, FuseError, GuidanceError
 from calibri.guidance import BranchResolver
 from calibri.pipelines import transformer_of
-from calibri.scaling import Fused, Scaler
+from calibri.scaling import Fused, Layout, Scaler
 from calibri.sites import find_sites
 
 _APPLIED = "_calibri_applied"
@@ -25,7 +29,7 @@ class AppliedCalibration:
         self.pipe = pipe
         self.calibration = calibration
         self._coefficients = calibration.coefficients.with_strength(strength)
-        self._resolver: BranchResolver | None = None
+        self._resolver: BranchResolver | _ToldBranch | None = None
         self._scaler: Scaler | None = None
         self._fused: Fused | None = None
         self._attach()
@@ -34,6 +38,16 @@ class AppliedCalibration:
     def coefficients(self) -> Coefficients:
         """The coefficients at the present strength."""
         return self._coefficients
+
+    def branch(self, name: Branch) -> AbstractContextManager[None]:
+        """Say which branch of guidance the forwards inside belong to.
+
+        A pipeline tells by itself; a transformer that is called without one cannot.
+
+        Args:
+            name: ``"conditional"`` or ``"unconditional"``.
+        """
+        return contextlib.nullcontext() if self._resolver is None else self._resolver.branch(name)
 
     def set_strength(self, strength: float) -> None:
         """Blend with the original model: 0 is the original, 1 the full calibration.
@@ -109,7 +123,8 @@ class AppliedCalibration:
     def _attach(self) -> None:
         coefficients = self.calibration.coefficients
         if coefficients.num_branches > 1 and coefficients.per_branch:
-            self._resolver = BranchResolver(self.pipe)
+            bare = isinstance(self.pipe, nn.Module)
+            self._resolver = _ToldBranch() if bare else BranchResolver(self.pipe)
         self._scaler = Scaler(transformer_of(self.pipe), self._resolver)
         self._set()
 
@@ -128,6 +143,33 @@ class AppliedCalibration:
         if self._resolver is not None:
             self._resolver.remove()
             self._resolver = None
+
+
+class _ToldBranch:
+    """Stands in for ``BranchResolver`` on a bare transformer: the caller says the branch."""
+
+    def __init__(self) -> None:
+        self._layout: Layout | None = None
+
+    @contextlib.contextmanager
+    def branch(self, name: Branch) -> Iterator[None]:
+        before, self._layout = self._layout, (BRANCHES.index(name),)
+        try:
+            yield
+        finally:
+            self._layout = before
+
+    def remove(self) -> None:
+        """Nothing was changed."""
+
+    def __call__(self, arguments: Mapping[str, Any]) -> Layout:
+        if self._layout is None:
+            raise GuidanceError(
+                "This calibration scales the branches of guidance differently, and a transformer "
+                "without its pipeline cannot tell them apart. Call it inside "
+                "applied.branch('conditional') or applied.branch('unconditional')."
+            )
+        return self._layout
 
 
 def load(

@@ -205,13 +205,7 @@ def import_authors_vector(
             start_weights=_start(members, scale if guided else None),
             branches=_branches(members, guided),
         ),
-        sampling=Sampling(
-            num_inference_steps=15,
-            guidance_scale=scale if guided or family.embedded else 1.0,
-            height=512,
-            width=512,
-            dtype="bfloat16",
-        ),
+        sampling=_sampling(scale if guided or family.embedded else 1.0),
         rewards={objective: "as the authors ran it"},
         objective=objective,
         provenance={"source": "the authors' vector", "step": file.step or 0},
@@ -342,6 +336,17 @@ def _effective(
     idle = [site for site in sites if site.layer == family.ineffective]
     ones = dict.fromkeys(parameter_names(idle, granularity), 1.0)
     return {name: ones.get(name, member[name]) for name in parameter_names(sites, granularity)}
+
+
+def _sampling(guidance_scale: float) -> Sampling:
+    """The paper's settings (spec section 3)."""
+    return Sampling(
+        num_inference_steps=15,
+        guidance_scale=guidance_scale,
+        height=512,
+        width=512,
+        dtype="bfloat16",
+    )
 
 
 def _start(members: int, guidance_scale: float | None) -> tuple[float, ...]:

@@ -15,7 +15,7 @@ def file(tmp_path):
     return path
 
 
-def test_import_writes_a_calibration_that_generates(calibri, file, tmp_path):
+def test_import_writes_a_calibration_of_both_members(calibri, file, tmp_path):
     result = calibri("import", file, "--pipeline", "shapes", "--members", 2)
     assert result.exit_code == 0
     assert result.stdout == "cmaes_step_0010\n"
