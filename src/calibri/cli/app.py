@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect as python
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
 
-from calibri.cli import guard
+from calibri.cli import guard, rewards
 from calibri.cli.calibrate import calibrate
 from calibri.cli.evaluate import evaluate
 from calibri.cli.fuse import fuse
@@ -29,11 +29,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+_REWARDS = "Rewards"
 _PANELS = {
     "Calibrate": (calibrate, resume, report),
     "Use a calibration": (generate, evaluate, fuse, publish, import_),
     "Look at a model": (inspect,),
-    "Serve": (serve_reward,),
+    _REWARDS: (serve_reward,),
 }
 
 
@@ -50,11 +51,18 @@ def _paragraph(text: str) -> str:
     return " ".join(lines)
 
 
+def _register(
+    group: typer.Typer, commands: Sequence[Callable[..., None]], panel: str | None = None
+) -> None:
+    for command in commands:
+        name = command.__name__.rstrip("_").replace("_", "-")
+        group.command(name, rich_help_panel=panel, help=_help(command))(guard.guarded(command))
+
+
 for _panel, _commands in _PANELS.items():
-    for _command in _commands:
-        _name = _command.__name__.rstrip("_").replace("_", "-")
-        _register = app.command(_name, rich_help_panel=_panel, help=_help(_command))
-        _register(guard.guarded(_command))
+    _register(app, _commands, _panel)
+_register(rewards.app, rewards.COMMANDS)
+app.add_typer(rewards.app, name="rewards", rich_help_panel=_REWARDS)
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,0 +1,237 @@
+"""``calibri rewards``: list, convert and check rewards."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from calibri.cli.display import err, loading, out, printable, say, verbatim
+from calibri.cli.options import DeviceOption, JsonOption
+from calibri.cli.quiet import quiet_libraries
+from calibri.errors import RewardError
+
+if TYPE_CHECKING:
+    from calibri.rewards import Reward, RewardInfo
+    from calibri.rewards.golden import GoldenCheck
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help="List rewards, convert legacy weights, check a reward on golden pictures.",
+)
+
+_REMOTE = "remote"  # only its server knows what it is
+
+
+@dataclass(frozen=True)
+class _Listed:
+    name: str
+    info: RewardInfo | None
+    problem: str = ""
+
+
+def list_(as_json: JsonOption = False) -> None:
+    """List the rewards with their units, ranges and licences; no weights are loaded.
+
+    calibri rewards list
+    calibri rewards list --json
+    """
+    with loading("Reading what each reward says of itself"):
+        from calibri.rewards import reward_names
+
+        quiet_libraries()
+        found = [_listed(name) for name in reward_names()]
+    if as_json:
+        typer.echo(json.dumps([_as_json(reward) for reward in found], indent=2, allow_nan=False))
+        return
+    console = out()
+    console.print(_rewards_table(found))
+    for reward in found:
+        if reward.problem:
+            say(err(), reward.problem)
+
+
+def convert(
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="Legacy weights: a .pt, .pth or .bin file.")
+    ],
+) -> None:
+    """Convert legacy weights to safetensors, once, beside the file; the file stays.
+
+    Only tensors are read: code in the file does not run, and a file that needs it is refused.
+
+        calibri rewards convert ImageReward.pt
+    """
+    target = path.with_suffix(".safetensors")
+    if target.exists():
+        raise RewardError(
+            f"'{target}' exists, and nothing is overwritten. Use it as it is, or remove it first."
+        )
+    with loading(f"Converting {path.name}"):
+        from calibri.rewards.convert import convert_checkpoint
+
+        written = convert_checkpoint(path)
+    verbatim(out(), str(written))
+
+
+def check(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Reward to check.")],
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            "--checkpoint", metavar="DIR", help="Folder with the reward's files; default: the hub."
+        ),
+    ] = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Score golden pictures and print the difference from the stored figures, if there are any.
+
+    calibri rewards check shapes
+    calibri rewards check pickscore --checkpoint my-pickscore --device cuda
+    """
+    with loading(f"Scoring with {name}"):
+        from calibri.rewards import make_reward
+        from calibri.rewards.golden import check_reward
+
+        quiet_libraries()
+        options = {} if checkpoint is None else {"checkpoint": checkpoint}
+        reward = _on(device, make_reward(name, **options))
+        # With a folder the variant names the folder; the figures are those of the hub's files.
+        published = make_reward(name).info.variant if checkpoint else None
+        found = check_reward(reward, variant=published)
+    if as_json:
+        typer.echo(json.dumps(_check_json(found), indent=2, allow_nan=False))
+    else:
+        _show_check(found)
+
+
+COMMANDS = (list_, convert, check)
+
+
+def _on(device: str, reward: Reward) -> Reward:
+    from calibri.pipelines import resolve_device
+    from calibri.rewards import ModelReward
+
+    target = resolve_device(device)
+    return reward.to(target) if isinstance(reward, ModelReward) else reward
+
+
+def _listed(name: str) -> _Listed:
+    from calibri.rewards import RewardInfo, make_reward
+
+    if name == _REMOTE:
+        return _Listed(name, RewardInfo(name, "as served", unit="that of the served reward"))
+    try:
+        return _Listed(name, make_reward(name).info)
+    except RewardError as error:  # another package's; the others can still be listed
+        return _Listed(name, None, str(error))
+
+
+def _as_json(reward: _Listed) -> dict[str, Any]:
+    info = reward.info
+    if info is None:
+        return {"name": reward.name, "problem": reward.problem}
+    return {
+        "name": reward.name,
+        "variant": info.variant,
+        "unit": info.unit,
+        "range": [_finite(bound) for bound in info.range],
+        "kind": info.kind,
+        "license": info.license,
+        "differentiable": info.differentiable,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _rewards_table(found: list[_Listed]) -> Table:
+    table = _table("name", "range", "kind", "licence", "differentiable", "unit")
+    for reward in found:
+        if reward.info is None:
+            name = Text(printable(reward.name))
+            table.add_row(name, *["-"] * 4, Text("cannot be made", style="red"))
+            continue
+        info = reward.info
+        gradient = "yes" if info.differentiable else "no"
+        cells = (reward.name, _range(info.range), info.kind, info.license or "-", gradient)
+        table.add_row(*(Text(printable(cell)) for cell in (*cells, info.unit or "-")))
+    return table
+
+
+def _range(bounds: tuple[float, float]) -> str:
+    low, high = bounds
+    if math.isinf(low) and math.isinf(high):
+        return "any"
+    if math.isinf(high):
+        return f"from {low:g}"
+    return f"up to {high:g}" if math.isinf(low) else f"{low:g} to {high:g}"
+
+
+def _table(*names: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name in names:
+        table.add_column(name, no_wrap=name in ("name", "range", "picture"))
+    return table
+
+
+def _show_check(found: GoldenCheck) -> None:
+    console = out()
+    verbatim(console, f"reward   {found.info.name}")
+    verbatim(console, f"variant  {found.info.variant}")
+    verbatim(console, f"unit     {found.info.unit or '-'}")
+    console.print()
+    console.print(_scores_table(found))
+    console.print()
+    say(console, _verdict(found))
+
+
+def _scores_table(found: GoldenCheck) -> Table:
+    compared = ("stored", "difference") if found.stored is not None else ()
+    table = _table("picture", "prompt", "score", *compared)
+    columns: list[list[str]] = [[f"{score:.6g}" for score in found.scores]]
+    if found.stored is not None and found.differences is not None:
+        columns.append([f"{figure:.6g}" for figure in found.stored])
+        columns.append([f"{difference:+.2e}" for difference in found.differences])
+    names, prompts = found.pictures.names, found.pictures.prompts
+    for row in zip(names, prompts, *columns, strict=True):
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _verdict(found: GoldenCheck) -> str:
+    if found.differences is not None:
+        # The default comparison of max() would hide a NaN.
+        largest = max(map(abs, found.differences), key=lambda x: math.inf if math.isnan(x) else x)
+        return f"Largest difference from the stored figures: {largest:.2e}"
+    if not found.stored_variants:
+        return f"No stored figure exists yet for {found.info.name}."
+    others = "; ".join(found.stored_variants)
+    return f"No stored figure exists yet for this variant and these pictures. Stored are: {others}"
+
+
+def _check_json(found: GoldenCheck) -> dict[str, Any]:
+    stored, differences = found.stored, found.differences
+    return {
+        "name": found.info.name,
+        "variant": found.info.variant,
+        "unit": found.info.unit,
+        "pictures": found.pictures.sha256,
+        "prompts": _by_picture(found, found.pictures.prompts),
+        "scores": _by_picture(found, map(_finite, found.scores)),
+        "stored": stored and _by_picture(found, stored),
+        "differences": differences and _by_picture(found, map(_finite, differences)),
+    }
+
+
+def _by_picture(found: GoldenCheck, values: Any) -> dict[str, Any]:
+    return dict(zip(found.pictures.names, values, strict=True))
