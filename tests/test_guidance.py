@@ -122,3 +122,13 @@ def test_removing_gives_the_pipeline_its_own_method_back(pipe):
 def test_other_pipelines_are_refused():
     with pytest.raises(UnsupportedModelError, match="object"):
         BranchResolver(object())
+
+
+@pytest.mark.parametrize(("name", "layout"), [("conditional", (0,)), ("unconditional", (1,))])
+def test_the_caller_can_say_the_branch_of_a_forward(pipe, name, layout):
+    resolver = BranchResolver(pipe)
+    foreign = {"encoder_hidden_states": torch.zeros(2, 14, 96)}
+    with resolver.branch(name):
+        assert resolver(foreign) == layout
+    with pytest.raises(GuidanceError, match="match neither"):
+        resolver(foreign)

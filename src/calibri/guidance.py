@@ -261,6 +261,9 @@ def _fits(part: Rows, known: Rows, exact: bool) -> bool:
 
 
 def _same(given: Tensor, known: Tensor, axis: int, exact: bool) -> bool:
+    if given.ndim == known.ndim + 1 and given.shape[axis] == 1:
+        # Some pipelines give each row an axis of one text.
+        given = given.squeeze(axis)
     if given.ndim != known.ndim or given.ndim <= axis + 1:
         return False
     length = min(given.shape[axis], known.shape[axis])
