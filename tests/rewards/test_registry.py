@@ -99,7 +99,7 @@ def test_every_listed_reward_can_be_made_without_weights(monkeypatch):
     assert {name: reward.info.name for name, reward in made.items()} == {n: n for n in made}
 
 
-DEFAULT = Checkpoint("owner/net", "abc")
+DEFAULT, OTHER = Checkpoint("owner/net", "abc"), Checkpoint("owner/other")
 
 
 class Net(ModelReward):
@@ -129,6 +129,15 @@ def test_a_revision_replaces_the_default_one(tmp_path):
     assert made(revision="v2").checkpoint == Checkpoint("owner/net", "v2")
     both = made(revision="v2", checkpoint=tmp_path).checkpoint
     assert both == Checkpoint("owner/net", "v2", tmp_path)
+
+
+def test_a_subclass_has_its_own_default_checkpoint():
+    class Other(Net):
+        def __init__(self, checkpoint=OTHER, **options):
+            super().__init__(checkpoint, **options)
+
+    found = Other(**arguments("other", Other, {"revision": "v2", "level": 2}))
+    assert (found.checkpoint, found.level) == (Checkpoint("owner/other", "v2"), 2)
 
 
 def test_options_of_the_base_class_are_options_too():

@@ -1,0 +1,15 @@
+from pathlib import Path
+
+import pytest
+
+from calibri.rewards import registry
+
+PAGES = Path(__file__).parents[2] / "docs" / "rewards"
+
+
+@pytest.mark.parametrize("name", sorted(registry._REWARDS))
+def test_every_reward_has_a_page_that_the_overview_names(name):
+    page = (PAGES / f"{name}.md").read_text()
+    assert page.startswith(f"# {name}\n")
+    assert "cannot see" in page
+    assert name in (PAGES / "README.md").read_text()
