@@ -56,13 +56,16 @@ def one_at_a_time(model, inputs, scales):
 
 
 def take_memory(model):
-    """Make a model run out of memory above the rows of the plain call."""
+    """Make a model run out of memory above the rows of the plain call; list when it did."""
+    refused = []
 
     def refuse(module, args, kwargs):
         if len(kwargs["hidden_states"]) > ROWS:
+            refused.append(len(kwargs["hidden_states"]))
             raise torch.OutOfMemoryError("too many rows")
 
     model.transformer_blocks[1].register_forward_pre_hook(refuse, with_kwargs=True)
+    return refused
 
 
 @pytest.mark.parametrize("images", [1, ROWS])
@@ -85,13 +88,14 @@ def test_one_batch_and_one_after_the_other_give_the_same(case):
     scaler.set(random_scales(scaler, 3), (0, 0, 0))
     batched = forward(model, inputs)
     assert calls == [3 * ROWS]
-    take_memory(model)
+    refused = take_memory(model)
     del calls[:]
     sequential = forward(model, inputs)
     assert calls == [ROWS] * 3
     torch.testing.assert_close(sequential, batched, **CLOSE)
     forward(model, inputs)  # what did not fit is not tried again
     assert calls == [ROWS] * 6
+    assert refused == [3 * ROWS]
 
 
 def test_an_argument_that_is_not_known_is_not_repeated(case):
