@@ -139,7 +139,7 @@ class SearchConfig(_Section):
     """
 
     method: Literal["calibri", "reference"] = "calibri"
-    generations: int = Field(30, ge=1, le=100_000)
+    generations: int = Field(20, ge=1, le=100_000)
     popsize: int | None = Field(32, ge=4)
     bucket_size: int = Field(16, ge=1)
     images_per_prompt: int = Field(1, ge=1)
