@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from calibri.applied import AppliedCalibration, load
     from calibri.artifact import Calibration
     from calibri.authors import export_authors_vector, import_authors_vector
+    from calibri.catalogue import ModelStatus, models
     from calibri.config import RunConfig, load_config
     from calibri.errors import CalibriError
     from calibri.evaluation import evaluate
@@ -24,17 +25,22 @@ if TYPE_CHECKING:
     from calibri.reporting import report
     from calibri.results import Evaluation, RunSummary
     from calibri.runner import calibrate, resume
+    from calibri.sites.discovered import Discovery
+    from calibri.sites.discovery import discover
 
 # No module below may bear the name of a public function: importing it would hide the function.
 _WHERE = {
     "AppliedCalibration": "applied",
     "Calibration": "artifact",
     "CalibriError": "errors",
+    "Discovery": "sites.discovered",
     "Evaluation": "results",
     "Inspection": "inspection",
+    "ModelStatus": "catalogue",
     "RunConfig": "config",
     "RunSummary": "results",
     "calibrate": "runner",
+    "discover": "sites.discovery",
     "evaluate": "evaluation",
     "export_authors_vector": "authors",
     "fuse": "fusing",
@@ -43,6 +49,7 @@ _WHERE = {
     "inspect": "inspection",
     "load": "applied",
     "load_config": "config",
+    "models": "catalogue",
     "report": "reporting",
     "resume": "runner",
 }
@@ -51,12 +58,15 @@ __all__ = [
     "AppliedCalibration",
     "Calibration",
     "CalibriError",
+    "Discovery",
     "Evaluation",
     "Inspection",
+    "ModelStatus",
     "RunConfig",
     "RunSummary",
     "__version__",
     "calibrate",
+    "discover",
     "evaluate",
     "export_authors_vector",
     "fuse",
@@ -65,6 +75,7 @@ __all__ = [
     "inspect",
     "load",
     "load_config",
+    "models",
     "report",
     "resume",
 ]

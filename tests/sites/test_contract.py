@@ -15,18 +15,9 @@ from calibri.errors import FuseError
 from calibri.scaling import Fused, Scaler
 from calibri.sites import Site, find_output_sites, find_sites
 from calibri.sites.models import REFUSED, transformer_classes
-from tests.sites.zoo import ZOO, Specimen, run, take_row
+from tests.sites.zoo import EVERY, QUIET, ZOO, Specimen, run, take_row
 
-# Warnings of the models themselves, on import, on building and on running them on a CPU.
-pytestmark = [
-    pytest.mark.filterwarnings(f"ignore:{message}")
-    for message in (
-        "`FluxPosEmbed` is deprecated:FutureWarning",
-        "flex_attention called without torch.compile:UserWarning",
-        "In CPU autocast:UserWarning",
-    )
-]
-EVERY = pytest.mark.parametrize("specimen", ZOO, ids=[specimen.id for specimen in ZOO])
+pytestmark = QUIET
 NAMES = Path(__file__).parent / "names.json"
 
 # Blocks that change their streams even with every branch off, and what does it.
@@ -178,6 +169,7 @@ def test_scales_per_row_equal_one_row_at_a_time(specimen: Specimen):
             assert distance(alone, expected) < 1e-5
 
 
+@pytest.mark.slow
 def test_names_are_stable():
     found = {
         specimen.id: [site.name for site in (*find_sites(m), *find_output_sites(m))]

@@ -15,6 +15,7 @@ from calibri.cli.fuse import fuse
 from calibri.cli.generate import generate
 from calibri.cli.import_ import import_
 from calibri.cli.inspect import inspect
+from calibri.cli.models import models
 from calibri.cli.publish import publish
 from calibri.cli.report import report
 from calibri.cli.resume import resume
@@ -33,7 +34,7 @@ _REWARDS = "Rewards"
 _PANELS = {
     "Calibrate": (calibrate, resume, report),
     "Use a calibration": (generate, evaluate, fuse, publish, import_),
-    "Look at a model": (inspect,),
+    "Look at a model": (inspect, models),
     _REWARDS: (serve_reward,),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,15 +10,17 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from calibri.cli.display import loading, out, printable
+from calibri.cli.display import loading, out, printable, say
 from calibri.cli.options import GranularityName, JsonOption, PipelineArgument
 from calibri.cli.quiet import quiet_libraries
+from calibri.errors import ConfigError
 from calibri.results import SiteRecord
 
 if TYPE_CHECKING:
     from calibri.inspection import Inspection
+    from calibri.sites.discovered import Discovery
 
-_STREAM_STYLES = {"visual": "cyan", "text": "magenta", "joint": "yellow"}
+_STREAM_STYLES = {"visual": "cyan", "text": "magenta", "joint": "yellow", "audio": "green"}
 
 
 def inspect(
@@ -25,6 +28,15 @@ def inspect(
     granularity: Annotated[
         GranularityName, typer.Option("--granularity", help="Which scalar a site is shown under.")
     ] = "gate",
+    discover: Annotated[
+        bool, typer.Option("--discover", help="Measure the sites in one step of the pipeline.")
+    ] = False,
+    save: Annotated[
+        Path | None, typer.Option("--save", metavar="FILE", help="Write what was discovered.")
+    ] = None,
+    sites: Annotated[
+        Path | None, typer.Option("--sites", metavar="FILE", help="Use the sites of this file.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the blocks of a pipeline, the sites in them, and the scalars per granularity.
@@ -33,12 +45,19 @@ def inspect(
 
         calibri inspect
         calibri inspect stabilityai/stable-diffusion-3.5-medium --granularity layer --json
+        calibri inspect ./my-pipeline --discover --save sites.json
     """
+    if save is not None and not discover:
+        raise ConfigError("--save writes what --discover finds. Add --discover.")
     with loading(f"Loading {pipeline}"):
         from calibri.inspection import inspect as inspect_pipeline
 
         quiet_libraries()
-        inspection = inspect_pipeline(pipeline, granularity=granularity)
+        inspection = inspect_pipeline(
+            pipeline, granularity=granularity, discover=discover, sites=sites
+        )
+    if save is not None and inspection.discovery is not None:
+        inspection.discovery.save(save)
     console = out()
     if as_json:
         typer.echo(inspection.model_dump_json(indent=2))
@@ -46,6 +65,39 @@ def inspect(
     console.print(site_tree(inspection))
     console.print()
     console.print(_counts(inspection, granularity))
+    if inspection.discovery is not None:
+        console.print()
+        console.print(_measured(inspection.discovery))
+        _show_doubts(inspection.discovery)
+
+
+def _measured(discovery: Discovery) -> Table:
+    """Tabulate the figures of the tests that accepted each site."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("measured")
+    for name in ("influence", "nonlinearity"):
+        table.add_column(name, justify="right")
+    table.add_column("folds into")
+    for finding in discovery.findings:
+        folds = ", ".join(fold.path for fold in finding.site.fold) or "-"
+        table.add_row(
+            printable(finding.site.name),
+            f"{finding.influence:.2g}",
+            f"{finding.nonlinearity:.1g}",
+            printable(folds),
+        )
+    return table
+
+
+def _show_doubts(discovery: Discovery) -> None:
+    doubted = [block for block in discovery.blocks if not block.is_identity]
+    for block in doubted:
+        say(
+            out(),
+            f"{block.block_class} ({block.members} blocks, {block.block} was measured) is not the "
+            "identity without the branches found in it, so these are left out. Look at its code, "
+            "and move them from 'doubtful' to 'findings' in the saved file if they are right.",
+        )
 
 
 def site_tree(inspection: Inspection) -> Tree:

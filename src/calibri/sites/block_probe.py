@@ -56,10 +56,14 @@ class BlockProbe:
         self._call = calls[paths[0]]
         self._paths = paths
         self._rows = rows
+        # Branches found so far, all switched off, and the output of the block without them.
         self._off: dict[Place, float] = {}
         self.accepted: list[_Accepted] = []
+        self._on = self._run({})
         for place in reversed(places_of(self._block, self._call)):
-            self._consider(place)
+            # What is inside a branch that is off has no influence; the identity test would tell.
+            if not any(place[0].startswith(f"{path}.") for path, i in self._off if i is None):
+                self._consider(place)
         self.accepted.reverse()
 
     def _run(self, scales: Mapping[Place, float], call: Call | None = None) -> list[Tensor]:
@@ -67,7 +71,7 @@ class BlockProbe:
             return tensors((call or self._call).replay(self._block))
 
     def _consider(self, place: Place) -> None:
-        on, off = self._run({}), self._run({place: 0.0})
+        on, off = self._on, self._run({place: 0.0})
         size = max(map(_size, on), default=0.0)
         moved = [_size(a - b) for a, b in zip(on, off, strict=True)]
         influence = max(moved, default=0.0)
@@ -77,6 +81,7 @@ class BlockProbe:
         bend = max(_size(c - 2 * a + b) for a, b, c in zip(on, off, double, strict=True))
         if bend <= _LINEAR * influence and self._carries(place, off, moved):
             self._off[place] = 0.0
+            self._on = off
             self.accepted.append(_Accepted(place, influence / size, bend / influence))
 
     def _carries(self, place: Place, off: list[Tensor], moved: list[float]) -> bool:
@@ -101,7 +106,7 @@ class BlockProbe:
     @cached_property
     def is_identity(self) -> bool:
         """Whether the block returns its inputs when every branch is off."""
-        return all(self._origin(part) for part in self._run({}))
+        return all(self._origin(part) for part in self._on)
 
     def block_finding(self) -> BlockFinding:
         """Describe the block."""
@@ -120,7 +125,7 @@ class BlockProbe:
     def _finding(self, accepted: _Accepted) -> Finding:
         """Measure one branch; paths are relative to the block."""
         inner, index = accepted.place
-        on, off = self._run({accepted.place: 1.0}), self._run({})
+        on, off = self._run({accepted.place: 1.0}), self._on
         moved = [(a - b, b) for a, b in zip(on, off, strict=True) if _size(a - b) > 0]
         call = calls_of(self._block, [inner], lambda: self._call.replay(self._block))[inner]
         module = self._block.get_submodule(inner)
@@ -155,9 +160,10 @@ class BlockProbe:
 
     def _batch_axis(self, output: Tensor) -> int | None:
         sizes = list(output.shape)
-        if sizes[0] % self._rows == 0:
-            return 0
-        return sizes.index(self._rows) if self._rows in sizes else None
+        if self._rows in sizes:
+            return sizes.index(self._rows)
+        # Frames or patches folded into the batch.
+        return 0 if sizes[0] % self._rows == 0 else None
 
     def _origin(self, part: Tensor) -> list[str]:
         """Name the inputs that an output equals: one, or two in one sequence."""

@@ -56,7 +56,7 @@ def discover(transformer: nn.Module, run: Callable[[], Any]) -> Discovery:
     probes = {paths[0]: BlockProbe(transformer, calls, paths, rows) for paths in called if paths}
     findings = [f for p in probes.values() if p.is_identity for f in p.findings()]
     doubtful = [f for p in probes.values() if not p.is_identity for f in p.findings()]
-    if not findings:
+    if not findings and not doubtful:
         raise UnsupportedModelError(
             f"No output inside {type(transformer).__name__} behaves like a residual branch."
         )

@@ -19,6 +19,7 @@ from calibri.sites.table import (
     NO_FOLD,
     OUTPUTS,
     PACKED,
+    TEXT_CONTAINERS,
     Branch,
     parse_row,
 )
@@ -149,7 +150,7 @@ def _site(block_path: str, block: nn.Module, branch: Branch) -> Site:
         index=branch.index,
         block=block_path,
         layer=branch.layer,
-        stream=branch.stream,
+        stream="text" if TEXT_CONTAINERS & set(block_path.split(".")) else branch.stream,
         fold=() if reason else fold_of(block, block_path, branch.fold),
         no_fold=reason,
         gated=branch.gated,

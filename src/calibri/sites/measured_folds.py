@@ -27,12 +27,15 @@ def measured_fold(module: nn.Module, call: Call, index: int | None) -> tuple[Fol
         Paths relative to the module, "" for itself; empty when nothing scales the output alone.
     """
     layers = _layers(module, call)
+    before = _elements(call.replay(module))
     groups: dict[str, list[str]] = {}
     for path in layers:
         groups.setdefault(path.rpartition(".")[2], []).append(path)
     several = [paths for paths in groups.values() if len(paths) > 1]
     for paths in [*([path] for path in layers), *several]:
-        if _scales(module, call, index, paths):
+        with _doubled(module, paths):
+            after = _elements(call.replay(module))
+        if _is_doubled(before, after, index or 0):
             return tuple(Fold(path) for path in paths)
     return ()
 
@@ -49,11 +52,7 @@ def _own(module: nn.Module, path: str) -> Iterator[nn.Parameter]:
     return module.get_submodule(path).parameters(recurse=False)
 
 
-def _scales(module: nn.Module, call: Call, index: int | None, paths: Sequence[str]) -> bool:
-    before = _elements(call.replay(module))
-    with _doubled(module, paths):
-        after = _elements(call.replay(module))
-    site = index or 0
+def _is_doubled(before: Sequence[Tensor | None], after: Sequence[Tensor | None], site: int) -> bool:
     return all(
         torch.allclose(new, (2 if position == site else 1) * old, rtol=1e-6, atol=0)
         for position, (old, new) in enumerate(zip(before, after, strict=True))

@@ -47,12 +47,15 @@ def discover_outputs(transformer: nn.Module, call: Call, blocks: Sequence[str]) 
 
 def _weighted(transformer: nn.Module, call: Call, blocks: Sequence[str]) -> list[Place]:
     inside = tuple(f"{block}." for block in blocks)
+    layers = {
+        path
+        for path, module in transformer.named_modules()
+        if not list(module.children()) and list(module.parameters())
+    }
     return [
-        (path, index)
-        for path, index in reversed(places_of(transformer, call))
-        if list(transformer.get_submodule(path).parameters(recurse=False))
-        and not path.startswith(inside)
-        and index is None
+        place
+        for place in reversed(places_of(transformer, call))
+        if place[0] in layers and not place[0].startswith(inside)
     ]
 
 

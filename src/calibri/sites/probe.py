@@ -33,8 +33,11 @@ class Call:
 
 def batch_size(call: Call) -> int:
     """Count the rows of a forward: diffusers calls the latents hidden_states, or x."""
-    first = next(iter((*call.args, *call.kwargs.values())), ())
-    return len(call.kwargs.get("hidden_states", call.kwargs.get("x", first)))
+    named = [call.kwargs[name] for name in ("hidden_states", "x") if name in call.kwargs]
+    for value in (*named, *call.args, *call.kwargs.values()):
+        if isinstance(value, list | tuple) or (isinstance(value, Tensor) and value.ndim):
+            return len(value)
+    return 1
 
 
 def tensors(value: Any) -> list[Tensor]:

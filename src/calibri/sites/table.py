@@ -103,7 +103,8 @@ BLOCKS: dict[str, tuple[str, ...]] = {
         "mlp: ff@v -> ff.linear_out, ff_context@t -> ff_context.linear_out",
     ),
     "Flux2SingleTransformerBlock": ("attn+mlp: attn@j -> attn.to_out",),
-    "Flux3ModeTransformerBlock": ("attn: attn@j -> attn.to_out.0", "mlp: ff@j -> ff.linear_out"),
+    # One class for images and for text, told apart by TEXT_CONTAINERS.
+    "Flux3ModeTransformerBlock": ("attn: attn@v -> attn.to_out.0", "mlp: ff@v -> ff.linear_out"),
     "Flux3SingleTransformerBlock": ("attn: attn@j -> attn.to_out.0", "mlp: ff@j -> ff.linear_out"),
     # The MLP adds to the block's input, so attention reaches the stream only through the MLP.
     "AuraFlowJointTransformerBlock": (
@@ -232,6 +233,24 @@ BLOCKS: dict[str, tuple[str, ...]] = {
     ),
 }
 
+_SPLIT = "discovery finds the outputs of linears that serve both streams; the gates tell them apart"
+# Blocks in which the table knows better than discovery, and why.
+REFINED: dict[str, str] = {
+    "AuraFlowJointTransformerBlock": "attention acts through the MLP alone, which hides it when "
+    "the MLP is off",
+    "AuraFlowSingleTransformerBlock": "attention acts through the MLP alone, which hides it when "
+    "the MLP is off",
+    "CogVideoXBlock": _SPLIT,
+    "ConsisIDBlock": _SPLIT,
+    "EasyAnimateTransformerBlock": _SPLIT,
+    "CogView3PlusTransformerBlock": _SPLIT,
+    "CogView4TransformerBlock": _SPLIT,
+    "GlmImageTransformerBlock": _SPLIT,
+    "MotifVideoTransformerBlock": "the attention output is also a query; its gate is not",
+    "SanaVideoMSCamCtrlBlock": "the ray embedding adds to the stream, but is a condition",
+    "StableAudio3DiTBlock": "the local condition adds to the stream, but is no branch of it",
+}
+
 # Blocks whose tensors are packed sequences without a batch axis.
 PACKED = frozenset({"Cosmos3VLTextMoTDecoderLayer"})
 
@@ -241,6 +260,9 @@ BATCH_AXES: dict[tuple[str, str], int] = {
     ("ErnieImageTransformer2DModel", "final_linear"): 1,
 }
 
+# Lists of blocks that work on the text stream, of a class that works on images elsewhere.
+TEXT_CONTAINERS = frozenset({"txt_mode_blocks"})
+
 # Containers beside the trunk: refiners of the text or the latents, and control branches. Their
 # blocks are sites only on request.
 AUXILIARY = frozenset(
@@ -248,6 +270,7 @@ AUXILIARY = frozenset(
         "context_refiner",
         "noise_refiner",
         "siglip_refiner",
+        "text_conv_layer",
         "token_refiner",
         "text_fusion",
         "perceiver",

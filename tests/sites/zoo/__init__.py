@@ -1,5 +1,7 @@
 """One tiny random model and inputs for every transformer class that we run."""
 
+import pytest
+
 from tests.sites.zoo.image import IMAGE
 from tests.sites.zoo.other import OTHER
 from tests.sites.zoo.specimen import Specimen, run, take_row
@@ -7,4 +9,33 @@ from tests.sites.zoo.video import VIDEO
 
 ZOO = (*IMAGE, *VIDEO, *OTHER)
 
-__all__ = ["ZOO", "Specimen", "run", "take_row"]
+# One of each shape of block; the others are as fast, but together they take minutes.
+_QUICK = {
+    "CogVideoXTransformer3DModel",
+    "FluxTransformer2DModel",
+    "SD3Transformer2DModel-dual",
+    "WanTransformer3DModel",
+    "ZImageTransformer2DModel",
+}
+
+EVERY = pytest.mark.parametrize(
+    "specimen",
+    [
+        pytest.param(
+            specimen, id=specimen.id, marks=() if specimen.id in _QUICK else pytest.mark.slow
+        )
+        for specimen in ZOO
+    ],
+)
+
+# Warnings of the models themselves, on building them and on running them on a CPU.
+QUIET = [
+    pytest.mark.filterwarnings(f"ignore:{message}")
+    for message in (
+        "`FluxPosEmbed` is deprecated:FutureWarning",
+        "flex_attention called without torch.compile:UserWarning",
+        "In CPU autocast:UserWarning",
+    )
+]
+
+__all__ = ["EVERY", "QUIET", "ZOO", "Specimen", "run", "take_row"]

@@ -4,7 +4,30 @@ from __future__ import annotations
 
 import torch
 
-from tests.sites.zoo.specimen import Draw, Specimen
+from tests.sites.zoo.image_inputs import (
+    captioned,
+    ernie,
+    fibo,
+    flux,
+    flux2,
+    glm,
+    guided_flux,
+    hidream,
+    hunyuan_dit,
+    hunyuan_image,
+    ideogram,
+    krea,
+    lumina2,
+    lumina_next,
+    nucleus,
+    omnigen,
+    qwen,
+    qwen21,
+    sd3,
+    sizes,
+    z_image,
+)
+from tests.sites.zoo.specimen import Specimen
 
 _FLUX = dict(
     patch_size=1,
@@ -16,182 +39,6 @@ _FLUX = dict(
     joint_attention_dim=16,
     axes_dims_rope=(2, 2, 4),
 )
-
-
-def _flux(draw: Draw, **more: object) -> dict[str, object]:
-    return dict(
-        hidden_states=draw.rows(9, 4),
-        encoder_hidden_states=draw.rows(5, 16),
-        timestep=draw.time(),
-        img_ids=torch.zeros(9, 3),
-        txt_ids=torch.zeros(5, 3),
-        **more,
-    )
-
-
-def _guided_flux(draw: Draw) -> dict[str, object]:
-    return _flux(draw, pooled_projections=draw.rows(12), guidance=draw.time(3.5))
-
-
-def _flux2(draw: Draw) -> dict[str, object]:
-    return _flux(draw) | dict(
-        img_ids=torch.zeros(9, 4), txt_ids=torch.zeros(5, 4), guidance=draw.time(3.5)
-    )
-
-
-def _sd3(draw: Draw) -> dict[str, object]:
-    return dict(
-        hidden_states=draw.rows(4, 8, 8),
-        encoder_hidden_states=draw.rows(5, 16),
-        pooled_projections=draw.rows(12),
-        timestep=draw.time(500),
-    )
-
-
-def _captioned(channels: int, size: int = 8, time: float = 500) -> object:
-    def inputs(draw: Draw) -> dict[str, object]:
-        return dict(
-            hidden_states=draw.rows(channels, size, size),
-            encoder_hidden_states=draw.rows(5, 16),
-            timestep=draw.time(time),
-        )
-
-    return inputs
-
-
-def _sizes(draw: Draw) -> dict[str, object]:
-    size = torch.full((draw.n, 2), 16.0)
-    return _captioned(4)(draw) | dict(
-        original_size=size, target_size=size, crop_coords=torch.zeros(draw.n, 2)
-    )
-
-
-def _qwen(draw: Draw) -> dict[str, object]:
-    return dict(
-        hidden_states=draw.rows(16, 4),
-        encoder_hidden_states=draw.rows(5, 16),
-        encoder_hidden_states_mask=draw.ones(5).long(),
-        timestep=draw.time(),
-        img_shapes=[[(1, 4, 4)]] * draw.n,
-    )
-
-
-def _qwen21(draw: Draw) -> dict[str, object]:
-    slots = torch.tensor([False] * 5 + [True] * 4).expand(draw.n, -1)
-    return _qwen(draw) | dict(img_mask=slots, encoder_hidden_states_mask=None)
-
-
-def _hunyuan_dit(draw: Draw) -> dict[str, object]:
-    angles = draw.shared(16, 8)
-    return dict(
-        hidden_states=draw.rows(4, 8, 8),
-        timestep=draw.time(500),
-        encoder_hidden_states=draw.rows(5, 16),
-        text_embedding_mask=draw.ones(5),
-        encoder_hidden_states_t5=draw.rows(6, 16),
-        text_embedding_mask_t5=draw.ones(6),
-        image_meta_size=torch.full((draw.n, 6), 16.0),
-        style=torch.zeros(draw.n, dtype=torch.long),
-        image_rotary_emb=(angles.cos(), angles.sin()),
-    )
-
-
-def _lumina_next(draw: Draw) -> dict[str, object]:
-    return dict(
-        hidden_states=draw.rows(4, 8, 8),
-        timestep=draw.time(),
-        encoder_hidden_states=draw.rows(5, 16),
-        encoder_mask=draw.ones(5).bool(),
-        cross_attention_kwargs={},
-        image_rotary_emb=torch.polar(torch.ones(384, 384, 4), draw.shared(384, 384, 4)),
-    )
-
-
-def _lumina2(draw: Draw) -> dict[str, object]:
-    return _captioned(4)(draw) | dict(encoder_attention_mask=draw.ones(5).bool())
-
-
-def _z_image(draw: Draw) -> dict[str, object]:
-    return dict(
-        x=[draw.shared(4, 1, 8, 8) for _ in range(draw.n)],
-        t=draw.time(),
-        cap_feats=[draw.shared(5, 16) for _ in range(draw.n)],
-    )
-
-
-def _hidream(draw: Draw) -> dict[str, object]:
-    return dict(
-        hidden_states=draw.rows(4, 8, 8),
-        timesteps=draw.time(500),
-        encoder_hidden_states_t5=draw.rows(5, 16),
-        encoder_hidden_states_llama3=draw.shared(2, draw.n, 5, 16),
-        pooled_embeds=draw.rows(12),
-    )
-
-
-def _omnigen(draw: Draw) -> dict[str, object]:
-    tokens = 5 + 1 + 16
-    return dict(
-        hidden_states=draw.rows(4, 8, 8),
-        timestep=draw.time(),
-        input_ids=torch.randint(0, 30, (draw.n, 5), generator=draw.generator),
-        input_img_latents=[],
-        input_image_sizes={},
-        attention_mask=torch.ones(draw.n, tokens, tokens),
-        position_ids=torch.arange(tokens).expand(draw.n, -1),
-    )
-
-
-def _ernie(draw: Draw) -> dict[str, object]:
-    return dict(
-        hidden_states=draw.rows(4, 4, 4),
-        timestep=draw.time(500),
-        text_bth=draw.rows(5, 16),
-        text_lens=torch.full((draw.n,), 5),
-    )
-
-
-def _nucleus(draw: Draw) -> dict[str, object]:
-    return _qwen(draw)
-
-
-def _krea(draw: Draw) -> dict[str, object]:
-    return dict(
-        hidden_states=draw.rows(16, 4),
-        encoder_hidden_states=draw.rows(5, 2, 16),
-        timestep=draw.time(),
-        position_ids=torch.arange(21)[:, None].expand(-1, 3),
-    )
-
-
-def _ideogram(draw: Draw) -> dict[str, object]:
-    return dict(
-        hidden_states=draw.rows(21, 4),
-        timestep=draw.time(),
-        encoder_hidden_states=draw.rows(21, 16),
-        position_ids=torch.arange(21)[:, None].expand(draw.n, -1, 3),
-        segment_ids=torch.ones(draw.n, 21, dtype=torch.long),
-        indicator=torch.tensor([3] * 5 + [2] * 16).expand(draw.n, -1),
-    )
-
-
-def _hunyuan_image(draw: Draw) -> dict[str, object]:
-    return _captioned(4)(draw) | dict(encoder_attention_mask=draw.ones(5))
-
-
-def _fibo(draw: Draw) -> dict[str, object]:
-    layers = [draw.rows(5, 8) for _ in range(4)]
-    return _flux(draw, text_encoder_layers=layers)
-
-
-def _glm(draw: Draw) -> dict[str, object]:
-    size = torch.full((draw.n, 2), 16.0)
-    return _captioned(4)(draw) | dict(
-        prior_token_id=torch.zeros(draw.n, 16, dtype=torch.long),
-        prior_token_drop=torch.zeros(draw.n, dtype=torch.bool),
-        target_size=size,
-        crop_coords=torch.zeros(draw.n, 2),
-    )
 
 
 _QWEN = dict(
@@ -234,26 +81,26 @@ IMAGE = (
     Specimen(
         "FluxTransformer2DModel",
         _FLUX | dict(pooled_projection_dim=12, guidance_embeds=True),
-        _guided_flux,
+        guided_flux,
     ),
-    Specimen("BriaTransformer2DModel", _FLUX, _flux),
-    Specimen("BriaFiboTransformer2DModel", _FLUX | dict(text_encoder_dim=8), _fibo),
-    Specimen("LongCatImageTransformer2DModel", _FLUX | dict(pooled_projection_dim=16), _flux),
-    Specimen("OvisImageTransformer2DModel", _FLUX | dict(out_channels=4), _flux),
+    Specimen("BriaTransformer2DModel", _FLUX, flux),
+    Specimen("BriaFiboTransformer2DModel", _FLUX | dict(text_encoder_dim=8), fibo),
+    Specimen("LongCatImageTransformer2DModel", _FLUX | dict(pooled_projection_dim=16), flux),
+    Specimen("OvisImageTransformer2DModel", _FLUX | dict(out_channels=4), flux),
     Specimen(
         "ChromaTransformer2DModel",
         _FLUX
         | dict(approximator_num_channels=8, approximator_hidden_dim=16, approximator_layers=1),
-        lambda d: _flux(d, attention_mask=d.ones(14)),
+        lambda d: flux(d, attention_mask=d.ones(14)),
     ),
     Specimen(
         "Flux2Transformer2DModel",
         _FLUX | dict(axes_dims_rope=(2, 2, 2, 2), timestep_guidance_channels=8),
-        _flux2,
+        flux2,
     ),
-    Specimen("SD3Transformer2DModel", _SD3, _sd3),
+    Specimen("SD3Transformer2DModel", _SD3, sd3),
     Specimen(
-        "SD3Transformer2DModel", _SD3 | dict(dual_attention_layers=(0, 1)), _sd3, variant="dual"
+        "SD3Transformer2DModel", _SD3 | dict(dual_attention_layers=(0, 1)), sd3, variant="dual"
     ),
     Specimen(
         "AuraFlowTransformer2DModel",
@@ -270,9 +117,9 @@ IMAGE = (
             caption_projection_dim=16,
             pos_embed_max_size=64,
         ),
-        _captioned(4, time=0.5),
+        captioned(4, time=0.5),
     ),
-    Specimen("QwenImageTransformer2DModel", _QWEN, _qwen),
+    Specimen("QwenImageTransformer2DModel", _QWEN, qwen),
     Specimen(
         "QwenImage21Transformer2DModel",
         dict(
@@ -285,7 +132,7 @@ IMAGE = (
             context_in_dim=16,
             axes_dims_rope=(2, 2, 4),
         ),
-        _qwen21,
+        qwen21,
     ),
     Specimen(
         "NucleusMoEImageTransformer2DModel",
@@ -303,7 +150,7 @@ IMAGE = (
             mlp_ratio=16.0,
             capacity_factors=2.0,
         ),
-        _nucleus,
+        nucleus,
     ),
     Specimen(
         "HiDreamImageTransformer2DModel",
@@ -323,7 +170,7 @@ IMAGE = (
             max_resolution=(16, 16),
             llama_layers=[0, 1],
         ),
-        _hidream,
+        hidream,
         row_axis=dict(encoder_hidden_states_llama3=1),
     ),
     Specimen(
@@ -354,7 +201,7 @@ IMAGE = (
             caption_channels=16,
         ),
         lambda d: (
-            _captioned(4)(d) | dict(added_cond_kwargs=dict(resolution=None, aspect_ratio=None))
+            captioned(4)(d) | dict(added_cond_kwargs=dict(resolution=None, aspect_ratio=None))
         ),
     ),
     Specimen(
@@ -371,7 +218,7 @@ IMAGE = (
             caption_channels=16,
             sample_size=8,
         ),
-        _captioned(4),
+        captioned(4),
         # The weights of seed 0 amplify rounding tenfold, in this linear attention.
         seed=1,
     ),
@@ -391,7 +238,7 @@ IMAGE = (
             text_len=5,
             text_len_t5=6,
         ),
-        _hunyuan_dit,
+        hunyuan_dit,
     ),
     Specimen(
         "LuminaNextDiT2DModel",
@@ -406,7 +253,7 @@ IMAGE = (
             multiple_of=16,
             cross_attention_dim=16,
         ),
-        _lumina_next,
+        lumina_next,
     ),
     Specimen(
         "Lumina2Transformer2DModel",
@@ -424,7 +271,7 @@ IMAGE = (
             axes_lens=(32, 16, 16),
             cap_feat_dim=16,
         ),
-        _lumina2,
+        lumina2,
     ),
     Specimen(
         "ZImageTransformer2DModel",
@@ -439,16 +286,16 @@ IMAGE = (
             axes_dims=[4, 2, 2],
             axes_lens=[64, 16, 16],
         ),
-        _z_image,
+        z_image,
     ),
     Specimen(
         "CogView3PlusTransformer2DModel",
         _COGVIEW | dict(pos_embed_max_size=8, sample_size=8),
-        _sizes,
+        sizes,
     ),
-    Specimen("CogView4Transformer2DModel", _COGVIEW | dict(rope_axes_dim=(16, 16)), _sizes),
+    Specimen("CogView4Transformer2DModel", _COGVIEW | dict(rope_axes_dim=(16, 16)), sizes),
     Specimen(
-        "GlmImageTransformer2DModel", _COGVIEW | dict(prior_vq_quantizer_codebook_size=8), _glm
+        "GlmImageTransformer2DModel", _COGVIEW | dict(prior_vq_quantizer_codebook_size=8), glm
     ),
     Specimen(
         "OmniGenTransformer2DModel",
@@ -466,7 +313,7 @@ IMAGE = (
             pos_embed_max_size=8,
             rope_scaling=dict(long_factor=[1.0] * 4, short_factor=[1.0] * 4),
         ),
-        _omnigen,
+        omnigen,
     ),
     Specimen(
         "ErnieImageTransformer2DModel",
@@ -480,7 +327,7 @@ IMAGE = (
             text_in_dim=16,
             rope_axes_dim=(2, 2, 4),
         ),
-        _ernie,
+        ernie,
     ),
     Specimen(
         "PRXTransformer2DModel",
@@ -493,7 +340,7 @@ IMAGE = (
             depth=2,
             axes_dim=[4, 4],
         ),
-        _captioned(4, time=0.5),
+        captioned(4, time=0.5),
     ),
     Specimen(
         "Krea2Transformer2DModel",
@@ -514,7 +361,7 @@ IMAGE = (
             num_refiner_text_blocks=1,
             axes_dims_rope=(4, 2, 2),
         ),
-        _krea,
+        krea,
     ),
     Specimen(
         "Ideogram4Transformer2DModel",
@@ -528,7 +375,7 @@ IMAGE = (
             llm_features_dim=16,
             mrope_section=(2, 1, 1),
         ),
-        _ideogram,
+        ideogram,
     ),
     Specimen(
         "HunyuanImageTransformer2DModel",
@@ -543,7 +390,7 @@ IMAGE = (
             text_embed_dim=16,
             rope_axes_dim=(4, 4),
         ),
-        _hunyuan_image,
+        hunyuan_image,
     ),
     Specimen(
         "BriaFibo2Transformer2DModel",
@@ -564,6 +411,6 @@ IMAGE = (
             axes_dims=(4, 2, 2),
             axes_lens=(64, 16, 16),
         ),
-        lambda d: _captioned(4, time=0.5)(d) | dict(encoder_hidden_states=d.rows(2, 5, 16)),
+        lambda d: captioned(4, time=0.5)(d) | dict(encoder_hidden_states=d.rows(2, 5, 16)),
     ),
 )

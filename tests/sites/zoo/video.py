@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-
-from tests.sites.zoo.specimen import Draw, Inputs, Specimen
+from tests.sites.zoo.specimen import Specimen
+from tests.sites.zoo.video_inputs import (
+    allegro,
+    animate,
+    anyflow,
+    clip,
+    cogvideo,
+    easy_animate,
+    far,
+    framepack,
+    helios,
+    kandinsky,
+    ltx,
+    ltx2,
+    mask,
+    motif,
+    refiner,
+    vace,
+)
 
 _WAN = dict(
     num_attention_heads=2,
@@ -58,156 +72,6 @@ _SANA_VIDEO = dict(
     sample_size=4,
     rope_max_seq_len=32,
 )
-
-
-def clip(
-    channels: int = 4, frames: int = 2, size: int = 8, time: float = 500, **more: Any
-) -> Inputs:
-    """Make inputs of a video model: latents, five text tokens and a timestep."""
-
-    def inputs(draw: Draw) -> dict[str, Any]:
-        given = dict(
-            hidden_states=draw.rows(channels, frames, size, size),
-            encoder_hidden_states=draw.rows(5, 16),
-            timestep=draw.time(time),
-        )
-        return given | {k: v(draw) if callable(v) else v for k, v in more.items()}
-
-    return inputs
-
-
-def _cogvideo(draw: Draw) -> dict[str, Any]:
-    return dict(
-        hidden_states=draw.rows(2, 4, 8, 8),
-        encoder_hidden_states=draw.rows(5, 16),
-        timestep=draw.time(500),
-    )
-
-
-def _mask(draw: Draw) -> torch.Tensor:
-    return draw.ones(5)
-
-
-def _helios(draw: Draw) -> dict[str, Any]:
-    short, middle, long = (torch.arange(n).expand(draw.n, -1) for n in (1, 2, 4))
-    return clip()(draw) | dict(
-        indices_hidden_states=torch.arange(7, 9).expand(draw.n, -1),
-        indices_latents_history_short=short,
-        indices_latents_history_mid=middle,
-        indices_latents_history_long=long,
-        latents_history_short=draw.rows(4, 1, 8, 8),
-        latents_history_mid=draw.rows(4, 2, 8, 8),
-        latents_history_long=draw.rows(4, 4, 8, 8),
-    )
-
-
-def _framepack(draw: Draw) -> dict[str, Any]:
-    return clip()(draw) | dict(
-        encoder_attention_mask=draw.ones(5),
-        pooled_projections=draw.rows(12),
-        guidance=draw.time(3500),
-        image_embeds=draw.rows(3, 10),
-        indices_latents=torch.arange(2, 4),
-        latents_clean=draw.rows(4, 1, 8, 8),
-        indices_latents_clean=torch.arange(1),
-        latents_history_2x=draw.rows(4, 2, 8, 8),
-        indices_latents_history_2x=torch.arange(2),
-        latents_history_4x=draw.rows(4, 4, 8, 8),
-        indices_latents_history_4x=torch.arange(4),
-    )
-
-
-def _far(draw: Draw) -> dict[str, Any]:
-    return dict(
-        hidden_states=draw.rows(3, 4, 8, 8),
-        timestep=draw.ones(3) * 500,
-        r_timestep=draw.ones(3) * 250,
-        encoder_hidden_states=draw.rows(5, 16),
-        chunk_partition=[1, 2],
-    )
-
-
-def _anyflow(draw: Draw) -> dict[str, Any]:
-    return dict(
-        hidden_states=draw.rows(2, 4, 8, 8),
-        timestep=draw.ones(2) * 500,
-        r_timestep=draw.ones(2) * 250,
-        encoder_hidden_states=draw.rows(5, 16),
-    )
-
-
-def _animate(draw: Draw) -> dict[str, Any]:
-    return dict(
-        hidden_states=draw.rows(12, 3, 8, 8),
-        timestep=draw.time(500),
-        encoder_hidden_states=draw.rows(5, 16),
-        encoder_hidden_states_image=draw.rows(4, 16),
-        pose_hidden_states=draw.rows(4, 2, 8, 8),
-        face_pixel_values=draw.rows(3, 5, 16, 16),
-    )
-
-
-def _vace(draw: Draw) -> dict[str, Any]:
-    return clip()(draw) | dict(
-        control_hidden_states=draw.rows(8, 2, 8, 8), control_hidden_states_scale=torch.ones(2)
-    )
-
-
-def _ltx(draw: Draw) -> dict[str, Any]:
-    return dict(
-        hidden_states=draw.rows(8, 4),
-        encoder_hidden_states=draw.rows(5, 16),
-        timestep=draw.time(500),
-        encoder_attention_mask=draw.ones(5).long(),
-        num_frames=2,
-        height=2,
-        width=2,
-    )
-
-
-def _refiner(draw: Draw) -> dict[str, Any]:
-    angles = draw.shared(1, 8, 16)
-    return dict(
-        hidden_states=draw.rows(8, 4),
-        encoder_hidden_states=draw.rows(5, 16),
-        timestep=draw.ones(8) * draw.time(500)[:, None],
-        video_rotary_emb=(angles.cos(), angles.sin()),
-        encoder_attention_mask=draw.ones(5).long(),
-    )
-
-
-def _ltx2(draw: Draw) -> dict[str, Any]:
-    return _ltx(draw) | dict(
-        audio_hidden_states=draw.rows(6, 4),
-        audio_encoder_hidden_states=draw.rows(5, 16),
-        audio_encoder_attention_mask=draw.ones(5).long(),
-        audio_num_frames=6,
-        sigma=draw.time(),
-        audio_sigma=draw.time(),
-    )
-
-
-def _kandinsky(draw: Draw) -> dict[str, Any]:
-    return dict(
-        hidden_states=draw.rows(2, 8, 8, 4),
-        encoder_hidden_states=draw.rows(5, 16),
-        timestep=draw.time(500),
-        pooled_projections=draw.rows(12),
-        visual_rope_pos=[torch.arange(2), torch.arange(4), torch.arange(4)],
-        text_rope_pos=torch.arange(5),
-    )
-
-
-def _easy_animate(draw: Draw) -> dict[str, Any]:
-    return clip()(draw)
-
-
-def _allegro(draw: Draw) -> dict[str, Any]:
-    return clip(attention_mask=lambda d: d.ones(2, 8, 8), encoder_attention_mask=_mask)(draw)
-
-
-def _motif(draw: Draw) -> dict[str, Any]:
-    return clip(9, encoder_attention_mask=_mask)(draw)
 
 
 _LTX2 = dict(
@@ -278,16 +142,16 @@ VIDEO = (
     ),
     Specimen("ChronoEditTransformer3DModel", _WAN | dict(rope_temporal_skip_len=2), clip()),
     Specimen("SkyReelsV2Transformer3DModel", _WAN, clip()),
-    Specimen("AnyFlowTransformer3DModel", _WAN, _anyflow),
+    Specimen("AnyFlowTransformer3DModel", _WAN, anyflow),
     Specimen(
         "AnyFlowFARTransformer3DModel",
         _WAN | dict(chunk_partition=(1, 2), full_chunk_limit=2),
-        _far,
+        far,
     ),
     Specimen(
         "HeliosTransformer3DModel",
         {k: v for k, v in _WAN.items() if k != "rope_max_seq_len"} | dict(rope_dim=(4, 4, 4)),
-        _helios,
+        helios,
     ),
     Specimen(
         "WanAnimateTransformer3DModel",
@@ -306,18 +170,18 @@ VIDEO = (
             face_encoder_num_heads=2,
             inject_face_latents_blocks=2,
         ),
-        _animate,
+        animate,
     ),
     Specimen(
         "WanVACETransformer3DModel",
         _WAN | dict(num_layers=3, vace_layers=[0, 2], vace_in_channels=8),
-        _vace,
+        vace,
     ),
     Specimen(
         "HunyuanVideoTransformer3DModel",
         _HUNYUAN | dict(pooled_projection_dim=12),
         clip(
-            encoder_attention_mask=_mask,
+            encoder_attention_mask=mask,
             pooled_projections=lambda d: d.rows(12),
             guidance=lambda d: d.time(3500),
         ),
@@ -326,7 +190,7 @@ VIDEO = (
         "HunyuanVideoTransformer3DModel",
         _HUNYUAN | dict(pooled_projection_dim=12, image_condition_type="token_replace"),
         clip(
-            encoder_attention_mask=_mask,
+            encoder_attention_mask=mask,
             pooled_projections=lambda d: d.rows(12),
             guidance=lambda d: d.time(3500),
         ),
@@ -341,34 +205,34 @@ VIDEO = (
             image_proj_dim=10,
             has_clean_x_embedder=True,
         ),
-        _framepack,
+        framepack,
     ),
     Specimen(
         "HunyuanVideo15Transformer3DModel",
         {k: v for k, v in _HUNYUAN.items() if k != "num_single_layers"}
         | dict(text_embed_2_dim=12, image_embed_dim=10),
         clip(
-            encoder_attention_mask=_mask,
+            encoder_attention_mask=mask,
             encoder_hidden_states_2=lambda d: d.rows(4, 12),
             encoder_attention_mask_2=lambda d: d.ones(4),
             image_embeds=lambda d: d.rows(3, 10),
         ),
     ),
-    Specimen("MotifVideoTransformer3DModel", _MOTIF, _motif),
+    Specimen("MotifVideoTransformer3DModel", _MOTIF, motif),
     Specimen(
         "MotifVideoTransformer3DModel",
         _MOTIF
         | dict(enable_text_cross_attention_dual=True, enable_text_cross_attention_single=True),
-        _motif,
+        motif,
         variant="cross",
     ),
-    Specimen("CogVideoXTransformer3DModel", _COGVIDEO, _cogvideo),
-    Specimen("ConsisIDTransformer3DModel", _COGVIDEO, _cogvideo),
-    Specimen("EasyAnimateTransformer3DModel", _EASY, _easy_animate),
+    Specimen("CogVideoXTransformer3DModel", _COGVIDEO, cogvideo),
+    Specimen("ConsisIDTransformer3DModel", _COGVIDEO, cogvideo),
+    Specimen("EasyAnimateTransformer3DModel", _EASY, easy_animate),
     Specimen(
         "EasyAnimateTransformer3DModel",
         _EASY | dict(after_norm=True),
-        _easy_animate,
+        easy_animate,
         variant="after_norm",
     ),
     Specimen(
@@ -420,7 +284,7 @@ VIDEO = (
             sample_frames=2,
             caption_channels=16,
         ),
-        _allegro,
+        allegro,
     ),
     Specimen(
         "LTXVideoTransformer3DModel",
@@ -433,19 +297,19 @@ VIDEO = (
             num_layers=2,
             caption_channels=16,
         ),
-        _ltx,
+        ltx,
     ),
-    Specimen("LTX2VideoTransformer3DModel", _LTX2, _ltx2),
+    Specimen("LTX2VideoTransformer3DModel", _LTX2, ltx2),
     Specimen(
         "LTX2VideoTransformer3DModel",
         _LTX2
         | dict(
             gated_attn=True, audio_gated_attn=True, cross_attn_mod=True, audio_cross_attn_mod=True
         ),
-        _ltx2,
+        ltx2,
         variant="gated",
     ),
-    Specimen("SanaWMLTX2RefinerTransformer3DModel", _LTX2, _refiner),
+    Specimen("SanaWMLTX2RefinerTransformer3DModel", _LTX2, refiner),
     Specimen("SanaVideoTransformer3DModel", _SANA_VIDEO, clip()),
     Specimen("CosmosTransformer3DModel", _COSMOS, clip()),
     Specimen(
@@ -462,7 +326,7 @@ VIDEO = (
             num_visual_blocks=2,
             axes_dims=(4, 2, 2),
         ),
-        _kandinsky,
+        kandinsky,
     ),
     Specimen("JoyImageEditTransformer3DModel", _JOY, clip()),
     Specimen(

@@ -1,0 +1,182 @@
+"""Discovery against models written here, whose branches are known by construction."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from calibri.errors import UnsupportedModelError
+from calibri.inspection import inspect
+from calibri.scaling import Fused, Scaler
+from calibri.sites import find_sites
+from calibri.sites.discovered import Discovery
+from calibri.sites.discovery import discover
+from tests.sites.bare_dit import BareDiT, Block
+from tests.tiny import randomise
+
+
+def inputs(rows: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    latents = torch.randn(rows, 4, 8, 8, generator=generator)
+    return latents, torch.linspace(0.2, 0.8, rows), torch.arange(rows)
+
+
+def bare_dit() -> nn.Module:
+    return randomise(BareDiT())
+
+
+def found_in(model: nn.Module) -> Discovery:
+    return discover(model, lambda: model(*inputs()))
+
+
+def test_the_branches_of_a_bare_dit():
+    found = found_in(bare_dit())
+    names = [f"trunk.{b}.{branch}" for b in range(2) for branch in ("mixer", "mlp")]
+    assert [site.name for site in found.sites] == names
+    assert [site.layer for site in found.sites] == ["mixer", "mlp"] * 2
+    assert {site.stream for site in found.sites} == {"visual"}
+    assert all(site.gated and site.batch_axis == 0 for site in found.sites)
+    folds = [target.path for site in found.sites for target in site.fold]
+    assert folds == [f"trunk.{b}.{w}" for b in range(2) for w in ("mixer.proj", "mlp.2")]
+    assert [site.name for site in found.outputs] == ["head.out"]
+    assert [(b.block_class, b.members, b.is_identity) for b in found.blocks] == [("Block", 2, True)]
+    assert all(f.influence > 1e-3 and f.nonlinearity < 1e-4 for f in found.findings)
+
+
+def test_a_bare_module_is_calibrated_like_any_other_once_its_sites_are_assigned():
+    model = bare_dit()
+    with pytest.raises(UnsupportedModelError, match="discover"):
+        find_sites(model)
+    found_in(model).assign(model)
+    assert inspect(model).counts == {"block": 2, "layer": 4, "gate": 4}
+    scaler = Scaler(model)
+    scales = 0.5 + torch.rand(1, 1, 5, generator=torch.Generator().manual_seed(2)).double()
+    scaler.set(scales)
+    with torch.no_grad():
+        hooked = model(*inputs())
+        scaler.remove()
+        fused = Fused(model, scales[0, 0].tolist())
+        torch.testing.assert_close(model(*inputs()), hooked, rtol=1e-5, atol=2e-6)
+        fused.undo()
+        assert not torch.allclose(model(*inputs()), hooked)
+
+
+def test_a_saved_result_can_be_corrected_and_read_back(tmp_path):
+    model, path = bare_dit(), tmp_path / "sites.json"
+    found = found_in(model)
+    found.save(path)
+    assert Discovery.load(path) == found
+    content = json.loads(path.read_text())
+    content["findings"] = [f for f in content["findings"] if f["site"]["path"] != "trunk.1.mlp"]
+    content["findings"][0]["site"]["layer"] = "attn"
+    path.write_text(json.dumps(content))
+    Discovery.load(path).assign(model)
+    assert [site.layer for site in find_sites(model)] == ["attn", "mlp", "mixer"]
+
+
+def test_a_file_that_is_no_result_is_refused(tmp_path):
+    path = tmp_path / "sites.json"
+    path.write_text('{"transformer_class": "BareDiT"}')
+    with pytest.raises(UnsupportedModelError, match="findings"):
+        Discovery.load(path)
+    with pytest.raises(UnsupportedModelError, match="nowhere"):
+        Discovery.load(tmp_path / "nowhere.json")
+
+
+def test_sites_of_another_model_are_refused():
+    found = found_in(bare_dit())
+    with pytest.raises(UnsupportedModelError, match="found in a BareDiT"):
+        found.assign(nn.Linear(2, 2))
+    shallow = randomise(BareDiT(depth=1))
+    with pytest.raises(UnsupportedModelError, match=r"trunk\.1"):
+        found.assign(shallow)
+
+
+def test_a_model_in_half_precision_is_refused():
+    with pytest.raises(UnsupportedModelError, match="float32"):
+        discover(bare_dit().to(torch.bfloat16), lambda: None)
+
+
+def test_a_run_that_misses_the_model_is_refused():
+    with pytest.raises(UnsupportedModelError, match="did not call"):
+        discover(bare_dit(), lambda: None)
+
+
+class PostNormBlock(Block):
+    """The sublayers' outputs are normalised before they are added."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads)
+        self.after_a, self.after_b = nn.RMSNorm(width), nn.RMSNorm(width)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        gates = self.modulation(c)[:, None].chunk(6, dim=-1)
+        x = x + gates[0].tanh() * self.after_a(self.mixer(self.norm_a(x)))
+        return x + gates[1].tanh() * self.after_b(self.mlp(self.norm_b(x)))
+
+
+class UngatedBlock(Block):
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        x = x + self.mixer(self.norm_a(x) + c[:, None])
+        return x + self.mlp(self.norm_b(x))
+
+
+class ReplacingBlock(Block):
+    """No residual block at all: its output does not carry its input on."""
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        return self.mlp(self.norm_b(self.mixer(self.norm_a(x))))
+
+
+class MappingBlock(Block):
+    """Maps the stream before it adds to it, so it is not the identity without its branches."""
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        return super().forward(0.5 * x, c)
+
+
+def with_blocks(block: type[Block]) -> nn.Module:
+    model = BareDiT()
+    model.trunk = nn.ModuleList(block(16, 2) for _ in range(2))
+    return randomise(model)
+
+
+def test_the_post_norm_is_the_branch_and_takes_the_fold():
+    found = found_in(with_blocks(PostNormBlock))
+    assert [s.name for s in found.sites[:2]] == ["trunk.0.after_a", "trunk.0.after_b"]
+    assert [s.fold[0].path for s in found.sites[:2]] == ["trunk.0.after_a", "trunk.0.after_b"]
+
+
+def test_a_branch_without_a_gate_is_told_from_one_with():
+    assert not any(site.gated for site in found_in(with_blocks(UngatedBlock)).sites)
+
+
+def test_a_block_that_replaces_its_input_has_no_branches():
+    with pytest.raises(UnsupportedModelError, match="residual branch"):
+        found_in(with_blocks(ReplacingBlock))
+
+
+def test_a_block_that_is_not_the_identity_without_its_branches_is_doubted():
+    model = with_blocks(Block)
+    model.trunk[1] = randomise(MappingBlock(16, 2), seed=5)
+    found = found_in(model)
+    assert {site.block for site in found.sites} == {"trunk.0"}
+    assert {finding.site.name for finding in found.doubtful} == {"trunk.1.mixer", "trunk.1.mlp"}
+    assert [block.is_identity for block in found.blocks] == [True, False]
+
+
+class ResidualHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = BareDiT()
+
+    def forward(self, latents: Tensor, times: Tensor, labels: Tensor) -> Tensor:
+        return latents + self.model(latents, times, labels)
+
+
+def test_a_model_that_returns_its_input_plus_something_has_no_output_weight():
+    with pytest.raises(UnsupportedModelError, match="No layer"):
+        found_in(randomise(ResidualHead()))
