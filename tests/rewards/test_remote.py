@@ -13,6 +13,7 @@ from calibri.reward_server.adapter import info_fields, score_function
 from calibri.reward_server.standalone import Limits, RewardServer
 from calibri.rewards import BatchedReward, Reward, RewardInfo, make_reward
 from calibri.rewards.remote import RemoteReward
+from calibri.rewards.servers import Servers
 
 INFO = {"name": "brightness", "variant": "1", "range": [0, None], "unit": "mean"}
 
@@ -87,10 +88,12 @@ class Script(http.server.BaseHTTPRequestHandler):
     def play_slow(self, _):
         self.send_response(200)
         self.end_headers()
-        with contextlib.suppress(OSError):
-            for _ in range(200):  # far beyond the client's patience
+        try:
+            for _ in range(100):  # far beyond the client's patience
                 self.wfile.write(b" ")
                 time.sleep(0.05)
+        except OSError:
+            self.server.hung_up += 1
 
     def play_text(self, _):
         self.send_response(200)
@@ -130,7 +133,7 @@ class Script(http.server.BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def playing(*faults, info=INFO):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Script)
-    server.faults, server.info, server.posts = list(faults), info, 0
+    server.faults, server.info, server.posts, server.hung_up = list(faults), info, 0, 0
     server.url = f"http://127.0.0.1:{server.server_address[1]}"
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}).start()
     try:
@@ -236,6 +239,10 @@ def test_a_server_that_drips_is_cut_off_and_asked_again():
         reward = RemoteReward(server.url, timeout=0.5)
         assert reward.score(pictures(1), ["x"]).tolist() == [7.0]
         assert server.posts == 2
+        deadline = time.monotonic() + 10
+        while not server.hung_up:
+            assert time.monotonic() < deadline, "the client read to the end"
+            time.sleep(0.02)
 
 
 def test_the_deadline_ends_everything():
@@ -326,3 +333,28 @@ def test_urls_that_are_none_are_refused_when_it_is_made(url):
 def test_other_images_are_refused_before_anything_is_sent(images, prompts):
     with pytest.raises(RewardError, match="Pass one prompt per uint8 RGB image"):
         RemoteReward("http://127.0.0.1:1").score(images, prompts)
+
+
+def test_requests_that_meet_one_fault_together_count_it_once():
+    servers = Servers(["http://a"], "", timeout=1.0, attempts=1)
+    servers._failed("http://a", pause=1.0)
+    rests_until = servers._rests_until["http://a"]
+    servers._failed("http://a", pause=9.0)
+    assert servers._rests_until["http://a"] == rests_until
+    assert servers._faults["http://a"] == 1
+
+
+class StoppedClock:
+    @staticmethod
+    def monotonic():
+        return 100.0
+
+
+def test_a_server_is_left_alone_longer_after_every_fault_in_a_row(monkeypatch):
+    monkeypatch.setattr("calibri.rewards.servers.time", StoppedClock)
+    servers = Servers(["http://a"], "", timeout=1.0, attempts=1)
+    for i in range(10):
+        servers._rests_until["http://a"] = 0.0
+        servers._failed("http://a", pause=0.0)
+        longest = min(5.0, 0.1 * 2**i)
+        assert longest / 2 <= servers._rests_until["http://a"] - 100.0 <= longest + 1e-9
