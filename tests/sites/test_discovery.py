@@ -14,7 +14,7 @@ from calibri.scaling import Fused, Scaler
 from calibri.sites import find_sites
 from calibri.sites.discovered import Discovery
 from calibri.sites.discovery import discover
-from tests.sites.bare_dit import BareDiT, Block
+from tests.sites.bare_dit import BareDiT, Block, SelfAttention
 from tests.tiny import randomise
 
 
@@ -166,6 +166,43 @@ def test_a_block_that_is_not_the_identity_without_its_branches_is_doubted():
     assert {site.block for site in found.sites} == {"trunk.0"}
     assert {finding.site.name for finding in found.doubtful} == {"trunk.1.mixer", "trunk.1.mlp"}
     assert [block.is_identity for block in found.blocks] == [True, False]
+
+
+class SharedProjection(SelfAttention):
+    """Sends two halves of the sequence through one linear and returns them apart."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = super().forward(x).chunk(2, dim=1)
+        return first, second
+
+
+class TwoStreamBlock(Block):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads)
+        self.mixer = SharedProjection(width, heads)
+
+    def forward(self, x: Tensor, c: Tensor, text: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x, text = x if isinstance(x, tuple) else (x, x)
+        first, second = self.mixer(torch.cat([x, text], dim=1) + c[:, None])
+        return x + first, text + second
+
+
+class LastOfTwo(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = with_blocks(TwoStreamBlock)
+        head = self.base.head.forward
+        self.base.head.forward = lambda x, c: head(x[0] + x[1], c)
+
+    def forward(self, *given: Tensor) -> Tensor:
+        return self.base(*given)
+
+
+def test_a_linear_shared_by_two_outputs_takes_no_fold():
+    sites = found_in(LastOfTwo()).sites
+    assert [s.name.rpartition(".")[2] for s in sites] == ["mixer[0]", "mixer[1]"] * 2
+    assert not any(s.fold for s in sites)
+    assert all("scale this output alone" in s.no_fold for s in sites)
 
 
 class ResidualHead(nn.Module):
