@@ -14,6 +14,8 @@ from calibri.scaling import Fused, Scaler
 from calibri.sites import find_sites
 from calibri.sites.discovered import Discovery
 from calibri.sites.discovery import discover
+from calibri.sites.kinds import block_kinds
+from calibri.sites.labels import stream_label
 from tests.sites.bare_dit import BareDiT, Block, SelfAttention
 from tests.tiny import randomise
 
@@ -62,6 +64,13 @@ def test_a_bare_module_is_calibrated_like_any_other_once_its_sites_are_assigned(
         torch.testing.assert_close(model(*inputs()), hooked, rtol=1e-5, atol=2e-6)
         fused.undo()
         assert not torch.allclose(model(*inputs()), hooked)
+
+
+def test_blocks_that_differ_in_a_flag_alone_are_measured_apart():
+    model = bare_dit()
+    assert block_kinds(model) == [["trunk.0", "trunk.1"]]
+    model.trunk[1].drops_text = True
+    assert block_kinds(model) == [["trunk.0"], ["trunk.1"]]
 
 
 def test_a_saved_result_can_be_corrected_and_read_back(tmp_path):
@@ -131,6 +140,14 @@ class ReplacingBlock(Block):
         return self.mlp(self.norm_b(self.mixer(self.norm_a(x))))
 
 
+class BentBlock(Block):
+    """Sends what the MLP returns through tanh, so no scale of it is the scale of a gate."""
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        x = x + self.mixer(self.norm_a(x) + c[:, None])
+        return x + self.mlp(self.norm_b(x)).tanh()
+
+
 class MappingBlock(Block):
     """Maps the stream before it adds to it, so it is not the identity without its branches."""
 
@@ -154,9 +171,10 @@ def test_a_branch_without_a_gate_is_told_from_one_with():
     assert not any(site.gated for site in found_in(with_blocks(UngatedBlock)).sites)
 
 
-def test_a_block_that_replaces_its_input_has_no_branches():
+@pytest.mark.parametrize("block", [ReplacingBlock, BentBlock])
+def test_what_is_no_linear_branch_of_a_residual_stream_is_not_found(block):
     with pytest.raises(UnsupportedModelError, match="residual branch"):
-        found_in(with_blocks(ReplacingBlock))
+        found_in(with_blocks(block))
 
 
 def test_a_block_that_is_not_the_identity_without_its_branches_is_doubted():
@@ -203,6 +221,16 @@ def test_a_linear_shared_by_two_outputs_takes_no_fold():
     assert [s.name.rpartition(".")[2] for s in sites] == ["mixer[0]", "mixer[1]"] * 2
     assert not any(s.fold for s in sites)
     assert all("scale this output alone" in s.no_fold for s in sites)
+
+
+def test_the_stream_is_named_after_the_input_that_the_branch_adds_to():
+    assert [stream_label([["hidden_states"]]), stream_label([["encoder_hidden_states"]])] == [
+        "visual",
+        "text",
+    ]
+    assert stream_label([["audio_hidden_states"]]) == "audio"
+    assert stream_label([["hidden_states"], ["encoder_hidden_states"]]) == "joint"
+    assert stream_label([["hidden_states", "encoder_hidden_states"]]) == "joint"
 
 
 class ResidualHead(nn.Module):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from calibri.errors import FuseError, GuidanceError
 from calibri.scaling import Fused, Scaler
-from calibri.sites import Site, find_output_sites, find_sites
+from calibri.sites import Fold, Site, assign_sites, find_output_sites, find_sites
 from calibri.sites.probe import Scales, scaled_outputs
 from tests.sites.zoo import QUIET, ZOO, Specimen, run
 
@@ -154,6 +154,14 @@ def test_mochi_refuses_fusing_unless_there_is_nothing_to_fold():
     Fused(model, [1.0] * (size - 1) + [0.5])
     after = run(model, specimen.draw())
     assert all(torch.equal(a, 0.5 * b) for a, b in zip(after, before, strict=True))
+
+
+def test_a_fold_into_a_norm_without_weights_is_refused():
+    model = nn.Sequential(nn.LayerNorm(4, elementwise_affine=False))
+    norm = Site("0", None, block="", layer="attn", stream="visual", fold=(Fold("0"),))
+    assign_sites(model, [norm], [norm])
+    with pytest.raises(FuseError, match="no weights"):
+        Fused(model, [0.5, 1.0])
 
 
 def test_the_query_of_a_cross_attention_is_scaled_at_its_gate():
