@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from calibri.errors import FuseError, GuidanceError, UnsupportedModelError
-from calibri.scaling import Fused, Scaler, _SiteHook
+from calibri.errors import GuidanceError, UnsupportedModelError
+from calibri.scaling import Scaler
+from calibri.scaling.hooks import SiteHook
 from calibri.sites import find_output_sites
 from tests.tiny import flux_inputs, forward, sd3_inputs, tiny_flux, tiny_sd3
 
@@ -77,22 +78,6 @@ def test_the_output_site_scales_the_models_output(make, inputs):
 
 
 @MODELS
-def test_fused_weights_give_the_output_of_the_hooks(make, inputs):
-    model = make()
-    scaler = Scaler(model)
-    scales = random_scales(len(scaler.sites) + 1)
-    scaler.set(scales)
-    hooked = forward(model, inputs())
-    scaler.remove()
-    original = {name: value.clone() for name, value in model.state_dict().items()}
-    fused = Fused(model, scales[0, 0].tolist())
-    difference = (forward(model, inputs()) - hooked).abs().max()
-    assert difference <= 2e-6 * max(1.0, float(hooked.abs().max()))
-    fused.undo()
-    assert all(torch.equal(value, original[name]) for name, value in model.state_dict().items())
-
-
-@MODELS
 def test_scales_per_row_equal_one_row_at_a_time(make, inputs):
     model = make()
     scaler = Scaler(model)
@@ -111,7 +96,7 @@ def test_scales_per_row_equal_one_row_at_a_time(make, inputs):
 
 def test_scales_stay_fp32_and_outputs_keep_their_dtype():
     model = nn.Module()
-    hook = _SiteHook(find_output_sites(tiny_sd3())[0])
+    hook = SiteHook(find_output_sites(tiny_sd3())[0])
     hook.scale = torch.tensor([1.003, 0.997])
     output = torch.full((2, 3), 256.0, dtype=torch.bfloat16)
     scaled = hook(model, (), output)
@@ -168,23 +153,3 @@ def test_a_compiled_model_is_refused():
     model.transformer_blocks[0].compile()
     with pytest.raises(UnsupportedModelError, match="already compiled"):
         Scaler(model)
-
-
-class WrappedLinear(nn.Linear):
-    """Stands for a LoRA layer: a linear that is not only its weight."""
-
-
-def test_fusing_refuses_what_is_not_a_plain_linear_and_changes_nothing():
-    model = tiny_sd3()
-    model.transformer_blocks[1].ff.net[2] = WrappedLinear(64, 16)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(FuseError, match="WrappedLinear"):
-        Fused(model, [0.5] * (len(Scaler(model).sites) + 1))
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-def test_fusing_without_originals_cannot_be_undone():
-    model = tiny_sd3()
-    fused = Fused(model, [0.5] * (len(Scaler(model).sites) + 1), keep_originals=False)
-    with pytest.raises(FuseError, match="Load the model again"):
-        fused.undo()

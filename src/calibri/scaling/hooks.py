@@ -1,9 +1,4 @@
-"""Scale the sites of a transformer: the only module that touches hooks or weights.
-
-Multiplying a branch output by s equals multiplying its gate by s (spec section 1). A forward hook
-does it while coefficients change; fusing folds s into the weights of the branch's last linear when
-they are final.
-"""
+"""Scale the sites of a transformer by forward hooks, while their scales change."""
 
 from __future__ import annotations
 
@@ -12,13 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from diffusers.models.normalization import RMSNorm as DiffusersRMSNorm
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from calibri.ensemble import Passes, can_repeat, combine, repeated, split
-from calibri.errors import FuseError, GuidanceError, UnsupportedModelError
-from calibri.sites import Fold, Site, find_output_sites, find_sites
+from calibri.errors import GuidanceError, UnsupportedModelError
+from calibri.sites import Site, find_output_sites, find_sites
 from calibri.sites.probe import Call, batch_size
 
 # Which branch each consecutive group of rows in a forward belongs to: (1, 0) is the batched
@@ -27,7 +21,7 @@ Layout = tuple[int, ...]
 LayoutResolver = Callable[[dict[str, Any]], Layout]
 
 
-class _SiteHook:
+class SiteHook:
     """Multiplies one output of a module; holds its own view so a compiled graph has no index."""
 
     def __init__(self, site: Site) -> None:
@@ -37,6 +31,7 @@ class _SiteHook:
         self.scale = torch.ones(1)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Scale what the module returns."""
         if self.index is None:
             return self._scaled(output)
         parts = list(output)
@@ -88,7 +83,7 @@ class Scaler:
         self.sites = find_sites(transformer)
         self.outputs = find_output_sites(transformer)
         self._resolver = resolver
-        self._hooks = [_SiteHook(site) for site in (*self.sites, *self.outputs)]
+        self._hooks = [SiteHook(site) for site in (*self.sites, *self.outputs)]
         self._packed = any(site.batch_axis is None for site in self.sites)
         self._scales = torch.ones(1, 1, len(self.sites) + 1)
         # Branch of each member while the scales are those of an ensemble.
@@ -128,7 +123,8 @@ class Scaler:
             scales: (images, members, sites + 1), output last, which all outputs of the model
                 share; ``images`` is 1 to serve any batch, ``members`` is 1 to serve every branch.
                 Kept in fp32, updated in place. With several knots of the trajectory, evenly
-                spaced in the timestep: (images, members, knots, sites + 1).
+                spaced in the timestep: (images, members, knots, sites + 1). Where they require a
+                gradient, what the transformer returns can be differentiated with respect to them.
             branches: branch of each member, 0 conditional, 1 unconditional; None when member i is
                 branch i. Where several members share a branch, each forward becomes their
                 weighted sum: in one batch, or one after the other when memory does not suffice or
@@ -261,7 +257,9 @@ class Scaler:
 
     def _fill(self, rows: Tensor) -> None:
         rows = torch.cat([rows, *[rows[:, -1:]] * (len(self.outputs) - 1)], dim=1)
-        if rows.shape[0] == self._table.shape[1] and rows.device == self._table.device:
+        alike = rows.shape[0] == self._table.shape[1] and rows.device == self._table.device
+        # What a gradient will flow through is never overwritten.
+        if alike and not (rows.requires_grad or self._table.requires_grad):
             self._table.copy_(rows.T)
             return
         self._table = rows.T.contiguous()
@@ -270,61 +268,6 @@ class Scaler:
     def _bind(self) -> None:
         for row, hook in zip(self._table, self._hooks, strict=True):
             hook.scale = row
-
-
-class Fused:
-    """Scales folded into weights, and the way back.
-
-    Args:
-        transformer: the model to change in place.
-        scales: one scale per site, output site last: float64 (sites + 1,).
-        keep_originals: keep a copy of the changed tensors so that ``undo`` is exact.
-
-    Raises:
-        FuseError: a target cannot take a scale (LoRA layers, packed or offloaded weights).
-    """
-
-    def __init__(
-        self, transformer: nn.Module, scales: Sequence[float], *, keep_originals: bool = True
-    ) -> None:
-        _refuse_group_offload(transformer)
-        sites, outputs = find_sites(transformer), find_output_sites(transformer)
-        scales = [*scales, *[scales[-1]] * (len(outputs) - 1)]
-        targets = [
-            (parameter, fold, scale)
-            for site, scale in zip((*sites, *outputs), scales, strict=True)
-            if scale != 1.0
-            for fold in _folds_of(site)
-            for parameter in _parameters(transformer, fold)
-        ]
-        self._originals: list[tuple[Tensor, Tensor]] = []
-        self._keep = keep_originals
-        for parameter, fold, scale in targets:
-            self._multiply(parameter, fold, scale)
-
-    @torch.no_grad()
-    def _multiply(self, parameter: Tensor, fold: Fold, scale: float) -> None:
-        rows = parameter if fold.rows is None else parameter[slice(*fold.rows)]
-        if self._keep:
-            self._originals.append((rows, rows.to("cpu", copy=True)))
-        # Double precision, one rounding: the closest the weight's dtype has to the product.
-        rows.copy_(rows.double() * scale)
-
-    @torch.no_grad()
-    def undo(self) -> None:
-        """Restore the original weights bit for bit.
-
-        Raises:
-            FuseError: no copies were kept.
-        """
-        if not self._keep:
-            raise FuseError(
-                "This model was fused without keeping the original weights, so they cannot be "
-                "restored. Load the model again."
-            )
-        for parameter, original in reversed(self._originals):
-            parameter.copy_(original)
-        self._originals = []
 
 
 # Largest timestep that a model is given: pipelines divide by 1000 for some.
@@ -365,72 +308,4 @@ def _refuse_compiled(transformer: nn.Module) -> None:
         raise UnsupportedModelError(
             "This transformer is already compiled, and torch ignores hooks added after that. "
             "Load the calibration first, then compile; or fuse the calibration into the weights."
-        )
-
-
-def _refuse_group_offload(transformer: nn.Module) -> None:
-    # It may onload copies taken when it was enabled, with streams or a disk, and undo the fold.
-    registries = (getattr(module, "_diffusers_hook", None) for module in transformer.modules())
-    if any(registry and registry.get_hook("group_offloading") for registry in registries):
-        raise FuseError(
-            "Cannot fold scales into a model under group offloading, which restores its own copies "
-            "of the weights. Fuse before enabling offload, or keep the calibration loaded."
-        )
-
-
-# Layers whose output is linear in their own parameters, and no subclass of them: a LoRA layer is
-# more than its weight.
-_LINEAR: tuple[type[nn.Module], ...] = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.LayerNorm,
-    nn.RMSNorm,
-    DiffusersRMSNorm,
-)
-
-
-def _folds_of(site: Site) -> tuple[Fold, ...]:
-    if not site.fold:
-        raise FuseError(
-            f"The scale of '{site.name}' cannot be folded into weights: "
-            f"{site.no_fold or 'no weights of its block are known to take it'}. Keep the "
-            "calibration loaded without fusing."
-        )
-    return site.fold
-
-
-def _parameters(transformer: nn.Module, fold: Fold) -> list[Tensor]:
-    parent, _, name = fold.path.rpartition(".")
-    owner = transformer.get_submodule(parent)
-    target = getattr(owner, name)
-    if isinstance(target, nn.Module) and type(target) not in _LINEAR:
-        raise FuseError(
-            f"Cannot fold a scale into '{fold.path}': it is a {type(target).__module__}."
-            f"{type(target).__name__}, not a plain linear layer. Fuse LoRA adapters first "
-            "(pipe.fuse_lora(), then pipe.unload_lora_weights()), fuse before quantising, or keep "
-            "the calibration loaded without fusing."
-        )
-    own = list(target.parameters(recurse=False)) if isinstance(target, nn.Module) else [target]
-    if not own:
-        raise FuseError(
-            f"Cannot fold a scale into '{fold.path}': it has no weights in this model. Keep the "
-            "calibration loaded without fusing."
-        )
-    for parameter in own:
-        _refuse_packed(fold.path, parameter)
-    return own
-
-
-def _refuse_packed(path: str, parameter: Tensor) -> None:
-    # 8-bit floats would round the scale away; other tensor classes pack their values.
-    kind = type(parameter.data)
-    plain = kind is Tensor and parameter.is_floating_point() and parameter.itemsize > 1
-    if not plain or parameter.is_meta:
-        raise FuseError(
-            f"Cannot fold a scale into '{path}': its weight is a {kind.__name__} of "
-            f"{parameter.dtype} on {parameter.device}. Fuse before quantising or enabling offload, "
-            "or keep the calibration loaded without fusing."
         )

@@ -1,0 +1,11 @@
+"""Scale the sites of a transformer: the only package that touches hooks or weights.
+
+Multiplying a branch output by s equals multiplying its gate by s (spec section 1). A forward hook
+does it while coefficients change; fusing folds s into the weights of the branch's last linear when
+they are final.
+"""
+
+from calibri.scaling.fold import Fused
+from calibri.scaling.hooks import Layout, LayoutResolver, Scaler
+
+__all__ = ["Fused", "Layout", "LayoutResolver", "Scaler"]
