@@ -74,23 +74,8 @@ class AppliedCalibration:
         """
         if self._fused is not None:
             return
-        if self._coefficients.knots > 1:
-            raise FuseError(
-                f"The scales of this calibration change over the sampling steps (it has "
-                f"{self._coefficients.knots} knots), and weights cannot. Keep it loaded without "
-                "fusing."
-            )
-        if self._coefficients.is_ensemble:
-            raise FuseError(
-                f"This calibration is the weighted sum of {len(self._coefficients.output_weights)} "
-                "members, each with its own scales, and one set of weights cannot be all of them. "
-                "Keep it loaded without fusing."
-            )
-        if self._coefficients.per_branch:
-            raise FuseError(
-                "This calibration scales the conditional and the unconditional branch differently, "
-                "and weights cannot. Keep it loaded without fusing."
-            )
+        if reason := self._coefficients.unfoldable:
+            raise FuseError(f"{reason} Keep it loaded without fusing.")
         transformer = transformer_of(self.pipe)
         scales = self._coefficients.site_scales(find_sites(transformer))[0]
         self._fused = Fused(transformer, scales.tolist(), keep_originals=keep_originals)

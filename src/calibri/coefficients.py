@@ -90,6 +90,27 @@ class Coefficients(Record):
         own = len(self.scales) > self.knots
         return own or len(set(multipliers)) > 1 or self.is_ensemble
 
+    @property
+    def unfoldable(self) -> str:
+        """Why one set of weights cannot hold these coefficients, in words; empty when it can."""
+        members = len(self.output_weights)
+        if self.knots > 1:
+            return (
+                f"The scales of this calibration change over the sampling steps (it has "
+                f"{self.knots} knots), and weights cannot."
+            )
+        if self.is_ensemble:
+            return (
+                f"This calibration is the weighted sum of {members} members, each with its own "
+                "scales, and one set of weights cannot be all of them."
+            )
+        if self.per_branch:
+            return (
+                "This calibration scales the conditional and the unconditional branch differently, "
+                "and weights cannot."
+            )
+        return ""
+
     def problems(self) -> Iterator[str]:
         """Say what contradicts itself, in words; nothing when the coefficients can be used."""
         members = len(self.output_weights)
