@@ -1,0 +1,139 @@
+"""The reference procedure is an independent check of ours: same coefficients, same images."""
+
+import numpy as np
+import pytest
+import torch
+from benchmarks.reference import Procedure, Search, Settings
+from diffusers import DiffusionPipeline
+
+from calibri.coefficients import Coefficients
+from calibri.config import load_config
+from calibri.engine import Engine
+from calibri.shapes import PIPELINE_PATH
+
+
+@pytest.fixture(scope="module", params=[1.0, 3.0])
+def pair(request):
+    """Our engine, and the reference procedure on a pipeline of its own."""
+    engine = Engine(
+        load_config(
+            values={
+                "device": "cpu",
+                "sampling.num_inference_steps": 3,
+                "sampling.guidance_scale": request.param,
+                "space.branches": "separate" if request.param > 1 else "shared",
+            }
+        )
+    )
+    pipe = DiffusionPipeline.from_pretrained(PIPELINE_PATH, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    texts = [prompt.text for prompt in engine.prompts.train]
+    settings = Settings(num_inference_steps=3, guidance_scale=request.param)
+
+    def reward(images, prompts):
+        return engine.rewards["shapes"].score(pixels(images), prompts).tolist()
+
+    return engine, Procedure(pipe, reward, texts, texts[:4], settings)
+
+
+def pixels(images):
+    arrays = np.stack([np.asarray(image) for image in images])
+    return torch.from_numpy(arrays).permute(0, 3, 1, 2).contiguous()
+
+
+def coefficients(procedure, vector):
+    gates = procedure.gates
+    return Coefficients(
+        granularity="gate",
+        scales=tuple(gates.named(vector)),
+        output_weights=tuple(vector[gates.is_output]),
+        start_weights=procedure.settings.start_weights,
+    )
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_images_equal_ours(pair, seed):
+    engine, procedure = pair
+    rng = np.random.default_rng(seed)
+    start = procedure.gates.start
+    vector = start + 0.25 * rng.standard_normal(start.size)
+    noises = engine.noises("check", seed, engine.prompts.train[:4])
+    ours = engine.sample(coefficients(procedure, vector), noises)
+    images = procedure.sample(vector, [n.prompt.text for n in noises], [n.seed for n in noises])
+    difference = (pixels(images).int() - ours.int()).abs()
+    assert difference.max() <= 1
+    assert (difference == 0).float().mean() > 0.999
+    original = procedure.sample(start, [n.prompt.text for n in noises], [n.seed for n in noises])
+    assert (pixels(original).int() - ours.int()).abs().float().mean() > 1
+
+
+def test_a_generation_scores_every_candidate_on_one_bucket(pair, monkeypatch):
+    _, procedure = pair
+    calls = []
+
+    def score(vector, prompts, seeds):
+        calls.append((tuple(prompts), tuple(seeds)))
+        return float(-np.square(vector - 0.5).sum())
+
+    monkeypatch.setattr(procedure, "score", score)
+    before = procedure.search.sigma
+    generation = procedure.step()
+    n = procedure.gates.start.size
+    assert len(calls) == 4 + int(3 * np.log(n))
+    assert len(set(calls)) == 1
+    prompts, seeds = calls[0]
+    assert len(set(prompts)) == len(set(seeds)) == 16
+    assert generation.best_reward == procedure.search.best[1] >= generation.mean_reward
+    assert before == 0.25
+
+
+def test_the_luckiest_candidate_is_validated(pair, monkeypatch):
+    _, procedure = pair
+    settings = Settings(guidance_scale=procedure.settings.guidance_scale, validate_every=2)
+    other = Procedure(procedure._pipe, procedure._reward, ["a"] * 16, ["b"] * 3, settings)
+    other.gates.remove()
+    scored = []
+
+    def score(vector, prompts, seeds):
+        scored.append((vector, prompts[0]))
+        return float(-np.square(vector).sum())
+
+    monkeypatch.setattr(other, "score", score)
+    vector, history = other.run(4)
+    validated = [tested for tested, prompt in scored if prompt == "b"]
+    candidates = [tested for tested, prompt in scored if prompt == "a"]
+    assert len(validated) == 2
+    assert len(history) == 4
+    norms = [np.square(candidate).sum() for candidate in candidates]
+    assert np.square(vector).sum() == min(norms)
+
+
+def test_candidates_stay_within_the_bounds_of_the_authors():
+    start = np.array([1.0] * 6 + [1.0])
+    search = Search(start, np.arange(7) == 6, Settings(seed=3))
+    for _ in range(60):
+        candidates = search.ask()
+        search.tell(candidates, [-vector.sum() for vector in candidates])
+        scales, outputs = np.split(np.array([*candidates, search.mean]), [6], axis=1)
+        assert scales.min() >= -1
+        assert outputs.min() >= -10
+    assert scales.max() < -0.9
+    assert outputs.max() < -9
+
+
+def test_a_search_follows_from_its_seed():
+    start, outputs = np.ones(5), np.arange(5) == 4
+    first, same, other = (Search(start, outputs, Settings(seed=s)).ask()[0] for s in (0, 0, 1))
+    assert (first == same).all()
+    assert (first != other).any()
+
+
+def test_rewards_are_those_of_the_images(pair):
+    engine, procedure = pair
+    start = procedure.gates.start
+    noises = engine.noises("check", 0, engine.prompts.train[:6])
+    texts = [n.prompt.text for n in noises]
+    theirs = procedure.score(start, texts, [n.seed for n in noises])
+    images = engine.sample(coefficients(procedure, start), noises)
+    ours = engine.rewards["shapes"].score(images, texts).mean()
+    assert theirs == pytest.approx(float(ours), abs=1e-3)
