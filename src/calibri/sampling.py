@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -118,24 +119,89 @@ class Sampler:
         Returns:
             uint8 (N, 3, H, W) on the CPU.
         """
-        generators = [torch.Generator("cpu").manual_seed(noise.seed) for noise in noises]
+        arguments = self._arguments(noises)
+        if num_inference_steps is not None:
+            arguments["num_inference_steps"] = num_inference_steps
+        with torch.no_grad():
+            images = self.pipe(**arguments).images
+        pixels: Tensor = (images.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+        return pixels
+
+    def check_gradient(self, last_steps: int | None = None) -> None:
+        """Refuse what ``sample_with_gradient`` cannot do.
+
+        Raises:
+            UnsupportedModelError: the pipeline cannot be run with gradients, or not in part.
+            ConfigError: there are fewer steps.
+        """
+        name, steps = type(self.pipe).__name__, self.config.num_inference_steps
+        if not hasattr(type(self.pipe).__call__, "__wrapped__"):
+            raise UnsupportedModelError(
+                f"Gradients through {name} are not supported: its __call__ is not one that "
+                "torch.no_grad decorates. Use a search without gradients."
+            )
+        if last_steps is None:
+            return
+        if not 1 <= last_steps <= steps:
+            raise ConfigError(
+                f"A gradient through the last {last_steps} steps was asked for, but there are "
+                f"{steps} steps. Choose 1 to {steps}."
+            )
+        if "callback_on_step_end" not in self._call:
+            raise UnsupportedModelError(
+                f"{name} has no callback_on_step_end, so that a gradient through its last steps "
+                "alone is not supported. Take the gradient through all steps."
+            )
+
+    def sample_with_gradient(
+        self, noises: Sequence[Noise], last_steps: int | None = None
+    ) -> Tensor:
+        """Sample one batch and keep its graph, through the same unmodified pipeline.
+
+        Args:
+            noises: what to sample, one image each.
+            last_steps: steps that carry a gradient, which bounds memory; None for all.
+
+        Returns:
+            float32 (N, 3, H, W) in [0, 1] on the CPU; rounded to bytes they are those of
+            ``sample``.
+
+        Raises:
+            UnsupportedModelError: the images have no gradient.
+        """
+        self.check_gradient(last_steps)
+        arguments = self._arguments(noises)
+        first = self.config.num_inference_steps - (last_steps or self.config.num_inference_steps)
+        if first:
+            arguments["callback_on_step_end"] = partial(_enable_gradient, first)
+        # Pipelines are decorated with torch.no_grad; what it decorates is their own code.
+        run = inspect.unwrap(type(self.pipe).__call__)
+        with torch.set_grad_enabled(not first):
+            images: Tensor = run(self.pipe, **arguments).images
+            images = images.float().clamp(0, 1).cpu()
+        if not images.requires_grad:
+            raise UnsupportedModelError(
+                f"The images of {type(self.pipe).__name__} have no gradient with respect to the "
+                "scales. Use a search without gradients."
+            )
+        return images
+
+    def _arguments(self, noises: Sequence[Noise]) -> dict[str, Any]:
+        """What the pipeline is called with."""
         embeddings = self._batch([noise.prompt for noise in noises])
         if self.before_call is not None:
             self.before_call(embeddings)
         size = {"height": self.config.height, "width": self.config.width}
-        with torch.no_grad():
-            images = self.pipe(
-                **embeddings,
-                # Some pipelines default to an empty prompt, and refuse it beside embeddings.
-                **{name: None for name in ("prompt", "negative_prompt") if name in self._call},
-                **self._scales(),
-                **{name: pixels for name, pixels in size.items() if pixels is not None},
-                num_inference_steps=num_inference_steps or self.config.num_inference_steps,
-                generator=generators,
-                output_type="pt",
-            ).images
-        pixels: Tensor = (images.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
-        return pixels
+        return {
+            **embeddings,
+            # Some pipelines default to an empty prompt, and refuse it beside embeddings.
+            **{name: None for name in ("prompt", "negative_prompt") if name in self._call},
+            **self._scales(),
+            **{name: pixels for name, pixels in size.items() if pixels is not None},
+            "num_inference_steps": self.config.num_inference_steps,
+            "generator": [torch.Generator("cpu").manual_seed(noise.seed) for noise in noises],
+            "output_type": "pt",
+        }
 
     def _batch(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
         encoded = [self._encode(prompt) for prompt in prompts]
@@ -180,6 +246,15 @@ class Sampler:
             if tokens is not None and name not in outputs:
                 outputs[name] = torch.ones(tokens.shape[:2], dtype=torch.long)
         return outputs
+
+
+def _enable_gradient(
+    first: int, pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]
+) -> dict[str, Any]:
+    """Start to keep the graph once the first steps are done; a ``callback_on_step_end``."""
+    if index + 1 == first:
+        torch.set_grad_enabled(True)
+    return tensors
 
 
 def _masked(name: str) -> str:

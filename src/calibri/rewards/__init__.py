@@ -3,6 +3,7 @@
 from calibri.rewards.registry import make_reward, reward_names
 from calibri.rewards.reward import (
     BatchedReward,
+    DifferentiableReward,
     FeatureReward,
     ModelReward,
     Reward,
@@ -11,6 +12,7 @@ from calibri.rewards.reward import (
 
 __all__ = [
     "BatchedReward",
+    "DifferentiableReward",
     "FeatureReward",
     "ModelReward",
     "Reward",

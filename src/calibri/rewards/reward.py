@@ -26,7 +26,8 @@ class RewardInfo:
         variant: what exactly made the numbers (checkpoint, revision, preprocessing).
         range: smallest and largest possible score.
         unit: how to read a score, in a few words.
-        differentiable: whether ``score`` has a gradient with respect to float images.
+        differentiable: whether float images can be scored with a gradient, see
+            ``DifferentiableReward``.
         kind: ``"pointwise"`` scores each image alone; ``"groupwise"`` gives every image the value
             of all images of its prompt, which must be passed together; ``"corpus"`` gives every
             image its part of a figure that only the mean over a whole benchmark makes.
@@ -55,6 +56,22 @@ class Reward(Protocol):
         """Score ``images`` (uint8, N x 3 x H x W) for ``prompts`` (N): float32 (N,) on the CPU.
 
         A score that is not finite marks an image that could not be scored.
+        """
+        ...
+
+
+@runtime_checkable
+class DifferentiableReward(Reward, Protocol):
+    """A reward that also scores float images with a gradient; its ``info.differentiable`` is true.
+
+    The gradient is of what is smooth: where a score chooses (the best place, the largest channel)
+    the choice is held, and where it clips the gradient is 0.
+    """
+
+    def score_float(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Score ``images`` (float in [0, 1], N x 3 x H x W, on the CPU): float (N,) on the CPU.
+
+        On images that bytes can hold exactly, the scores are those of ``score``.
         """
         ...
 

@@ -129,7 +129,7 @@ class JudgeNetwork(nn.Module):
         )
 
     def feature_map(self, images: Tensor) -> Tensor:
-        """uint8 (N, 3, 24, 24) to what the tower sees: (N, quarter, 6, 6)."""
+        """uint8, or float up to 255, (N, 3, 24, 24) to what the tower sees: (N, quarter, 6, 6)."""
         places = _coordinates(IMAGE_SIZE).expand(len(images), -1, -1, -1)
         result: Tensor = self.tower(torch.cat([images.float() / 127.5 - 1, places], 1))
         return result
@@ -193,6 +193,7 @@ class ShapesJudge(BatchedReward):
         variant="film-cnn, 2",
         range=(0.0, 1.0),
         unit="probability of a right and undamaged picture",
+        differentiable=True,
     )
 
     def __init__(self, batch_size: int = 128) -> None:
@@ -215,6 +216,14 @@ class ShapesJudge(BatchedReward):
         """
         self._check_size(images)
         return torch.sigmoid(self.network(images, encode_captions(prompts)))
+
+    def score_float(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Score float images in [0, 1], (N, 3, 24, 24), with a gradient: float (N,).
+
+        Raises:
+            RewardError: the pictures have another size, or a text is not a caption.
+        """
+        return self.score_batch(images * 255, prompts)
 
     def features(self, images: Tensor) -> Tensor:
         """Features of uint8 (N, 3, 24, 24) for Frechet distances, whatever the caption: (N, D).
