@@ -8,7 +8,8 @@ from calibri.coefficients import SearchSpace
 from calibri.config import SamplingConfig, load_config
 from calibri.engine import Engine
 from calibri.errors import ConfigError, RewardError
-from calibri.evaluator import Evaluator, Grouped, Ledger, MemoryRecords, complete
+from calibri.evaluator import Evaluator, Ledger, MemoryRecords, complete
+from calibri.in_process import Grouped, InProcess
 from calibri.pipelines import load_pipeline
 from calibri.prompts import make_prompts
 from calibri.rewards import BatchedReward, RewardInfo
@@ -35,7 +36,7 @@ def evaluator(setup, policy, records=None, batch_size=64):
     pipe, scaler, _ = setup
     config = SamplingConfig(num_inference_steps=2, batch_size=batch_size)
     ledger = Ledger(MemoryRecords() if records is None else records)
-    return Evaluator(Sampler(pipe, config), scaler, ledger, on_failure=policy)
+    return Evaluator(InProcess(Sampler(pipe, config), scaler, policy), batch_size, 2, ledger)
 
 
 def brightness(images, prompts):

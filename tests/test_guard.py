@@ -8,7 +8,6 @@ from calibri.config import load_config, validate_config
 from calibri.engine import Engine
 from calibri.errors import ConfigError, Interrupted
 from calibri.evaluation import evaluate
-from calibri.evaluator import _units
 from calibri.optimise import guard_reason
 from calibri.progress import Progress
 from calibri.prompts import make_prompts
@@ -16,6 +15,7 @@ from calibri.results import Checkpoint, Figure
 from calibri.rewards import BatchedReward, RewardInfo
 from calibri.runner import calibrate, planned_images, resume
 from calibri.sampling import Noise
+from calibri.units import cut
 
 TINY = {
     "sampling.num_inference_steps": 2,
@@ -242,7 +242,7 @@ def test_a_malformed_mixture_is_refused_before_a_run_exists(tmp_path):
 def test_units_keep_rows_in_order_and_prompts_whole(size, count):
     prompts = make_prompts(f"prompt {i}" for i in range(4))
     rows = [(c, Noise(p, s)) for c in range(3) for p in prompts for s in range(count)]
-    units = _units(rows, size)
+    units = cut(rows, size)
     assert [row for unit in units for row in unit] == rows
     assert all(1 <= len(unit) <= size for unit in units)
     if count <= size:

@@ -35,7 +35,10 @@ class SamplingConfig(_Section):
         negative_prompt: prompt of the unconditional branch.
         height: pixels, or None for the pipeline's default.
         width: pixels, or None for the pipeline's default.
-        batch_size: images per forward of the transformer, over all candidates.
+        batch_size: images per forward of the transformer, over all candidates; halved by itself
+            when they do not fit into memory.
+        workers: processes that sample, each with a model of its own: GPUs from the first one on,
+            or groups of CPU cores. None for one on a GPU, and on a CPU as many as pay off.
     """
 
     num_inference_steps: int = Field(8, ge=1, le=1000)
@@ -44,7 +47,8 @@ class SamplingConfig(_Section):
     negative_prompt: str = ""
     height: int | None = Field(None, ge=1)
     width: int | None = Field(None, ge=1)
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(32, ge=1)
+    workers: int | None = Field(None, ge=1, le=256)
 
 
 class SpaceConfig(_Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,20 +13,25 @@ from calibri.coefficients import Coefficients, SearchSpace, Vector
 from calibri.compositional import compositional_prompts
 from calibri.config import COMPOSITIONAL, SHIPPED, PromptConfig, RunConfig
 from calibri.errors import ConfigError, PromptError
-from calibri.evaluator import Evaluator, Grouped, Ledger, Measure
+from calibri.evaluator import Evaluator, Ledger, OnUnit, ignore
 from calibri.guidance import BranchResolver
+from calibri.in_process import Grouped, InProcess
 from calibri.metrics import diversity
-from calibri.pipelines import load_pipeline, resolve_device, transformer_of
+from calibri.pipelines import load_pipeline, pipeline_bytes, resolve_device, transformer_of
 from calibri.presets import preset
 from calibri.prompt_sets import is_prompt_set, load_prompt_set
 from calibri.prompts import Prompt, check_disjoint, load_prompts, make_prompts, wording
-from calibri.rewards import ModelReward, Reward, make_reward
+from calibri.rewards import FeatureReward, ModelReward, Reward, make_reward
 from calibri.rewards.mixing import parse_mixture
 from calibri.sampling import Noise, Sampler
 from calibri.scaling import Scaler
 from calibri.seeds import derive_seed
+from calibri.sites import networks_of
+from calibri.units import Backend, Measure
+from calibri.workers import Workers, default_workers, worker_devices
 
-DIVERSITY = "diversity"  # of the pixels of a prompt's images; every other name is a reward
+# Measures that are no rewards: of the pixels of a prompt's images, and for a Frechet distance.
+DIVERSITY, FEATURES = "diversity", "features"
 
 _GENERATED_TRAIN_PROMPTS = 4096
 _GENERATED = (SHIPPED, COMPOSITIONAL)
@@ -77,7 +82,7 @@ class Engine:
         self.resolver = BranchResolver(self.pipe) if self.sampler.guided else None
         if self.resolver is not None:
             self.sampler.before_call = self.resolver.expect
-        self.scaler = Scaler(transformer_of(self.pipe), self.resolver)
+        self.scaler = Scaler(networks_of(self.pipe), self.resolver)
         self.space = SearchSpace.build(
             self.scaler.sites,
             config.space.granularity,
@@ -114,15 +119,35 @@ class Engine:
             )
         return self.space.vector(found)
 
-    def evaluator(self, ledger: Ledger, on_unit: Callable[[int, bool], None]) -> Evaluator:
-        """Make an evaluator that keeps its units in ``ledger``."""
-        on_failure = self.config.rewards.on_failure
-        return Evaluator(self.sampler, self.scaler, ledger, on_unit, on_failure)
+    def evaluator(self, ledger: Ledger, on_unit: OnUnit = ignore, images: int = 0) -> Evaluator:
+        """Make an evaluator that keeps its units in ``ledger``.
+
+        Args:
+            ledger: finished units.
+            on_unit: see ``Evaluator``.
+            images: about as many will be sampled; decides how many workers pay off.
+        """
+        size, steps = self.config.sampling.batch_size, self.config.sampling.num_inference_steps
+        return Evaluator(self._backend(images), size, steps, ledger, on_unit)
+
+    def in_process(self) -> InProcess:
+        """Compute units in this process."""
+        overlap = resolve_device(self.config.device).type == "cuda"
+        return InProcess(self.sampler, self.scaler, self.config.rewards.on_failure, overlap)
+
+    def _backend(self, images: int) -> Backend:
+        device = str(resolve_device(self.config.device))
+        count = self.config.sampling.workers
+        if count is None:
+            count = default_workers(device, pipeline_bytes(self.pipe), images)
+        if count == 1:
+            return self.in_process()
+        return Workers(self.in_process(), self.config, worker_devices(device, count))
 
     def measures(self, *, held_out: bool) -> dict[str, Measure]:
         """What the objective is made of, or all rewards."""
         names = self.rewards if held_out else self.mixture.names
-        return {name: self._measure(name) for name in names}
+        return {name: self.measure(name) for name in names}
 
     def guard_measures(self) -> dict[str, Measure]:
         """The held-out rewards that guard a search."""
@@ -130,14 +155,22 @@ class Engine:
         # One image of a prompt cannot be compared with others.
         alone = self.config.search.images_per_prompt == 1
         return {
-            name: self._measure(name) for name in names if not (alone and self._is_grouped(name))
+            name: self.measure(name) for name in names if not (alone and self._is_grouped(name))
         }
 
-    def _measure(self, name: str) -> Measure:
+    def measure(self, name: str) -> Measure:
+        """Find a measure by name: a reward, ``DIVERSITY`` or ``FEATURES``."""
         if name == DIVERSITY:
             return Grouped(diversity)
+        if name == FEATURES and self.feature_reward is not None:
+            return _features_of(self.feature_reward)
         score = self.rewards[name].score
         return Grouped(score) if self._is_grouped(name) else score
+
+    @property
+    def feature_reward(self) -> FeatureReward | None:
+        """The first reward that gives features for a Frechet distance."""
+        return next((r for r in self.rewards.values() if isinstance(r, FeatureReward)), None)
 
     def _is_grouped(self, name: str) -> bool:
         return name == DIVERSITY or self.rewards[name].info.kind == "groupwise"
@@ -182,6 +215,13 @@ class Engine:
             for prompt in prompts
             for index in range(count)
         ]
+
+
+def _features_of(reward: FeatureReward) -> Measure:
+    def features(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        return reward.features(images)
+
+    return features
 
 
 def _check_options(config: RunConfig, names: Iterable[str]) -> None:

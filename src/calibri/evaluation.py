@@ -13,19 +13,17 @@ import torch
 from calibri.artifact import Calibration
 from calibri.coefficients import Coefficients
 from calibri.config import SHIPPED, validate_config
-from calibri.engine import Engine, PromptSets, prompts_from
-from calibri.evaluator import Evaluator, Ledger, Measure, MemoryRecords, Scores, complete
-from calibri.metrics import diversity, frechet_distance
+from calibri.engine import DIVERSITY, FEATURES, Engine, PromptSets, prompts_from
+from calibri.evaluator import Evaluator, Ledger, MemoryRecords, complete
+from calibri.metrics import frechet_distance
 from calibri.progress import Progress
 from calibri.prompts import Prompt
 from calibri.results import Comparison, Evaluation, SettingResult
-from calibri.rewards import FeatureReward
 from calibri.rewards.mixing import Mixture, Scale, parse_mixture
 from calibri.sampling import Noise
 from calibri.seeds import derive_seed
 from calibri.statistics import bootstrap_mean, paired_difference
-
-_DIVERSITY, _FEATURES = "diversity", "features"
+from calibri.units import Measure, Scores
 
 
 def evaluate(
@@ -37,7 +35,8 @@ def evaluate(
     num_prompts: int = 256,
     images_per_prompt: int = 2,
     step_multiples: Sequence[int] = (1, 2, 3),
-    batch_size: int = 64,
+    batch_size: int = 32,
+    workers: int | None = None,
     seed: int = 1,
     device: str = "auto",
     progress: Progress | None = None,
@@ -54,6 +53,7 @@ def evaluate(
         images_per_prompt: noise seeds per prompt.
         step_multiples: the original model is also sampled at these multiples of the steps.
         batch_size: images per forward of the transformer.
+        workers: processes that sample; None for as many as pay off.
         seed: of the noise; take another than the search's.
         device: where to run.
         progress: is told what happens.
@@ -72,7 +72,8 @@ def evaluate(
             "dtype": sampling.dtype,
             "device": device,
             "seed": seed,
-            "sampling": sampling.model_dump(exclude={"dtype"}) | {"batch_size": batch_size},
+            "sampling": sampling.model_dump(exclude={"dtype"})
+            | {"batch_size": batch_size, "workers": workers},
             "space": {
                 "granularity": calibration.coefficients.granularity,
                 **_members(calibration.coefficients),
@@ -86,9 +87,11 @@ def evaluate(
         }
     )
     engine = Engine(config, PromptSets((), (), _test_prompts(prompts, num_prompts, seed)))
-    evaluator = engine.evaluator(Ledger(MemoryRecords()), (progress or Progress()).unit)
-    comparer = Comparer(engine, evaluator, calibration.coefficients, engine.prompts.test)
-    return comparer.run(progress or Progress())
+    progress = progress or Progress()
+    images = len(engine.prompts.test) * images_per_prompt * (len(step_multiples) + 1)
+    with engine.evaluator(Ledger(MemoryRecords()), progress.unit, images) as evaluator:
+        comparer = Comparer(engine, evaluator, calibration.coefficients, engine.prompts.test)
+        return comparer.run(progress)
 
 
 def _members(coefficients: Coefficients) -> dict[str, Any]:
@@ -145,9 +148,7 @@ class Comparer:
         self._prompts = prompts
         self._count = engine.config.evaluation.images_per_prompt
         self._noises = engine.noises("evaluation", 0, prompts, self._count)
-        self._feature_reward = next(
-            (r for r in engine.rewards.values() if isinstance(r, FeatureReward)), None
-        )
+        self._feature_reward = engine.feature_reward
 
     def run(self, progress: Progress) -> Evaluation:
         """Score every setting and compare them pairwise."""
@@ -211,9 +212,9 @@ class Comparer:
     def _score(self, step: int, setting: _Setting) -> dict[str, Scores]:
         measures: dict[str, Measure] = dict(self._engine.measures(held_out=True))
         if self._count > 1:
-            measures[_DIVERSITY] = diversity
+            measures[DIVERSITY] = self._engine.measure(DIVERSITY)
         if self._feature_reward is not None:
-            measures[_FEATURES] = _features_of(self._feature_reward)
+            measures[FEATURES] = self._engine.measure(FEATURES)
         before = self._evaluator.seconds
         candidate = self._coefficients if setting.calibrated else self._original
         scores = self._evaluator.score(
@@ -238,20 +239,20 @@ class Comparer:
                 name: bootstrap_mean(complete(self._by_prompt(scores[name]))[0], self._seed(name))
                 for name in self._names
             },
-            diversity=float(np.nanmean(scores[_DIVERSITY])) if _DIVERSITY in scores else None,
+            diversity=float(np.nanmean(scores[DIVERSITY])) if DIVERSITY in scores else None,
             frechet=self._frechet(scores),
             seconds_per_image=float(scores["seconds"][0]),
         )
 
     def _frechet(self, scores: dict[str, Scores]) -> float | None:
-        if _FEATURES not in scores or self._feature_reward is None:
+        if FEATURES not in scores or self._feature_reward is None:
             return None
         texts = [noise.prompt.text for noise in self._noises]
         seed = derive_seed(self._engine.config.seed, "reference images")
         reference = self._feature_reward.reference_features(texts, seed)
         if reference is None:
             return None
-        features = scores[_FEATURES]
+        features = scores[FEATURES]
         features = features[np.isfinite(features).all(axis=1)]
         return frechet_distance(features, reference.double().numpy())
 
@@ -271,13 +272,6 @@ class Comparer:
 
     def _seed(self, name: str) -> int:
         return derive_seed(self._engine.config.seed, "bootstrap", name)
-
-
-def _features_of(reward: FeatureReward) -> Measure:
-    def features(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-        return reward.features(images)
-
-    return features
 
 
 def sample_settings(

@@ -1,47 +1,29 @@
 """Score candidates on (prompt, seed) pairs, unit by unit.
 
 A unit mixes rows of several candidates in one batch and is the grain of the journal: a unit found
-there is never computed again, so an interrupted run and an undisturbed one end the same.
+there is never computed again, so an interrupted run and an undisturbed one end the same, whatever
+the number of workers.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import itertools
-import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from calibri.coefficients import Coefficients
-from calibri.config import OnFailure
 from calibri.errors import RewardError, RunError
-from calibri.sampling import Noise, Sampler
-from calibri.scaling import Scaler
+from calibri.sampling import Noise
+from calibri.units import Backend, Measure, Scores, Unit, cut, decode, make_unit
 
-Scores = NDArray[np.float64]
-# From images (uint8, N x 3 x H x W) and N prompts to one row of numbers per image.
-Measure = Callable[[Tensor, Sequence[str]], Tensor]
-Row = tuple[int, Noise]
+# Told of every finished unit: its images, and whether they are new.
+OnUnit = Callable[[int, bool], None]
 
 
-@dataclass(frozen=True)
-class Grouped:
-    """A measure that compares the images of a prompt: it is given one candidate's at a time."""
-
-    measure: Measure
-
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Measure the images of one candidate."""
-        return self.measure(images, prompts)
+def ignore(images: int, new: bool) -> None:
+    """Do nothing when a unit is finished."""
 
 
 class Records(Protocol):
@@ -101,14 +83,14 @@ class Ledger:
 
 
 class Evaluator:
-    """Scores candidates through one pipeline.
+    """Scores candidates and keeps the scores.
 
     Args:
-        sampler: samples images.
-        scaler: hooks of the sampler's transformer.
+        backend: computes units.
+        batch_size: images per unit.
+        num_inference_steps: unless ``score`` is told others.
         ledger: finished units.
         on_unit: called after every unit with the number of its images and whether it was new.
-        on_failure: what a score that is not finite leads to, see ``RewardConfig``.
 
     Attributes:
         images: images scored so far.
@@ -118,21 +100,26 @@ class Evaluator:
 
     def __init__(
         self,
-        sampler: Sampler,
-        scaler: Scaler,
+        backend: Backend,
+        batch_size: int,
+        num_inference_steps: int,
         ledger: Ledger,
-        on_unit: Callable[[int, bool], None] = lambda images, new: None,
-        on_failure: OnFailure = "retry",
+        on_unit: OnUnit = ignore,
     ) -> None:
-        self._sampler = sampler
-        self._scaler = scaler
+        self._backend = backend
+        self._batch_size = batch_size
+        self._num_inference_steps = num_inference_steps
         self._ledger = ledger
         self._on_unit = on_unit
-        self._on_failure = on_failure
-        self._branches: tuple[int, ...] = (0,)
         self.images = 0
         self.seconds = 0.0
         self.dropped = 0
+
+    def __enter__(self) -> Evaluator:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._backend.close()
 
     def score(
         self,
@@ -151,7 +138,7 @@ class Evaluator:
             candidates: coefficients of one search space; all see the same prompts and noise.
             noises: (prompt, seed) pairs; the images of one prompt stay in one unit when they are
                 neighbours here and fit into one.
-            measures: name to measure.
+            measures: name to measure; workers have their own under the same name.
             num_inference_steps: other steps than the configured ones.
 
         Returns:
@@ -162,113 +149,65 @@ class Evaluator:
             RewardError: a measure returned a number that is not finite, and the policy is not to
                 drop it or nothing would be left.
         """
-        (self._branches,) = {candidate.member_branches for candidate in candidates}
         rows = [(c, noise) for c in range(len(candidates)) for noise in noises]
-        scales = [self._site_scales(candidate) for candidate in candidates]
-        parts: dict[str, list[Scores]] = {name: [] for name in measures}
-        for unit, batch in enumerate(_units(rows, self._sampler.config.batch_size)):
-            steps = num_inference_steps or self._sampler.config.num_inference_steps
-            digest = _digest(batch, scales, sorted(measures), steps)
-            record = self._unit((phase, step, unit), digest, batch, scales, measures, steps)
-            for name in measures:
-                parts[name].append(_decode(record["scores"][name]))
+        steps = num_inference_steps or self._num_inference_steps
+        units = [
+            make_unit(candidates, part, tuple(measures), steps)
+            for part in cut(rows, self._batch_size)
+        ]
+        records = self._records((phase, step), units, measures)
+        joined = {
+            name: np.concatenate([decode(record["scores"][name]) for record in records])
+            for name in measures
+        }
         shape = (len(candidates), len(noises))
-        joined = {name: np.concatenate(values) for name, values in parts.items()}
         tables = {name: v.reshape(*shape, *v.shape[1:]) for name, v in joined.items()}
         self.dropped += _drop_failed(tables)
         return tables
 
-    def _site_scales(self, candidate: Coefficients) -> Tensor:
-        return torch.from_numpy(candidate.site_scales(self._scaler.sites))
-
-    def _unit(
-        self,
-        key: tuple[str, int, int],
-        digest: str,
-        rows: Sequence[Row],
-        scales: Sequence[Tensor],
-        measures: Mapping[str, Measure],
-        steps: int,
+    def keep(
+        self, key: tuple[str, int, int], unit: Unit, compute: Callable[[], dict[str, Any]]
     ) -> Mapping[str, Any]:
-        record = self._ledger.find(key, digest)
+        """Find a unit of another kind than scores, or compute it and keep what comes.
+
+        Args:
+            key: phase, step and number of the unit.
+            unit: what decides the result.
+            compute: gives it, as plain JSON.
+        """
+        record = self._ledger.find(key, unit.digest)
         new = record is None
         if record is None:
-            record = self._compute(digest, rows, scales, measures, steps)
+            before = time.perf_counter()
+            result = compute()
+            seconds = time.perf_counter() - before
+            record = {"digest": unit.digest, **result, "seconds": seconds}
             self._ledger.add(key, record)
-        self.images += len(rows)
-        self.seconds += float(record["seconds"])
-        self._on_unit(len(rows), new)
+        self._count(unit, record, new=new)
         return record
 
-    def _compute(
-        self,
-        digest: str,
-        rows: Sequence[Row],
-        scales: Sequence[Tensor],
-        measures: Mapping[str, Measure],
-        steps: int,
-    ) -> dict[str, Any]:
-        started = time.perf_counter()
-        values = self._measured(rows, scales, measures, steps)
-        again = _rows_to_retry(rows, values) if self._on_failure == "retry" else []
-        if again:
-            fresh = self._measured([rows[i] for i in again], scales, measures, steps)
-            index = torch.tensor(again)
-            values = {name: v.index_copy(0, index, fresh[name]) for name, v in values.items()}
-        if self._on_failure != "drop":
-            for name, scores in values.items():
-                _check_finite(name, scores, rows)
-        return {
-            "digest": digest,
-            "scores": {name: _encode(scores) for name, scores in values.items()},
-            "seconds": time.perf_counter() - started,
-        }
+    def _records(
+        self, key: tuple[str, int], units: Sequence[Unit], measures: Mapping[str, Measure]
+    ) -> list[Mapping[str, Any]]:
+        """Find units in the ledger and compute the others."""
+        found = {i: self._ledger.find((*key, i), u.digest) for i, u in enumerate(units)}
+        missing = [(i, units[i]) for i, record in found.items() if record is None]
+        records = {i: record for i, record in found.items() if record is not None}
+        for i, record in records.items():
+            self._count(units[i], record, new=False)
+        before = time.perf_counter()
+        for i, scores in self._backend.run(missing, measures):
+            now = time.perf_counter()
+            records[i] = {"digest": units[i].digest, "scores": scores, "seconds": now - before}
+            before = now
+            self._ledger.add((*key, i), records[i])
+            self._count(units[i], records[i], new=True)
+        return [records[i] for i in range(len(units))]
 
-    def _measured(
-        self,
-        rows: Sequence[Row],
-        scales: Sequence[Tensor],
-        measures: Mapping[str, Measure],
-        steps: int,
-    ) -> dict[str, Tensor]:
-        self._scaler.set(torch.stack([scales[candidate] for candidate, _ in rows]), self._branches)
-        images = self._sampler.sample([noise for _, noise in rows], steps)
-        return {name: _apply(measure, images, rows) for name, measure in measures.items()}
-
-
-def _units(rows: Sequence[Row], size: int) -> list[list[Row]]:
-    """Cut rows into units of at most ``size``, not through the images of a prompt if they fit."""
-    units: list[list[Row]] = [[]]
-    for _, members in itertools.groupby(rows, key=lambda row: (row[0], row[1].prompt.id)):
-        group = list(members)
-        if units[-1] and len(units[-1]) + len(group) > size:
-            units.append([])
-        units[-1] += group
-        while len(units[-1]) > size:
-            units[-1:] = [units[-1][:size], units[-1][size:]]
-    return units
-
-
-def _apply(measure: Measure, images: Tensor, rows: Sequence[Row]) -> Tensor:
-    prompts = [noise.prompt.text for _, noise in rows]
-    if not isinstance(measure, Grouped):
-        return measure(images, prompts)
-    parts = []
-    for _, members in itertools.groupby(range(len(rows)), key=lambda i: rows[i][0]):
-        group = list(members)
-        parts.append(measure(images[group], [prompts[i] for i in group]))
-    return torch.cat(parts)
-
-
-def _failed(scores: Tensor) -> Tensor:
-    return ~torch.isfinite(scores.reshape(len(scores), -1)).all(dim=1)
-
-
-def _rows_to_retry(rows: Sequence[Row], values: Mapping[str, Tensor]) -> list[int]:
-    """Rows that failed, with all images of their prompt: a grouped measure needs them together."""
-    failed = {i for scores in values.values() for i in _failed(scores).nonzero().flatten().tolist()}
-    groups = {(rows[i][0], rows[i][1].prompt.id) for i in failed}
-    return [i for i, (c, noise) in enumerate(rows) if (c, noise.prompt.id) in groups]
+    def _count(self, unit: Unit, record: Mapping[str, Any], *, new: bool) -> None:
+        self.images += len(unit.rows)
+        self.seconds += float(record["seconds"])
+        self._on_unit(len(unit.rows), new)
 
 
 def _drop_failed(tables: Mapping[str, Scores]) -> int:
@@ -305,36 +244,3 @@ def complete(*tables: Scores) -> list[Scores]:
             "prompts are left; figures need at least 2. Check the reward and the pipeline."
         )
     return [table[keep] for table in tables]
-
-
-def _digest(rows: Sequence[Row], scales: Sequence[Tensor], names: list[str], steps: int) -> str:
-    candidates = {c: hashlib.sha256(scales[c].numpy().tobytes()).hexdigest() for c, _ in rows}
-    content = [[candidates[c], noise.prompt.id, noise.seed] for c, noise in rows]
-    return hashlib.sha256(json.dumps([content, names, steps]).encode()).hexdigest()[:16]
-
-
-def _check_finite(name: str, scores: Tensor, rows: Sequence[Row]) -> None:
-    bad = _failed(scores).nonzero().flatten()
-    if len(bad):
-        first = int(bad[0])
-        raise RewardError(
-            f"Reward '{name}' returned {scores[first].tolist()} for the prompt "
-            f"'{rows[first][1].prompt.text}' ({len(bad)} of {len(rows)} images failed). A score "
-            "must be a finite number. Everything before this is kept; fix the reward and resume "
-            "the run."
-        )
-
-
-def _encode(scores: Tensor) -> Any:
-    if scores.ndim == 1:
-        return [score if math.isfinite(score) else None for score in map(float, scores)]
-    # Feature vectors are many and need no more than half precision.
-    data = scores.to(torch.float16).cpu().numpy()
-    return {"float16": base64.b64encode(data.tobytes()).decode(), "shape": list(data.shape)}
-
-
-def _decode(stored: Any) -> Scores:
-    if isinstance(stored, list):  # None is a failed image: JSON has no NaN
-        return np.array([np.nan if score is None else score for score in stored])
-    data = np.frombuffer(base64.b64decode(stored["float16"]), dtype=np.float16)
-    return np.asarray(data.reshape(stored["shape"]), dtype=np.float64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from calibri.coefficients import SearchSpace, Vector
 from calibri.config import RewardConfig, RunConfig, SearchConfig
 from calibri.engine import Engine
-from calibri.evaluator import Evaluator, Measure, Scores, complete
+from calibri.evaluator import Evaluator, complete
 from calibri.progress import Progress
 from calibri.prompts import bucket
 from calibri.results import Checkpoint, Figure, Generation, SearchResult
@@ -20,6 +21,7 @@ from calibri.sampling import Noise
 from calibri.search import CMASearch, default_popsize, reached_plateau, tail_mean
 from calibri.seeds import derive_seed
 from calibri.statistics import paired_difference
+from calibri.units import Measure, Scores
 
 _SCALE_PROMPTS = 128
 
@@ -27,18 +29,22 @@ _SCALE_PROMPTS = 128
 def make_search(space: SearchSpace, config: RunConfig, start: Vector | None = None) -> CMASearch:
     """Start a search at a vector, or at the original model (spec section 3)."""
     search = config.search
-    bounds = np.where(space.is_output[:, None], search.output_bounds, search.scale_bounds)
     return CMASearch(
         space.start if start is None else start,
-        basis=np.eye(space.size) if search.method == "reference" else _steps(space),
-        bounds=bounds,
+        basis=np.eye(space.size) if search.method == "reference" else search_basis(space),
+        bounds=search_bounds(space, search),
         sigma0=search.sigma0,
         popsize=search.popsize or default_popsize(space.size),
         seed=config.seed,
     )
 
 
-def _steps(space: SearchSpace) -> NDArray[np.float64]:
+def search_bounds(space: SearchSpace, config: SearchConfig) -> NDArray[np.float64]:
+    """Lowest and highest value of every entry of a vector, (n, 2)."""
+    return np.where(space.is_output[:, None], config.output_bounds, config.scale_bounds)
+
+
+def search_basis(space: SearchSpace) -> NDArray[np.float64]:
     """Columns in which a step of the same length changes the images about as much.
 
     A gate is its own column. Under guidance the two output weights nearly cancel, so that a step
@@ -105,10 +111,17 @@ class Optimiser:
         self._evaluator = evaluator
         self._progress = progress
         self._config: SearchConfig = engine.config.search
-        self._search = make_search(engine.space, engine.config, engine.start)
         self._state = _State()
         self._baseline: dict[str, Scores] = {}
         self._scales: dict[str, Scale] = {}
+
+    @cached_property
+    def _search(self) -> CMASearch:
+        return make_search(self._engine.space, self._engine.config, self._engine.start)
+
+    @property
+    def _done(self) -> int:
+        return len(self._state.generations)
 
     def run(self) -> tuple[Vector, SearchResult]:
         """Search until the budget or a plateau ends it, and choose the vector to return.
@@ -121,8 +134,7 @@ class Optimiser:
         while not stopped:
             vector = self._generation()
             stopped = self._stop_reason()
-            done = self._search.generation
-            if stopped or done % self._config.validate_every == 0:
+            if stopped or self._done % self._config.validate_every == 0:
                 self._validate(vector)
                 stopped = stopped or guard_reason(self._checkpoints, self._engine.config.rewards)
         return self._choose(stopped)
@@ -138,7 +150,7 @@ class Optimiser:
         scores = np.nanmean(engine.mixture.combine(tables, self._scales), axis=1)
         search.tell(candidates, scores[1:])
         self._state.means.append(search.mean)
-        self._record(number, scores)
+        self._record(number, scores, search.sigma)
         if self._config.method == "reference":
             return candidates[int(np.argmax(scores[1:]))]
         return tail_mean(self._state.means, self._config.tail)
@@ -166,13 +178,13 @@ class Optimiser:
         tables = self._tables("scales", 0, [engine.space.start], noises)
         return {name: scale_of(name, table) for name, table in tables.items()}
 
-    def _record(self, number: int, scores: Scores) -> None:
+    def _record(self, number: int, scores: Scores, sigma: float) -> None:
         generation = Generation(
             generation=number,
             mean=float(scores[1:].mean()),
             best=float(scores[1:].max()),
             baseline=float(scores[0]),
-            sigma=self._search.sigma,
+            sigma=sigma,
             images=self._evaluator.images,
             seconds=self._evaluator.seconds,
         )
@@ -180,7 +192,7 @@ class Optimiser:
         self._progress.generation(generation)
 
     def _validate(self, vector: Vector) -> None:
-        engine, done = self._engine, self._search.generation
+        engine, done = self._engine, self._done
         # The same prompts and noise at every checkpoint, so that checkpoints compare.
         count = self._config.images_per_prompt
         noises = engine.noises("validation", 0, engine.prompts.validation, count)
@@ -211,11 +223,12 @@ class Optimiser:
 
     def _stop_reason(self) -> str:
         config = self._config
-        if self._search.generation >= config.generations:
+        if self._done >= config.generations:
             return f"the budget of {config.generations} generations is used up"
-        small = self._search.sigma <= config.stop_sigma * config.sigma0
+        sigma = self._state.generations[-1].sigma
+        small = sigma <= config.stop_sigma * config.sigma0
         if small and reached_plateau(self._state.gains, config.plateau):
-            return f"sigma fell to {self._search.sigma:.3f} and the reward reached its plateau"
+            return f"sigma fell to {sigma:.3f} and the reward reached its plateau"
         return ""
 
     def _choose(self, stopped: str) -> tuple[Vector, SearchResult]:

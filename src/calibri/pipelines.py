@@ -13,6 +13,7 @@ from torch import nn
 from calibri.config import SHIPPED
 from calibri.errors import ConfigError, UnsupportedModelError
 from calibri.shapes import PIPELINE_PATH
+from calibri.sites import networks_of
 
 
 def resolve_device(device: str) -> torch.device:
@@ -54,21 +55,12 @@ def load_pipeline(
 
 
 def transformer_of(pipe: Any) -> nn.Module:
-    """Return the transformer of a pipeline; a bare transformer is its own.
+    """Return the transformer of a pipeline, the first where it has several.
 
     Raises:
         UnsupportedModelError: the pipeline has none (a UNet, say).
     """
-    if isinstance(pipe, nn.Module):
-        return pipe
-    transformer = getattr(pipe, "transformer", None)
-    if not isinstance(transformer, nn.Module):
-        parts = sorted(getattr(pipe, "components", {}))
-        raise UnsupportedModelError(
-            f"{type(pipe).__name__} has no transformer to calibrate; its parts are {parts}. "
-            "Calibri works on Diffusion Transformers such as SD3 and FLUX."
-        )
-    return transformer
+    return networks_of(pipe)[0].transformer
 
 
 def _from_pretrained(name: str, revision: str | None, dtype: torch.dtype) -> Any:
@@ -91,3 +83,9 @@ def _from_pretrained(name: str, revision: str | None, dtype: torch.dtype) -> Any
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else repr(error)
+
+
+def pipeline_bytes(pipe: Any) -> int:
+    """Add up the sizes of all weights of a pipeline."""
+    modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    return sum(p.numel() * p.element_size() for part in modules for p in part.parameters())

@@ -109,12 +109,14 @@ def planned_images(engine: Engine) -> dict[str, int]:
 
 def _run(folder: RunFolder, engine: Engine, progress: Progress) -> RunSummary:
     with folder.lock(), Journal.open(folder.journal_path) as journal, _stop_politely(folder):
-        evaluator = engine.evaluator(Ledger(journal), progress.unit)
         planned = planned_images(engine)
-        progress.phase("search", planned["search"] + planned["validation"])
-        vector, search = Optimiser(engine, evaluator, progress).run()
-        coefficients = engine.space.coefficients(vector)
-        evaluation = Comparer(engine, evaluator, coefficients, engine.prompts.test).run(progress)
+        ledger = Ledger(journal)
+        with engine.evaluator(ledger, progress.unit, sum(planned.values())) as evaluator:
+            progress.phase("search", planned["search"] + planned["validation"])
+            vector, search = Optimiser(engine, evaluator, progress).run()
+            coefficients = engine.space.coefficients(vector)
+            comparer = Comparer(engine, evaluator, coefficients, engine.prompts.test)
+            evaluation = comparer.run(progress)
         samples = _save_samples(folder, engine, coefficients, progress)
         summary = _summary(folder, engine, search, evaluation, samples)
         _calibration(summary, engine, coefficients).save_pretrained(folder.calibration_path)

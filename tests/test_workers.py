@@ -1,0 +1,265 @@
+"""Units computed by several processes: the same scores, whatever becomes of the processes."""
+
+import io
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from calibri.config import RunConfig, load_config, validate_config
+from calibri.engine import Engine, PromptSets
+from calibri.errors import ConfigError, RewardError, RunError
+from calibri.evaluator import Ledger, MemoryRecords
+from calibri.prompts import make_prompts
+from calibri.run import Journal
+from calibri.runner import calibrate
+from calibri.sampling import Noise
+from calibri.units import Unit, cut, make_unit
+from calibri.worker_process import serve
+from calibri.workers import Workers, cores, default_workers, worker_devices
+
+NOISES = [
+    Noise(prompt, 5 + i)
+    for i, prompt in enumerate(make_prompts(["a red circle", "a blue square", "a green cross"]))
+]
+
+
+def configured(workers: int, **rewards) -> RunConfig:
+    return validate_config(
+        {
+            "device": "cpu",
+            "sampling": {"num_inference_steps": 2, "batch_size": 2, "workers": workers},
+            "rewards": {"held_out": ["shapes-judge"]} | rewards,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return Engine(configured(1), PromptSets((), (), ()))
+
+
+@pytest.fixture
+def pool(engine):
+    made = Workers(engine.in_process(), configured(2), ["cpu", "cpu"])
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def candidates(engine):
+    rng = np.random.default_rng(0)
+    size = engine.space.size
+    return [
+        engine.space.coefficients(engine.space.start + 0.2 * rng.normal(size=size))
+        for _ in range(8)
+    ]
+
+
+def units_of(candidates, steps=2):
+    rows = [(c, noise) for c in range(len(candidates)) for noise in NOISES]
+    names = ("shapes", "diversity", "features")
+    return list(enumerate(make_unit(candidates, part, names, steps) for part in cut(rows, 2)))
+
+
+def measures(engine, names=("shapes", "diversity", "features")):
+    return {name: engine.measure(name) for name in names}
+
+
+class Watched:
+    """Computes nothing here, so that every unit goes to another process."""
+
+    def run(self, units, measures):
+        return iter(())
+
+    def close(self):
+        pass
+
+
+def test_a_unit_is_read_back_with_every_bit(candidates):
+    for _, unit in units_of(candidates):
+        again = Unit.from_json(json.loads(json.dumps(unit.to_json())))
+        assert again == unit
+        assert again.digest == unit.digest
+
+
+def test_the_digest_depends_on_everything_but_the_order_of_measures(candidates):
+    rows = [(0, NOISES[0]), (1, NOISES[1])]
+    unit = make_unit(candidates, rows, ("a", "b"), 2)
+    others = [
+        make_unit(candidates[1:], rows, ("a", "b"), 2),
+        make_unit(candidates, rows[:1], ("a", "b"), 2),
+        make_unit(candidates, [(0, NOISES[0]), (1, NOISES[2])], ("a", "b"), 2),
+        make_unit(candidates, rows, ("a",), 2),
+        make_unit(candidates, rows, ("a", "b"), 3),
+    ]
+    assert make_unit(candidates, rows, ("b", "a"), 2).digest == unit.digest
+    assert unit.digest not in {other.digest for other in others}
+
+
+@pytest.mark.slow
+def test_processes_give_the_scores_of_one(engine, candidates, pool):
+    units = units_of(candidates)
+    alone = dict(engine.in_process().run(units, measures(engine)))
+    assert dict(pool.run(units, measures(engine))) == alone
+    pool._here = Watched()
+    assert dict(pool.run(units, measures(engine))) == alone
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_started_again_and_nothing_is_lost(engine, candidates, pool):
+    units = units_of(candidates)
+    alone = dict(engine.in_process().run(units, measures(engine)))
+    pool._here, (first,) = Watched(), pool.pids
+    found = {}
+    for index, scores in pool.run(units, measures(engine)):
+        if len(found) in (1, 5):
+            os.kill(pool.pids[0], signal.SIGKILL)
+        found[index] = scores
+    assert found == alone
+    assert pool.pids[0] != first
+
+
+@pytest.mark.slow
+def test_a_unit_that_kills_every_worker_ends_the_run_in_words(engine, candidates, monkeypatch):
+    monkeypatch.setattr("calibri.workers.sys.executable", "false")
+    pool = Workers(Watched(), configured(2), ["cpu", "cpu"])
+    with pytest.raises(RunError, match="died 3 times .* exit code 1"):
+        dict(pool.run(units_of(candidates), measures(engine)))
+    pool.close()
+
+
+@pytest.mark.slow
+def test_what_a_worker_refuses_is_raised_here_after_the_others_are_finished(engine, candidates):
+    config = configured(2, objective="missing", held_out=[])
+    pool = Workers(engine.in_process(), config, ["cpu", "cpu"])
+    found = []
+    with pytest.raises(RewardError, match="no reward 'missing'"):
+        found.extend(pool.run(units_of(candidates * 200), measures(engine)))
+    pool.close()
+    assert 0 < len(found) < len(units_of(candidates * 200))
+
+
+@pytest.mark.slow
+def test_a_run_of_two_workers_ends_as_one_of_one(tmp_path):
+    def run(workers):
+        config = load_config(
+            values={
+                "device": "cpu",
+                "sampling.num_inference_steps": 2,
+                "sampling.batch_size": 4,
+                "sampling.workers": workers,
+                "search.generations": 2,
+                "search.popsize": 4,
+                "search.bucket_size": 3,
+                "search.num_validation_prompts": 4,
+                "evaluation.num_prompts": 4,
+                "evaluation.num_samples": 0,
+            }
+        )
+        summary = calibrate(config, name=str(workers), runs=tmp_path)
+        with Journal.open(tmp_path / str(workers) / "journal.jsonl") as journal:
+            units = {
+                (r["phase"], r["step"], r["unit"]): (r["digest"], json.dumps(r["scores"]))
+                for r in journal.records
+            }
+            assert len(units) == len(journal.records)
+        return summary, units
+
+    (one, units), (two, same) = run(1), run(2)
+    assert one.search.coefficients == two.search.coefficients
+    assert one.evaluation.comparisons == two.evaluation.comparisons
+    assert units == same
+
+
+def test_a_worker_answers_units_in_order_and_leaves_when_its_input_ends(engine, candidates):
+    units = units_of(candidates[:2])
+    greeting = {"config": configured(1).model_dump(mode="json"), "threads": 1}
+    lines = [json.dumps(line) for line in (greeting, *(unit.to_json() for _, unit in units))]
+    answers = io.BytesIO()
+    serve(io.BytesIO("\n".join(lines).encode()), answers)
+    alone = dict(engine.in_process().run(units, measures(engine)))
+    found = [json.loads(line)["scores"] for line in answers.getvalue().splitlines()]
+    assert found == list(alone.values())
+
+
+def test_overlapped_measuring_gives_the_same_scores(engine, candidates):
+    units = units_of(candidates)
+    alone = dict(engine.in_process().run(units, measures(engine)))
+    backend = engine.in_process()
+    from concurrent.futures import ThreadPoolExecutor
+
+    backend._measuring = ThreadPoolExecutor(1)
+    assert dict(backend.run(units, measures(engine))) == alone
+    backend.close()
+
+
+class Full:
+    """A sampler whose device holds so many images at once."""
+
+    def __init__(self, sampler, most):
+        self.sampler, self.most, self.sizes = sampler, most, []
+        self.config = sampler.config
+
+    def sample(self, noises, steps):
+        if len(noises) > self.most:
+            raise torch.OutOfMemoryError("full")
+        self.sizes.append(len(noises))
+        return self.sampler.sample(noises, steps)
+
+
+def test_a_unit_that_does_not_fit_is_halved_and_the_size_remembered(engine, candidates):
+    rows = [(c, noise) for c in range(4) for noise in NOISES[:2]]
+    units = [(i, make_unit(candidates, rows, ("shapes",), 2)) for i in range(2)]
+    expected = dict(engine.in_process().run(units, measures(engine, ["shapes"])))
+    backend = engine.in_process()
+    backend._sampler = Full(engine.sampler, 3)
+    found = dict(backend.run(units, measures(engine, ["shapes"])))
+    assert backend._sampler.sizes == [2] * 8
+    for index in range(2):
+        np.testing.assert_allclose(
+            found[index]["shapes"], expected[index]["shapes"], rtol=0, atol=0.02
+        )
+
+
+def test_an_image_that_does_not_fit_ends_the_run_in_words(engine, candidates):
+    backend = engine.in_process()
+    backend._sampler = Full(engine.sampler, 0)
+    unit = make_unit(candidates, [(0, NOISES[0]), (1, NOISES[0])], ("shapes",), 2)
+    with pytest.raises(RunError, match="One image alone"):
+        dict(backend.run([(0, unit)], measures(engine, ["shapes"])))
+
+
+def test_small_models_get_a_process_for_each_core_and_others_one(monkeypatch):
+    monkeypatch.setattr("calibri.workers.cores", lambda: 4)
+    assert default_workers("cpu", 10**7, 10**5) == 4
+    assert default_workers("cpu", 10**7, 100) == 1
+    assert default_workers("cpu", 6 * 10**8, 10**5) == 1
+    assert default_workers("cpu", 4 * 10**8, 10**5) == 2
+    assert default_workers("cuda", 10**7, 10**5) == 1
+    assert cores() >= 1
+
+
+def test_workers_get_gpus_of_their_own_or_a_sentence(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert worker_devices("cpu", 3) == ["cpu"] * 3
+    assert worker_devices("cuda", 2) == ["cuda:0", "cuda:1"]
+    with pytest.raises(ConfigError, match="torch sees 2"):
+        worker_devices("cuda", 3)
+
+
+def test_an_evaluator_closes_its_backend(engine):
+    closed = []
+
+    class Backend(Watched):
+        def close(self):
+            closed.append(True)
+
+    evaluator = engine.evaluator(Ledger(MemoryRecords()))
+    evaluator._backend = Backend()
+    with evaluator:
+        pass
+    assert closed == [True]
