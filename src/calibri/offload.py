@@ -1,0 +1,187 @@
+"""Networks that take turns on one device: the pipeline while images are sampled, then the rewards.
+
+FLUX (24 GB) and HPSv3 (16 GB) do not fit on a card of 40 GB together. Moving 24 GB takes seconds,
+so turns should be long: sample many images, keep them as uint8 in host memory, then score them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import nn
+
+from calibri.errors import RunError
+from calibri.rewards.reward import ModelReward, Reward, is_out_of_memory
+
+# uint8 images held in host memory between the turns: 0.8 GB at 512 x 512, 3.2 GB at 1024 x 1024.
+MOST_IMAGES = 1024
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+Result = TypeVar("Result")
+
+
+class Movable(Protocol):
+    """A network, or a reward that has one (``ModelReward``)."""
+
+    def to(self, device: torch.device, /) -> Any:
+        """Move to a device; costs nothing when it is there already."""
+        ...
+
+
+class Residence:
+    """Groups of networks of which one at a time lives on a device, the others on another.
+
+    Nothing is moved until a group is first used. Weights must not change while they are away; hooks
+    may.
+
+    Args:
+        device: where the group in use is.
+        groups: name to what moves together; an empty group only sends the others away.
+        away: where the others wait, usually the CPU.
+
+    Attributes:
+        here: name of the group in use; None before the first, and after a move that failed.
+        moves: times that a group took the place of another.
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str,
+        groups: Mapping[str, Sequence[Movable]],
+        away: torch.device | str = "cpu",
+    ) -> None:
+        self.device, self.away = torch.device(device), torch.device(away)
+        self._groups = {name: tuple(members) for name, members in groups.items()}
+        self.here: str | None = None
+        self.moves = 0
+
+    def use(self, name: str) -> None:
+        """Send all other groups away, then bring this one.
+
+        Raises:
+            RunError: it does not fit on the device even alone. The next call moves everything.
+        """
+        if name == self.here:
+            return
+        self.here = None
+        try:
+            # Weights moved in inference mode could never take part in a gradient.
+            with torch.inference_mode(False):
+                for other, members in self._groups.items():
+                    if other != name:
+                        _move(members, self.away)
+                # The allocator's free blocks are of the sizes of the group that left.
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                _move(self._groups[name], self.device)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise RunError(
+                f"The networks for '{name}' do not fit on '{self.device}' even with the others "
+                f"away, or the others do not fit on '{self.away}'. Use a smaller dtype, another "
+                "device, or fewer rewards."
+            ) from error
+        self.here = name
+        self.moves += 1
+
+
+def _move(members: Iterable[Movable], device: torch.device) -> None:
+    for member in members:
+        member.to(device)
+
+
+def in_turns(
+    residence: Residence,
+    items: Sequence[Item],
+    sample: tuple[str, Callable[[Item], Made]],
+    score: tuple[str, Callable[[Item, Made], Result]],
+    *,
+    size: Callable[[Item], int] = lambda item: 1,
+    most: int = MOST_IMAGES,
+) -> Iterator[Result]:
+    """Do the first step of many items, then the second: each device's owner changes twice a part.
+
+    Args:
+        residence: whose groups the steps use.
+        items: for example units of rows; results come in their order.
+        sample: group and first step, whose outcome waits in host memory.
+        score: group and second step, which is given the item and what was made of it.
+        size: images of an item.
+        most: images of a part; an item that is larger is a part of its own.
+
+    Yields:
+        What the second step returns, as soon as it is there.
+    """
+    for part in _parts(items, size, most):
+        residence.use(sample[0])
+        made = [sample[1](item) for item in part]
+        for item, outcome in zip(part, made, strict=True):
+            # A caller may have sampled in between, for an image that failed.
+            residence.use(score[0])
+            yield score[1](item, outcome)
+
+
+def _parts(
+    items: Sequence[Item], size: Callable[[Item], int], most: int
+) -> Iterator[Sequence[Item]]:
+    first, held = 0, 0
+    for index, item in enumerate(items):
+        if index > first and held + size(item) > most:
+            yield items[first:index]
+            first, held = index, 0
+        held += size(item)
+    if first < len(items):
+        yield items[first:]
+
+
+def share_device(pipe: Any, rewards: Iterable[Reward], device: torch.device) -> Residence:
+    """Let a pipeline and the rewards on its device take turns on it.
+
+    Args:
+        pipe: a diffusers pipeline on ``device``; left alone where ``movable_modules`` is empty.
+        rewards: all of a run; those without a network, or on another device, stay where they are.
+        device: of the pipeline.
+
+    Returns:
+        Groups ``"pipeline"`` and ``"rewards"``.
+    """
+    sharing = [r for r in rewards if isinstance(r, ModelReward) and _is_same(r.device, device)]
+    return Residence(device, {"pipeline": movable_modules(pipe), "rewards": sharing})
+
+
+def _is_same(one: torch.device, other: torch.device) -> bool:
+    return (one.type, one.index or 0) == (other.type, other.index or 0)
+
+
+def movable_modules(pipe: Any) -> tuple[nn.Module, ...]:
+    """Networks of a pipeline that may be moved as a whole.
+
+    Args:
+        pipe: a diffusers pipeline.
+
+    Returns:
+        None of them when something else decides where they are: offloading by diffusers, a device
+        map, or 8-bit weights, which cannot be moved.
+    """
+    modules = tuple(part for part in pipe.components.values() if isinstance(part, nn.Module))
+    if getattr(pipe, "hf_device_map", None) or any(map(_is_bound, modules)):
+        return ()
+    return modules
+
+
+def _is_bound(module: nn.Module) -> bool:
+    if getattr(module, "hf_device_map", None) or getattr(module, "is_loaded_in_8bit", False):
+        return True
+    return any(_has_offloading_hook(part) for part in module.modules())
+
+
+def _has_offloading_hook(module: nn.Module) -> bool:
+    if hasattr(module, "_hf_hook"):  # accelerate: model and sequential CPU offload
+        return True
+    # diffusers: group offload; its other hooks (caches, casting) do not mind being moved.
+    registry = getattr(module, "_diffusers_hook", None)
+    return registry is not None and registry.get_hook("group_offloading") is not None
