@@ -12,7 +12,6 @@ from calibri.authors import (
     AuthorsFile,
     export_authors_vector,
     import_authors_vector,
-    load_skeleton,
 )
 from calibri.errors import CalibrationError, ConfigError, UnsupportedModelError
 from calibri.sites import find_sites
@@ -269,11 +268,3 @@ def test_what_is_not_their_file_is_refused(tmp_path, content, said):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(CalibrationError, match="No such file"):
         AuthorsFile.read(tmp_path / "none.json")
-
-
-def test_a_skeleton_has_the_sites_of_the_pipeline_and_no_weights(tmp_path):
-    skeleton = load_skeleton("shapes")
-    assert next(skeleton.parameters()).is_meta
-    assert len(find_sites(skeleton)) == 22
-    with pytest.raises(UnsupportedModelError, match="Cannot read the transformer"):
-        load_skeleton(str(tmp_path))

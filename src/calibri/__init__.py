@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from calibri.config import RunConfig, load_config
     from calibri.errors import CalibriError
     from calibri.evaluation import evaluate
+    from calibri.exports import export
     from calibri.fusing import fuse
     from calibri.generation import generate
     from calibri.inspection import Inspection, inspect
@@ -42,6 +43,7 @@ _WHERE = {
     "calibrate": "runner",
     "discover": "sites.discovery",
     "evaluate": "evaluation",
+    "export": "exports",
     "export_authors_vector": "authors",
     "fuse": "fusing",
     "generate": "generation",
@@ -68,6 +70,7 @@ __all__ = [
     "calibrate",
     "discover",
     "evaluate",
+    "export",
     "export_authors_vector",
     "fuse",
     "generate",

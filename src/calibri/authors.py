@@ -11,20 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import SD3Transformer2DModel
 from pydantic import Field, FiniteFloat, ValidationError
 from torch import nn
 
 from calibri.artifact import Calibration, Sampling
 from calibri.artifact.files import MAX_BYTES
 from calibri.coefficients import Branch, Coefficients, Granularity, parameter_names
-from calibri.config import SHIPPED
 from calibri.errors import CalibrationError, ConfigError, UnsupportedModelError
 from calibri.results import Record
 from calibri.run import write_atomically
-from calibri.shapes import PIPELINE_PATH
 from calibri.sites import Site, find_sites
-from calibri.sites.models import transformer_classes
 from calibri.version import __version__
 
 _MAX_MEMBERS = 16
@@ -241,35 +237,6 @@ def export_authors_vector(coefficients: Coefficients, transformer: nn.Module) ->
         solution=tuple(value for part in parts for value in part),
         shapes=[len(part) for part in parts],
     )
-
-
-def load_skeleton(name: str, *, revision: str | None = None) -> nn.Module:
-    """Build the transformer of a pipeline without its weights: enough to know its sites.
-
-    Args:
-        name: ``"shapes"``, a folder, or a Hugging Face repository id.
-        revision: branch, tag or commit of a repository.
-
-    Returns:
-        The transformer on the meta device.
-
-    Raises:
-        UnsupportedModelError: it cannot be found, or its transformer is not one of diffusers.
-    """
-    path = str(PIPELINE_PATH) if name == SHIPPED else name
-    try:
-        # Reading a configuration is the same for every class.
-        config = SD3Transformer2DModel.load_config(path, subfolder="transformer", revision=revision)
-        kind = transformer_classes()[config["_class_name"]]
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [repr(error)])[0].rstrip(".")
-        raise UnsupportedModelError(
-            f"Cannot read the transformer's configuration of '{name}': {reason}. Pass a diffusers "
-            "folder or a repository id whose transformer is one of `calibri models`."
-        ) from error
-    with torch.device("meta"):
-        built: nn.Module = kind.from_config(config)  # type: ignore[attr-defined]
-    return built
 
 
 def _family(transformer: nn.Module, granularity: Granularity) -> _Family:

@@ -11,6 +11,7 @@ import typer
 from calibri.cli import guard, rewards
 from calibri.cli.calibrate import calibrate
 from calibri.cli.evaluate import evaluate
+from calibri.cli.export import export
 from calibri.cli.fuse import fuse
 from calibri.cli.generate import generate
 from calibri.cli.import_ import import_
@@ -33,7 +34,7 @@ app = typer.Typer(
 _REWARDS = "Rewards"
 _PANELS = {
     "Calibrate": (calibrate, resume, report),
-    "Use a calibration": (generate, evaluate, fuse, publish, import_),
+    "Use a calibration": (generate, evaluate, fuse, publish, export, import_),
     "Look at a model": (inspect, models),
     _REWARDS: (serve_reward,),
 }

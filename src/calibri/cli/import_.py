@@ -52,8 +52,9 @@ def import_(
     calibri import cmaes_step_2280.json --pipeline my-sd35-medium --members 2 --as-they-ran
     """
     with loading("Reading the vector"):
-        from calibri.authors import AuthorsFile, import_authors_vector, load_skeleton
+        from calibri.authors import AuthorsFile, import_authors_vector
         from calibri.errors import RunError
+        from calibri.skeletons import load_skeleton
 
         quiet_libraries()
         target = output or Path(file.stem)
