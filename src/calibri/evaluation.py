@@ -20,6 +20,7 @@ from calibri.progress import Progress
 from calibri.prompts import Prompt
 from calibri.results import Comparison, Evaluation, SettingResult
 from calibri.rewards.mixing import Mixture, Scale, parse_mixture
+from calibri.rewards.remembered import recall
 from calibri.sampling import Noise
 from calibri.seeds import derive_seed
 from calibri.statistics import bootstrap_mean, paired_difference
@@ -32,6 +33,7 @@ def evaluate(
     pipeline: str | None = None,
     prompts: Path | str | None = None,
     rewards: Sequence[str] | None = None,
+    reward_options: Mapping[str, Mapping[str, Any]] | None = None,
     num_prompts: int = 256,
     images_per_prompt: int = 2,
     step_multiples: Sequence[int] = (1, 2, 3),
@@ -49,6 +51,8 @@ def evaluate(
         prompts: prompts that the search did not use: a file, a set's name, ``"compositional"``, or
             None for the held-out captions of the shipped world.
         rewards: reward names, the first is the objective; None for those of the calibration.
+        reward_options: reward name to the arguments it is made with. They win over those that the
+            calibration remembers, and None forgets one of those.
         num_prompts: prompts to use.
         images_per_prompt: noise seeds per prompt.
         step_multiples: the original model is also sampled at these multiples of the steps.
@@ -78,7 +82,11 @@ def evaluate(
                 "granularity": calibration.coefficients.granularity,
                 **_members(calibration.coefficients),
             },
-            "rewards": {"objective": names[0], "held_out": _held_out(names)},
+            "rewards": {
+                "objective": names[0],
+                "held_out": _held_out(names),
+                "options": recall(calibration.reward_options, reward_options or {}, _used(names)),
+            },
             "evaluation": {
                 "num_prompts": num_prompts,
                 "images_per_prompt": images_per_prompt,
@@ -107,6 +115,10 @@ def _held_out(names: Sequence[str]) -> list[str]:
     """Names after the first that are no part of it: a calibration lists the parts of a mixture."""
     parts = parse_mixture(names[0]).weights
     return [name for name in names[1:] if name not in parts]
+
+
+def _used(names: Sequence[str]) -> list[str]:
+    return [*parse_mixture(names[0]).weights, *_held_out(names)]
 
 
 def _test_prompts(source: Path | str | None, count: int, seed: int) -> tuple[Prompt, ...]:

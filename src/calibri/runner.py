@@ -29,6 +29,7 @@ from calibri.optimise import Optimiser, make_search, scale_prompts
 from calibri.pipelines import transformer_of
 from calibri.progress import Progress
 from calibri.results import Evaluation, RunSummary, SampleRow, SearchResult, SiteRecord
+from calibri.rewards.remembered import memorable
 from calibri.run import Journal, RunFolder, check_run_name, check_unused, write_atomically
 from calibri.version import __version__
 
@@ -239,6 +240,7 @@ def _calibration(summary: RunSummary, engine: Engine, coefficients: Coefficients
         ),
         objective=config.rewards.objective,
         rewards=summary.evaluation.variants if summary.evaluation else {},
+        reward_options=memorable(summary.config["rewards"]["options"]),
         provenance={
             "run": summary.name,
             "seed": config.seed,

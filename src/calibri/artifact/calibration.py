@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, FiniteFloat, PositiveInt, model_validator
+from pydantic import Field, FiniteFloat, JsonValue, PositiveInt, model_validator
 
 from calibri.artifact import files, hub
 from calibri.artifact.card import render_card
@@ -41,6 +41,8 @@ class Calibration(Record):
         base_model: repository or folder of the pipeline.
         base_revision: commit of the pipeline's repository, or None when it is not known.
         rewards: reward name to variant; the first is the objective.
+        reward_options: reward name to the arguments it was made with, none of them secret
+            (``calibri.rewards.remembered``).
         objective: name of the reward that was maximised.
         provenance: how it was made: seed, generations, population, command and so on.
         evaluation: held-out figures, or None when the calibration was not evaluated.
@@ -54,6 +56,7 @@ class Calibration(Record):
     coefficients: Coefficients
     sampling: Sampling
     rewards: dict[str, str] = Field(min_length=1)
+    reward_options: dict[str, dict[str, JsonValue]] = {}
     objective: str
     provenance: dict[str, str | int | FiniteFloat]
     evaluation: Evaluation | None = None

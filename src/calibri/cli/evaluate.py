@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -44,6 +44,15 @@ _Reward = Annotated[
         rich_help_panel=DATA,
     ),
 ]
+_Option = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        metavar="NAME.KEY=VALUE",
+        help="Option of a reward, over the one that the calibration remembers; repeatable.",
+        rich_help_panel=DATA,
+    ),
+]
 _NumPrompts = Annotated[
     int, typer.Option("--num-prompts", min=2, help="Prompts to use.", rich_help_panel=DATA)
 ]
@@ -60,6 +69,7 @@ def evaluate(
     pipeline: PipelineOption = None,
     prompts: _Prompts = None,
     reward: _Reward = None,
+    option: _Option = None,
     num_prompts: _NumPrompts = 256,
     seed: _Seed = 1,
     device: DeviceOption = "auto",
@@ -69,6 +79,7 @@ def evaluate(
 
     calibri evaluate runs/20260131-120000
     calibri evaluate runs/20260131-120000 --num-prompts 64 --seed 7 --json
+    calibri evaluate my-calibration --option judge.base_url=http://127.0.0.1:8000/v1
     """
     source = calibration_source(calibration)
     with loading("Starting"):
@@ -78,6 +89,7 @@ def evaluate(
 
         loaded = Calibration.from_pretrained(source)
         file = _prompt_file(loaded, pipeline, prompts)
+        options = _options(option or [])
         quiet_libraries()
     with watching(Tally(), loading=f"Loading {pipeline or loaded.base_model}") as progress:
         evaluation = evaluate_calibration(
@@ -85,6 +97,7 @@ def evaluate(
             pipeline=pipeline,
             prompts=file,
             rewards=reward,
+            reward_options=options,
             num_prompts=num_prompts,
             seed=seed,
             device=device,
@@ -96,6 +109,15 @@ def evaluate(
         return
     say(console, Text(verdict(evaluation), style="bold"))
     show_evaluation(console, evaluation)
+
+
+def _options(texts: list[str]) -> dict[str, dict[str, Any]]:
+    from calibri.rewards.remembered import parse_option
+
+    options: dict[str, dict[str, Any]] = {}
+    for name, key, value in map(parse_option, texts):
+        options.setdefault(name, {})[key] = value
+    return options
 
 
 def _prompt_file(calibration: Calibration, pipeline: str | None, prompts: str | None) -> str | None:

@@ -49,6 +49,11 @@ def reward_names() -> tuple[str, ...]:
     return tuple(sorted({*_REWARDS, *(point.name for point in entry_points(group=ENTRY_POINTS))}))
 
 
+def is_own(name: str) -> bool:
+    """Whether a reward is one of Calibri's, not of another package."""
+    return name in _REWARDS
+
+
 def make_reward(name: str, **options: Any) -> Reward:
     """Make a reward by name; weights are loaded when it first scores.
 

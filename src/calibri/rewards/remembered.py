@@ -1,0 +1,130 @@
+"""Options of rewards that a calibration remembers: never a secret, and no address unasked.
+
+A calibration may come from anyone. Its options must not send images, prompts or a token to a server
+that the user did not name, nor hand arguments to a reward of another package.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from calibri.errors import RewardError
+from calibri.rewards.registry import is_own
+
+Options = Mapping[str, Mapping[str, Any]]
+
+_SECRET = re.compile(r"token|key|secret|password|credential|auth", re.IGNORECASE)
+_ADDRESSES = ("url", "base_url")
+# Where a reward runs is for the machine at hand to say.
+_OF_THE_MACHINE = ("device",)
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+def memorable(options: Options) -> dict[str, dict[str, Any]]:
+    """Options that a calibration may keep: none that is secret or of one machine only.
+
+    Args:
+        options: reward name to its arguments.
+
+    Returns:
+        The same without devices, tokens, keys, the names of variables that hold them, and addresses
+        with a user name or a query.
+    """
+    kept = {
+        name: {key: value for key, value in values.items() if _is_memorable(key, value)}
+        for name, values in options.items()
+    }
+    return {name: values for name, values in kept.items() if values}
+
+
+def _is_memorable(key: str, value: Any) -> bool:
+    if key in _OF_THE_MACHINE or _SECRET.search(key):
+        return False
+    return not any(_has_credentials(address) for address in _texts(value))
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, Mapping):
+        return [text for part in value.values() for text in _texts(part)]
+    if isinstance(value, list | tuple):
+        return [text for part in value for text in _texts(part)]
+    return [value] if isinstance(value, str) else []
+
+
+def _has_credentials(text: str) -> bool:
+    if "://" not in text:
+        return False
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return True
+    return bool("@" in parts.netloc or parts.query)
+
+
+def recall(
+    remembered: Options, given: Options, names: Collection[str]
+) -> dict[str, dict[str, Any]]:
+    """Join what a calibration remembers with what the user gives, which wins.
+
+    Args:
+        remembered: of the calibration.
+        given: of the user; None in the place of a value forgets the remembered one.
+        names: rewards that are used; what is remembered of others is left out.
+
+    Returns:
+        Reward name to its arguments.
+
+    Raises:
+        RewardError: the calibration names a server on another machine, or has arguments for a
+            reward of another package, and the user did not give the same option.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys((*names, *given)):
+        agreed = given.get(name, {})
+        old = memorable({name: remembered.get(name, {})}).get(name, {}) if name in names else {}
+        own = is_own(str(agreed.get("reward", old.get("reward", name))))
+        for key, value in old.items():
+            if key not in agreed and not (own and _stays_here(key, value)):
+                raise RewardError(
+                    f"The calibration has the option {key} = {value!r} for reward '{name}', which "
+                    "would send images to another machine, or is for a reward of another package. "
+                    f"If that is what you want, give it: --option {name}.{key}={value}"
+                )
+        values = {key: value for key, value in {**old, **agreed}.items() if value is not None}
+        found |= {name: values} if values else {}
+    return found
+
+
+def _stays_here(key: str, value: Any) -> bool:
+    if key not in _ADDRESSES:
+        return True
+    try:
+        return all(urlsplit(address).hostname in _LOOPBACK for address in _texts(value))
+    except ValueError:
+        return False
+
+
+def parse_option(text: str) -> tuple[str, str, Any]:
+    """Read ``NAME.KEY=VALUE``; the value is YAML, and a name may have dots, as ``hpsv2.1``.
+
+    Returns:
+        Name, key and value.
+
+    Raises:
+        RewardError: it is of another form.
+    """
+    where, separator, value = text.partition("=")
+    name, _, key = where.strip().rpartition(".")
+    if not (separator and name and key):
+        raise RewardError(
+            f"'{text}' is not of the form NAME.KEY=VALUE, e.g. judge.base_url=http://127.0.0.1:1/v1"
+        )
+    try:
+        return name, key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RewardError(f"Cannot read the value of '{text}' as YAML: {error}") from error
