@@ -15,9 +15,8 @@ from calibri.artifact import Calibration
 from calibri.coefficients import BRANCHES, Branch, Coefficients
 from calibri.errors import CalibrationError, FuseError, GuidanceError
 from calibri.guidance import BranchResolver
-from calibri.pipelines import transformer_of
 from calibri.scaling import Fused, Layout, Scaler
-from calibri.sites import find_sites
+from calibri.sites import networks_of, sites_of
 
 _APPLIED = "_calibri_applied"
 
@@ -27,6 +26,7 @@ class AppliedCalibration:
 
     def __init__(self, pipe: Any, calibration: Calibration, strength: float) -> None:
         self.pipe = pipe
+        self.networks = networks_of(pipe)
         self.calibration = calibration
         self._coefficients = calibration.coefficients.with_strength(strength)
         self._resolver: BranchResolver | _ToldBranch | None = None
@@ -76,10 +76,19 @@ class AppliedCalibration:
             return
         if reason := self._coefficients.unfoldable:
             raise FuseError(f"{reason} Keep it loaded without fusing.")
-        transformer = transformer_of(self.pipe)
-        scales = self._coefficients.site_scales(find_sites(transformer))[0]
-        self._fused = Fused(transformer, scales.tolist(), keep_originals=keep_originals)
+        self._fused = Fused(self.networks, self._flat(), keep_originals=keep_originals)
         self._detach()
+
+    def _flat(self) -> list[float]:
+        """One scale for each site of each network, its output last."""
+        table = self._coefficients.site_scales(sites_of(self.networks))
+        flat, first = [], 0
+        for network in self.networks:
+            member = table[min(network.branch or 0, len(table) - 1)]
+            last = first + len(network.sites)
+            flat += [*member[first:last], member[-1]]
+            first = last
+        return [float(scale) for scale in flat]
 
     def unfuse(self) -> None:
         """Restore the original weights bit for bit and scale by hooks again.
@@ -103,14 +112,15 @@ class AppliedCalibration:
             self._fused.undo()
             self._fused = None
         self._detach()
-        delattr(transformer_of(self.pipe), _APPLIED)
+        for network in self.networks:
+            delattr(network.transformer, _APPLIED)
 
     def _attach(self) -> None:
         coefficients = self.calibration.coefficients
         if coefficients.num_branches > 1 and coefficients.per_branch:
             bare = isinstance(self.pipe, nn.Module)
             self._resolver = _ToldBranch() if bare else BranchResolver(self.pipe)
-        self._scaler = Scaler(transformer_of(self.pipe), self._resolver)
+        self._scaler = Scaler(self.networks, self._resolver)
         self._set()
 
     def _set(self) -> None:
@@ -182,19 +192,20 @@ def load(
     """
     if not isinstance(calibration, Calibration):
         calibration = Calibration.from_pretrained(calibration, revision=revision, token=token)
-    transformer = transformer_of(pipe)
-    found = type(transformer).__name__
+    networks = networks_of(pipe)
+    found = type(networks[0].transformer).__name__
     if found != calibration.transformer_class:
         raise CalibrationError(
             f"This calibration was made for {calibration.transformer_class} "
             f"({calibration.base_model}); the pipeline has a {found}. Load it onto the model it "
             "was made for."
         )
-    if getattr(transformer, _APPLIED, None) is not None:
+    if any(getattr(network.transformer, _APPLIED, None) for network in networks):
         raise CalibrationError(
             "A calibration is already loaded onto this pipeline. Call unload() on it first."
         )
-    calibration.coefficients.site_scales(find_sites(transformer))  # refuses another size
+    calibration.coefficients.site_scales(sites_of(networks))  # refuses another size
     applied = AppliedCalibration(pipe, calibration, strength)
-    setattr(transformer, _APPLIED, applied)
+    for network in networks:
+        setattr(network.transformer, _APPLIED, applied)
     return applied

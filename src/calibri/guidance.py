@@ -20,6 +20,7 @@ from torch import Tensor
 from calibri.embeddings import NEGATIVE, encoded_names, named_outputs, returns_both
 from calibri.errors import GuidanceError, UnsupportedModelError
 from calibri.scaling import Layout
+from calibri.sites import Networks, networks_of
 
 CONDITIONAL, UNCONDITIONAL = 0, 1
 
@@ -41,7 +42,7 @@ _MAX_KNOWN = 16
 
 
 class BranchResolver:
-    """Watches one pipeline and tells the branches in a forward of its transformer.
+    """Watches one pipeline and tells the branches in a forward of a transformer.
 
     Args:
         pipe: a diffusers pipeline.
@@ -51,6 +52,18 @@ class BranchResolver:
     """
 
     def __init__(self, pipe: Any) -> None:
+        self._explicit: Layout | None = None
+        self._context: Layout | None = None
+        self._embeddings: tuple[list[Rows], list[Rows]] = ([], [])
+        self._encoded = 0
+        self._known: dict[Any, tuple[Any, Layout | None]] = {}
+        self._undo: list[Callable[[], None]] = []
+        networks = networks_of(pipe)
+        # A network for each branch leaves nothing to tell apart.
+        if any(network.branch is None for network in networks):
+            self._watch(pipe, networks)
+
+    def _watch(self, pipe: Any, networks: Networks) -> None:
         self._names = encoded_names(pipe)
         if not _embedding_names(self._names):
             raise UnsupportedModelError(
@@ -59,16 +72,13 @@ class BranchResolver:
                 "set of coefficients without guidance."
             )
         self._both = returns_both(self._names)
-        self._explicit: Layout | None = None
-        self._context: Layout | None = None
-        self._embeddings: tuple[list[Rows], list[Rows]] = ([], [])
-        self._encoded = 0
-        self._known: dict[Any, tuple[Any, Layout | None]] = {}
-        self._undo = [_replace(pipe, "encode_prompt", self._watch_encode)]
+        self._undo.append(_replace(pipe, "encode_prompt", self._watch_encode))
         if hasattr(pipe, "check_inputs"):
             self._undo.append(_replace(pipe, "check_inputs", self._watch_start))
-        if hasattr(pipe.transformer, "cache_context"):
-            self._undo.append(_replace(pipe.transformer, "cache_context", self._watch_context))
+        for network in networks:
+            if hasattr(network.transformer, "cache_context"):
+                undo = _replace(network.transformer, "cache_context", self._watch_context)
+                self._undo.append(undo)
 
     def remove(self) -> None:
         """Give the pipeline its own methods back."""

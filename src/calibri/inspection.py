@@ -10,9 +10,9 @@ from torch import nn
 from calibri.coefficients import GRANULARITIES, Granularity, parameter_name, parameter_names
 from calibri.config import SHIPPED
 from calibri.errors import ConfigError
-from calibri.pipelines import load_pipeline, transformer_of
+from calibri.pipelines import load_pipeline
 from calibri.results import Record, SiteRecord
-from calibri.sites import find_output_sites, find_sites
+from calibri.sites import Networks, networks_of, sites_of
 from calibri.sites.discovered import Discovery
 from calibri.sites.discovery import discover as discover_sites
 
@@ -60,22 +60,24 @@ def inspect(
         raise ConfigError("Discover the sites or read them from a file, not both.")
     name = pipeline if isinstance(pipeline, str | Path) else type(pipeline).__name__
     loaded = _loaded(pipeline, revision)
-    transformer = loaded if isinstance(loaded, nn.Module) else transformer_of(loaded)
+    networks = networks_of(loaded)
+    transformer = networks[0].transformer
     discovery = _discover(loaded, transformer) if discover else None
     if sites is not None:
         discovery = Discovery.load(sites)
     if discovery is not None:
-        discovery.assign(transformer)
-    return _inspection(str(name), transformer, granularity, discovery)
+        for network in networks:  # of one class, so built alike
+            discovery.assign(network.transformer)
+    return _inspection(str(name), networks, granularity, discovery)
 
 
 def _inspection(
-    name: str, transformer: nn.Module, granularity: Granularity, discovery: Discovery | None
+    name: str, networks: Networks, granularity: Granularity, discovery: Discovery | None
 ) -> Inspection:
-    sites = find_sites(transformer)
+    sites = sites_of(networks)
     return Inspection(
         pipeline=name,
-        transformer_class=type(transformer).__name__,
+        transformer_class=type(networks[0].transformer).__name__,
         counts={g: len(parameter_names(sites, g)) for g in GRANULARITIES},
         sites=[
             SiteRecord(
@@ -87,7 +89,7 @@ def _inspection(
             )
             for site in sites
         ],
-        output=find_output_sites(transformer)[0].name,
+        output=networks[0].outputs[0].name,
         discovery=discovery,
     )
 

@@ -138,9 +138,9 @@ def test_branches_follow_the_layout_of_the_forward():
 def test_setting_scales_updates_the_same_tensor():
     scaler = Scaler(tiny_sd3())
     scaler.set(random_scales(len(scaler.sites) + 1, seed=1))
-    address = scaler._hooks[0].scale.data_ptr()
+    address = scaler._hooks[0]._hooks[0].scale.data_ptr()
     scaler.set(random_scales(len(scaler.sites) + 1, seed=2))
-    assert scaler._hooks[0].scale.data_ptr() == address
+    assert scaler._hooks[0]._hooks[0].scale.data_ptr() == address
 
 
 def test_wrong_number_of_scales_is_refused():

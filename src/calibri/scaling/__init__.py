@@ -1,4 +1,4 @@
-"""Scale the sites of a transformer: the only package that touches hooks or weights.
+"""Scale the sites of transformers: the only package that touches hooks or weights.
 
 Multiplying a branch output by s equals multiplying its gate by s (spec section 1). A forward hook
 does it while coefficients change; fusing folds s into the weights of the branch's last linear when
@@ -6,6 +6,7 @@ they are final.
 """
 
 from calibri.scaling.fold import Fused
-from calibri.scaling.hooks import Layout, LayoutResolver, Scaler
+from calibri.scaling.hooks import Layout, LayoutResolver
+from calibri.scaling.scaler import Scaler
 
 __all__ = ["Fused", "Layout", "LayoutResolver", "Scaler"]

@@ -9,15 +9,22 @@ from diffusers.models.normalization import RMSNorm as DiffusersRMSNorm
 from torch import Tensor, nn
 
 from calibri.errors import FuseError
-from calibri.sites import Fold, Site, find_output_sites, find_sites
+from calibri.sites import (
+    Fold,
+    Networks,
+    Site,
+    as_networks,
+    find_output_sites,
+    find_sites,
+)
 
 
 class Fused:
     """Scales folded into weights, and the way back.
 
     Args:
-        transformer: the model to change in place.
-        scales: one scale per site, output site last: float64 (sites + 1,).
+        networks: the model to change in place, or those of a pipeline.
+        scales: one scale per site, output last: (sites + 1,), and so on for each model.
         keep_originals: keep a copy of the changed tensors so that ``undo`` is exact.
 
     Raises:
@@ -25,18 +32,17 @@ class Fused:
     """
 
     def __init__(
-        self, transformer: nn.Module, scales: Sequence[float], *, keep_originals: bool = True
+        self,
+        networks: nn.Module | Networks,
+        scales: Sequence[float],
+        *,
+        keep_originals: bool = True,
     ) -> None:
-        _refuse_group_offload(transformer)
-        sites, outputs = find_sites(transformer), find_output_sites(transformer)
-        scales = [*scales, *[scales[-1]] * (len(outputs) - 1)]
-        targets = [
-            (parameter, fold, scale)
-            for site, scale in zip((*sites, *outputs), scales, strict=True)
-            if scale != 1.0
-            for fold in _folds_of(site)
-            for parameter in _parameters(transformer, fold)
-        ]
+        targets, first = [], 0
+        for network in as_networks(networks):  # all of them before the first weight is changed
+            last = first + len(find_sites(network.transformer)) + 1
+            targets += _targets(network.transformer, scales[first:last])
+            first = last
         self._originals: list[tuple[Tensor, Tensor]] = []
         self._keep = keep_originals
         for parameter, fold, scale in targets:
@@ -65,6 +71,20 @@ class Fused:
         for parameter, original in reversed(self._originals):
             parameter.copy_(original)
         self._originals = []
+
+
+def _targets(transformer: nn.Module, scales: Sequence[float]) -> list[tuple[Tensor, Fold, float]]:
+    """List what to multiply."""
+    _refuse_group_offload(transformer)
+    sites, outputs = find_sites(transformer), find_output_sites(transformer)
+    scales = [*scales, *[scales[-1]] * (len(outputs) - 1)]
+    return [
+        (parameter, fold, scale)
+        for site, scale in zip((*sites, *outputs), scales, strict=True)
+        if scale != 1.0
+        for fold in _folds_of(site)
+        for parameter in _parameters(transformer, fold)
+    ]
 
 
 def _refuse_group_offload(transformer: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Scale the sites of a transformer by forward hooks, while their scales change."""
+"""Scale the sites of one transformer by forward hooks, while their scales change."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from calibri.ensemble import Passes, can_repeat, combine, repeated, split
 from calibri.errors import GuidanceError, UnsupportedModelError
-from calibri.sites import Site, find_output_sites, find_sites
+from calibri.sites import Network, Site, find_output_sites, find_sites
 from calibri.sites.probe import Call, batch_size
 
 # Which branch each consecutive group of rows in a forward belongs to: (1, 0) is the batched
@@ -64,25 +64,24 @@ class SiteHook:
         return scale.view([-1 if axis == self.axis else 1 for axis in range(output.ndim)])
 
 
-class Scaler:
-    """Hooks on every site of a transformer, set to the identity until told otherwise.
+class NetworkHooks:
+    """Hooks on every site of one transformer, set to the identity until told otherwise.
 
     Args:
-        transformer: a diffusers transformer whose blocks are known.
-        resolver: tells the layout of a forward from its arguments; needed only when branches
-            of guidance have different scales.
+        network: a transformer whose blocks are known.
+        resolver: tells the layout of a forward from its arguments; needed only when branches of
+            guidance have different scales and the network runs both.
 
     Raises:
-        UnsupportedModelError: no sites are known, or the model is already compiled (torch ignores
-            hooks that are added after the first compiled call).
+        UnsupportedModelError: no sites are known.
     """
 
-    def __init__(self, transformer: nn.Module, resolver: LayoutResolver | None = None) -> None:
-        _refuse_compiled(transformer)
-        self.transformer = transformer
+    def __init__(self, network: Network, resolver: LayoutResolver | None = None) -> None:
+        self.transformer = transformer = network.transformer
         self.sites = find_sites(transformer)
         self.outputs = find_output_sites(transformer)
         self._resolver = resolver
+        self._layout_known = None if network.branch is None else (network.branch,)
         self._hooks = [SiteHook(site) for site in (*self.sites, *self.outputs)]
         self._packed = any(site.batch_axis is None for site in self.sites)
         self._scales = torch.ones(1, 1, len(self.sites) + 1)
@@ -116,33 +115,11 @@ class Scaler:
         if any(current(path) is not module for path, module in self._hooked.items()):
             self._install()
 
-    def set(self, scales: Tensor, branches: Sequence[int] | None = None) -> None:
-        """Set the scales of the following forwards.
-
-        Args:
-            scales: (images, members, sites + 1), output last, which all outputs of the model
-                share; ``images`` is 1 to serve any batch, ``members`` is 1 to serve every branch.
-                Kept in fp32, updated in place. With several knots of the trajectory, evenly
-                spaced in the timestep: (images, members, knots, sites + 1). Where they require a
-                gradient, what the transformer returns can be differentiated with respect to them.
-            branches: branch of each member, 0 conditional, 1 unconditional; None when member i is
-                branch i. Where several members share a branch, each forward becomes their
-                weighted sum: in one batch, or one after the other when memory does not suffice or
-                an argument of the forward is not known to have a batch axis.
-
-        Raises:
-            ValueError: the shape does not fit the sites.
-        """
-        if scales.ndim not in (3, 4) or scales.shape[-1] != len(self.sites) + 1:
-            raise ValueError(
-                f"Expected scales of shape (images, branches, {len(self.sites) + 1}), "
-                f"got {tuple(scales.shape)}."
-            )
+    def set(self, scales: Tensor, branches: Sequence[int] | None) -> None:
+        """Set the scales of the following forwards, see ``Scaler.set``; of these sites alone."""
         scales = scales.to(_device(self.transformer), torch.float32)
         self._trajectory = scales if scales.ndim == 4 else None
         self._scales = scales if scales.ndim == 3 else scales[:, :, 0]
-        if self._trajectory is not None:
-            _timestep_range(self.transformer)  # refuses a model whose timesteps are not known
         branches = tuple(branches or range(scales.shape[1]))
         self._members = branches if len(branches) > len(set(branches)) else None
         if self._members is not None:
@@ -233,13 +210,15 @@ class Scaler:
         knots = trajectory.shape[2]
         # Pipelines give all rows the same timestep; left on its device, it is not waited for.
         now = kwargs["timestep"].flatten()[:1].to(trajectory.device, torch.float32)
-        place = now / _timestep_range(self.transformer) * (knots - 1)
+        place = now / timestep_range(self.transformer) * (knots - 1)
         near = 1 - (place - torch.arange(knots, device=trajectory.device)).abs()
         self._scales = (trajectory * near.clamp(min=0)[:, None]).sum(dim=2)
         if self._members is None and self._scales.shape[1] == 1:
             self._fill(self._scales[:, 0])
 
     def _layout(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Layout:
+        if self._layout_known is not None:
+            return self._layout_known
         if self._resolver is None:
             raise GuidanceError(
                 "The scales differ between the branches of guidance, but nothing tells which rows "
@@ -278,7 +257,12 @@ _TIMESTEPS = {
 }
 
 
-def _timestep_range(transformer: nn.Module) -> float:
+def timestep_range(transformer: nn.Module) -> float:
+    """Tell the largest timestep of a model, which is that of pure noise.
+
+    Raises:
+        UnsupportedModelError: it is not known for this class.
+    """
     name = type(transformer).__name__
     if name not in _TIMESTEPS:
         raise UnsupportedModelError(
@@ -302,7 +286,8 @@ def _device(transformer: nn.Module) -> torch.device:
     return torch.device("cpu") if device.type == "meta" else device
 
 
-def _refuse_compiled(transformer: nn.Module) -> None:
+def refuse_compiled(transformer: nn.Module) -> None:
+    """Raise UnsupportedModelError for a compiled model: torch ignores hooks added to it."""
     compiled = (m for m in transformer.modules() if m._compiled_call_impl is not None)
     if hasattr(transformer, "_orig_mod") or next(compiled, None) is not None:
         raise UnsupportedModelError(
