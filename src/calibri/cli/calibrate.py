@@ -124,6 +124,16 @@ _Dtype = Annotated[
     DtypeName | None,
     typer.Option("--dtype", help="Precision of the weights.", rich_help_panel=MACHINE),
 ]
+_Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=1,
+        help="Processes that sample: one GPU each, or a share of the cores. Default: one on a "
+        "GPU, and on a CPU as many as pay off.",
+        rich_help_panel=MACHINE,
+    ),
+]
 
 
 def calibrate(
@@ -144,6 +154,7 @@ def calibrate(
     dry_run: _DryRun = False,
     device: _Device = None,
     dtype: _Dtype = None,
+    workers: _Workers = None,
 ) -> None:
     """Search the scalars of a pipeline, judge them on held-out prompts and save them.
 
@@ -162,6 +173,7 @@ def calibrate(
         "seed": seed,
         "sampling.num_inference_steps": steps,
         "sampling.guidance_scale": guidance_scale,
+        "sampling.workers": workers,
         "space.granularity": granularity,
         "space.branches": branches,
         "rewards.objective": reward[0] if reward else None,
