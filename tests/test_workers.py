@@ -263,3 +263,17 @@ def test_an_evaluator_closes_its_backend(engine):
     with evaluator:
         pass
     assert closed == [True]
+
+
+def test_in_turns_many_images_are_sampled_before_any_is_scored(engine, candidates):
+    units = units_of(candidates)
+    alone = dict(engine.in_process().run(units, measures(engine)))
+    config = configured(1)
+    config = config.model_copy(
+        update={"rewards": config.rewards.model_copy(update={"offload": True})}
+    )
+    shared = Engine(config, PromptSets((), (), ()))
+    assert dict(shared.in_process().run(units, measures(shared))) == alone
+    assert (shared.residence.here, shared.residence.moves) == ("rewards", 2)
+    shared.sample(candidates[0], NOISES)
+    assert (shared.residence.here, shared.residence.moves) == ("pipeline", 3)

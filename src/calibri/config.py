@@ -90,6 +90,8 @@ class RewardConfig(_Section):
         on_failure: what a score that is not finite leads to: ``"retry"`` samples and scores the
             image once more and then stops the run, ``"drop"`` leaves its prompt and seed out for
             all candidates alike, ``"fail"`` stops the run at once.
+        offload: the pipeline and the rewards take turns on the device, for cards that cannot hold
+            both; each waits on the CPU for its turn.
     """
 
     objective: str = "shapes"
@@ -99,6 +101,7 @@ class RewardConfig(_Section):
     guard: Guard = "veto"
     options: dict[str, dict[str, Any]] = {}
     on_failure: OnFailure = "retry"
+    offload: bool = False
 
 
 class PromptConfig(_Section):

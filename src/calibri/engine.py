@@ -17,7 +17,8 @@ from calibri.evaluator import Evaluator, Ledger, OnUnit, ignore
 from calibri.guidance import BranchResolver
 from calibri.in_process import Grouped, InProcess
 from calibri.metrics import diversity
-from calibri.pipelines import load_pipeline, pipeline_bytes, resolve_device, transformer_of
+from calibri.offload import PIPELINE, share_device
+from calibri.pipelines import load_pipeline, pipeline_bytes, resolve_device
 from calibri.presets import preset
 from calibri.prompt_sets import is_prompt_set, load_prompt_set
 from calibri.prompts import Prompt, check_disjoint, load_prompts, make_prompts, wording
@@ -78,6 +79,11 @@ class Engine:
         self.pipe: Any = load_pipeline(
             config.pipeline, revision=config.revision, dtype=config.dtype, device=config.device
         )
+        self.residence = (
+            share_device(self.pipe, self.rewards.values(), resolve_device(config.device))
+            if rewards.offload
+            else None
+        )
         self.sampler = Sampler(self.pipe, config.sampling)
         self.resolver = BranchResolver(self.pipe) if self.sampler.guided else None
         if self.resolver is not None:
@@ -133,7 +139,8 @@ class Engine:
     def in_process(self) -> InProcess:
         """Compute units in this process."""
         overlap = resolve_device(self.config.device).type == "cuda"
-        return InProcess(self.sampler, self.scaler, self.config.rewards.on_failure, overlap)
+        on_failure = self.config.rewards.on_failure
+        return InProcess(self.sampler, self.scaler, on_failure, overlap, self.residence)
 
     def _backend(self, images: int) -> Backend:
         device = str(resolve_device(self.config.device))
@@ -197,6 +204,8 @@ class Engine:
         num_inference_steps: int | None = None,
     ) -> torch.Tensor:
         """Sample images with one set of coefficients: uint8 (N, 3, H, W)."""
+        if self.residence is not None:
+            self.residence.use(PIPELINE)
         scales = torch.from_numpy(coefficients.site_scales(self.scaler.sites))
         size = self.config.sampling.batch_size
         images = []

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from calibri.config import OnFailure
 from calibri.errors import RewardError, RunError
+from calibri.offload import PIPELINE, REWARDS, Residence, in_turns
 from calibri.sampling import Sampler
 from calibri.scaling import Scaler
 from calibri.units import Measure, Row, Scored, Unit, encode
@@ -37,39 +38,79 @@ class InProcess:
         on_failure: what a score that is not finite leads to, see ``RewardConfig``.
         overlap: measure a unit in a thread, on a CUDA stream of its own, while the next one is
             sampled; pays on a GPU, where sampling leaves the host idle.
+        residence: when the pipeline and the rewards take turns on the device; then many images are
+            sampled before they are scored, and nothing overlaps.
     """
 
     def __init__(
-        self, sampler: Sampler, scaler: Scaler, on_failure: OnFailure, overlap: bool = False
+        self,
+        sampler: Sampler,
+        scaler: Scaler,
+        on_failure: OnFailure,
+        overlap: bool = False,
+        residence: Residence | None = None,
     ) -> None:
         self._sampler = sampler
         self._scaler = scaler
         self._on_failure = on_failure
+        self._residence = residence
         self._rows_at_once: int | None = None
         self._measuring = ThreadPoolExecutor(1, "measuring") if overlap else None
 
     def run(
         self, units: Iterable[tuple[int, Unit]], measures: Mapping[str, Measure]
     ) -> Iterator[tuple[int, Scored]]:
-        """Yield the index of a unit and its scores, encoded by name, in the order of the units.
+        """Yield the index of a unit and its scores in the order of the units.
 
         Raises:
             RewardError: a measure returned a number that is not finite, and the policy is not to
                 drop it.
             RunError: one image alone does not fit into memory.
         """
+        if self._residence is not None:
+            return self._in_turns(self._residence, units, measures)
+        if self._measuring is not None:
+            return self._overlapped(self._measuring, units, measures)
+        return self._one_by_one(units, measures)
+
+    def _one_by_one(
+        self, units: Iterable[tuple[int, Unit]], measures: Mapping[str, Measure]
+    ) -> Iterator[tuple[int, Scored]]:
+        for index, unit in units:
+            images = self._sample(unit, unit.rows)
+            yield index, self._finish(unit, measures, _measured(images, unit.rows, measures))
+
+    def _overlapped(
+        self,
+        thread: ThreadPoolExecutor,
+        units: Iterable[tuple[int, Unit]],
+        measures: Mapping[str, Measure],
+    ) -> Iterator[tuple[int, Scored]]:
         waiting: tuple[int, Unit, Future[dict[str, Tensor]]] | None = None
         for index, unit in units:
             images = self._sample(unit, unit.rows)
-            if self._measuring is None:
-                yield index, self._finish(unit, measures, _measured(images, unit.rows, measures))
-                continue
-            future = self._measuring.submit(_aside, images, unit.rows, measures)
+            future = thread.submit(_aside, images, unit.rows, measures)
             if waiting is not None:
                 yield waiting[0], self._finish(waiting[1], measures, waiting[2].result())
             waiting = (index, unit, future)
         if waiting is not None:
             yield waiting[0], self._finish(waiting[1], measures, waiting[2].result())
+
+    def _in_turns(
+        self,
+        residence: Residence,
+        units: Iterable[tuple[int, Unit]],
+        measures: Mapping[str, Measure],
+    ) -> Iterator[tuple[int, Scored]]:
+        def sample(item: tuple[int, Unit]) -> Tensor:
+            return self._sample(item[1], item[1].rows).cpu()
+
+        def score(item: tuple[int, Unit], images: Tensor) -> tuple[int, Scored]:
+            index, unit = item
+            return index, self._finish(unit, measures, _measured(images, unit.rows, measures))
+
+        steps = (PIPELINE, sample), (REWARDS, score)
+        yield from in_turns(residence, units, *steps, size=lambda item: len(item[1].rows))
 
     def close(self) -> None:
         """End the measuring thread."""
@@ -82,13 +123,20 @@ class InProcess:
         again = _rows_to_retry(unit.rows, values) if self._on_failure == "retry" else []
         if again:
             rows = [unit.rows[i] for i in again]
-            fresh = _measured(self._sample(unit, rows), rows, measures)
+            self._turn(PIPELINE)
+            images = self._sample(unit, rows)
+            self._turn(REWARDS)
+            fresh = _measured(images, rows, measures)
             index = torch.tensor(again)
             values = {name: v.index_copy(0, index, fresh[name]) for name, v in values.items()}
         if self._on_failure != "drop":
             for name, scores in values.items():
                 _check_finite(name, scores, unit.rows)
         return {name: encode(scores) for name, scores in values.items()}
+
+    def _turn(self, name: str) -> None:
+        if self._residence is not None:
+            self._residence.use(name)
 
     def _sample(self, unit: Unit, rows: Sequence[Row]) -> Tensor:
         size = min(self._rows_at_once or len(rows), len(rows))

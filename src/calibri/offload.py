@@ -17,6 +17,7 @@ from calibri.rewards.reward import ModelReward, Reward, is_out_of_memory
 
 # uint8 images held in host memory between the turns: 0.8 GB at 512 x 512, 3.2 GB at 1024 x 1024.
 MOST_IMAGES = 1024
+PIPELINE, REWARDS = "pipeline", "rewards"
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -96,7 +97,7 @@ def _move(members: Iterable[Movable], device: torch.device) -> None:
 
 def in_turns(
     residence: Residence,
-    items: Sequence[Item],
+    items: Iterable[Item],
     sample: tuple[str, Callable[[Item], Made]],
     score: tuple[str, Callable[[Item, Made], Result]],
     *,
@@ -125,17 +126,18 @@ def in_turns(
             yield score[1](item, outcome)
 
 
-def _parts(
-    items: Sequence[Item], size: Callable[[Item], int], most: int
-) -> Iterator[Sequence[Item]]:
-    first, held = 0, 0
-    for index, item in enumerate(items):
-        if index > first and held + size(item) > most:
-            yield items[first:index]
-            first, held = index, 0
+def _parts(items: Iterable[Item], size: Callable[[Item], int], most: int) -> Iterator[list[Item]]:
+    """Group items as they come, at least one in each part."""
+    part: list[Item] = []
+    held = 0
+    for item in items:
+        if part and held + size(item) > most:
+            yield part
+            part, held = [], 0
+        part.append(item)
         held += size(item)
-    if first < len(items):
-        yield items[first:]
+    if part:
+        yield part
 
 
 def share_device(pipe: Any, rewards: Iterable[Reward], device: torch.device) -> Residence:
@@ -147,10 +149,10 @@ def share_device(pipe: Any, rewards: Iterable[Reward], device: torch.device) -> 
         device: of the pipeline.
 
     Returns:
-        Groups ``"pipeline"`` and ``"rewards"``.
+        Groups ``PIPELINE`` and ``REWARDS``.
     """
     sharing = [r for r in rewards if isinstance(r, ModelReward) and _is_same(r.device, device)]
-    return Residence(device, {"pipeline": movable_modules(pipe), "rewards": sharing})
+    return Residence(device, {PIPELINE: movable_modules(pipe), REWARDS: sharing})
 
 
 def _is_same(one: torch.device, other: torch.device) -> bool:
