@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ from torch import nn
 from calibri.artifact import Calibration
 from calibri.coefficients import BRANCHES, Branch, Coefficients
 from calibri.errors import CalibrationError, FuseError, GuidanceError
+from calibri.factors import check_factors
 from calibri.guidance import BranchResolver
 from calibri.scaling import Fused, Layout, Scaler
-from calibri.sites import networks_of, sites_of
+from calibri.schedules import change_shift
+from calibri.sites import Networks, networks_of, sites_of
 
 _APPLIED = "_calibri_applied"
 
@@ -32,6 +34,7 @@ class AppliedCalibration:
         self._resolver: BranchResolver | _ToldBranch | None = None
         self._scaler: Scaler | None = None
         self._fused: Fused | None = None
+        self._restore_schedule: Callable[[], None] = lambda: None
         self._attach()
 
     @property
@@ -74,21 +77,13 @@ class AppliedCalibration:
         """
         if self._fused is not None:
             return
-        if reason := self._coefficients.unfoldable:
-            raise FuseError(f"{reason} Keep it loaded without fusing.")
-        self._fused = Fused(self.networks, self._flat(), keep_originals=keep_originals)
+        owned = [_of_branch(self._coefficients, network.branch) for network in self.networks]
+        for own in owned:
+            if reason := own.unfoldable:
+                raise FuseError(f"{reason} Keep it loaded without fusing.")
+        scales = _one_after_the_other(self.networks, owned)
+        self._fused = Fused(self.networks, scales, keep_originals=keep_originals)
         self._detach()
-
-    def _flat(self) -> list[float]:
-        """One scale for each site of each network, its output last."""
-        table = self._coefficients.site_scales(sites_of(self.networks))
-        flat, first = [], 0
-        for network in self.networks:
-            member = table[min(network.branch or 0, len(table) - 1)]
-            last = first + len(network.sites)
-            flat += [*member[first:last], member[-1]]
-            first = last
-        return [float(scale) for scale in flat]
 
     def unfuse(self) -> None:
         """Restore the original weights bit for bit and scale by hooks again.
@@ -126,18 +121,51 @@ class AppliedCalibration:
     def _set(self) -> None:
         assert self._scaler is not None
         scales = torch.from_numpy(self._coefficients.site_scales(self._scaler.sites))
+        guidance = torch.tensor([self._coefficients.guidance])
         if self._resolver or self._coefficients.is_ensemble:
-            self._scaler.set(scales[None], self._coefficients.member_branches)
+            self._scaler.set(scales[None], self._coefficients.member_branches, guidance)
         else:  # without differences between branches one row serves any batch
-            self._scaler.set(scales[None, :1])
+            self._scaler.set(scales[None, :1], guidance=guidance)
+        self._restore_schedule()
+        self._restore_schedule = change_shift(self.pipe, self._coefficients.shift)
 
     def _detach(self) -> None:
+        self._restore_schedule()
         if self._scaler is not None:
             self._scaler.remove()
             self._scaler = None
         if self._resolver is not None:
             self._resolver.remove()
             self._resolver = None
+
+
+def _of_branch(coefficients: Coefficients, branch: int | None) -> Coefficients:
+    """Say what a network that runs one branch of guidance alone gets of them."""
+    if branch is None or coefficients.is_ensemble or coefficients.num_branches == 1:
+        return coefficients
+    member = coefficients.member_branches.index(branch)
+    # The pipeline itself multiplies by the start weight (guidance formula).
+    weight = coefficients.output_weights[member] / coefficients.start_weights[member]
+    sets, knots = coefficients.scales, coefficients.knots
+    return coefficients.model_copy(
+        update={
+            "scales": sets[member * knots : (member + 1) * knots] or sets,
+            "output_weights": (weight,),
+            "start_weights": (1.0,),
+            "branches": None,
+        }
+    )
+
+
+def _one_after_the_other(networks: Networks, owned: Sequence[Coefficients]) -> list[float]:
+    """List the scales of each network's sites, its output last."""
+    scales, first = [], 0
+    for network, own in zip(networks, owned, strict=True):
+        table = own.site_scales(sites_of(networks))[0]
+        last = first + len(network.sites)
+        scales += [*table[first:last], table[-1]]
+        first = last
+    return [float(scale) for scale in scales]
 
 
 class _ToldBranch:
@@ -205,6 +233,7 @@ def load(
             "A calibration is already loaded onto this pipeline. Call unload() on it first."
         )
     calibration.coefficients.site_scales(sites_of(networks))  # refuses another size
+    check_factors(calibration.coefficients.factors, pipe)
     applied = AppliedCalibration(pipe, calibration, strength)
     for network in networks:
         setattr(network.transformer, _APPLIED, applied)
