@@ -1,0 +1,147 @@
+"""B7 and B8: what the framework itself costs, and that batching and replay change nothing."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.machine import Row, Spread
+from calibri.engine import Engine
+from calibri.evaluator import Evaluator, Ledger, MemoryRecords, Records
+from calibri.optimise import Optimiser
+from calibri.progress import Progress
+from calibri.run import Journal
+from calibri.seeds import derive_seed
+from calibri.units import Measure, Scored, Unit
+
+
+class Instant:
+    """Scores a unit by its digest, without sampling anything."""
+
+    def __init__(self) -> None:
+        self.units = 0
+
+    def run(
+        self, units: Iterable[tuple[int, Unit]], measures: Mapping[str, Measure]
+    ) -> Iterator[tuple[int, Scored]]:
+        for index, unit in units:
+            self.units += 1
+            rng = np.random.default_rng(derive_seed(0, unit.digest))
+            yield index, {name: rng.standard_normal(len(unit.rows)).tolist() for name in measures}
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _search(
+    engine: Engine, records: Records, backend: Instant
+) -> tuple[NDArray[np.float64], float]:
+    """Run a whole search and time it."""
+    sampling = engine.config.sampling
+    started = time.perf_counter()
+    evaluator = Evaluator(
+        backend, sampling.batch_size, sampling.num_inference_steps, Ledger(records)
+    )
+    vector, _ = Optimiser(engine, evaluator, Progress()).run()
+    return vector, time.perf_counter() - started
+
+
+def flush_seconds(folder: Path, count: int = 20) -> float:
+    """Median time in which this disk keeps one kilobyte durably."""
+    times = []
+    with (folder / "flush").open("ab", buffering=0) as file:
+        for _ in range(count):
+            started = time.perf_counter()
+            file.write(b"x" * 1024)
+            os.fsync(file.fileno())
+            times.append(time.perf_counter() - started)
+    return Spread(tuple(times)).median
+
+
+def framework_time(engine: Engine, repeats: int) -> tuple[list[Row], dict[str, Any]]:
+    """B7: everything but sampling and scoring, over a whole search, for each unit."""
+    kept, in_memory = [], []
+    with tempfile.TemporaryDirectory() as name:
+        flush = flush_seconds(Path(name))
+        for repeat in range(repeats):
+            with Journal.open(Path(name) / f"journal-{repeat}") as journal:
+                kept.append(_milliseconds(engine, journal))
+            in_memory.append(_milliseconds(engine, MemoryRecords()))
+    journalled, alone = Spread(tuple(kept)), Spread(tuple(in_memory))
+    rows = [
+        Row("B7", "framework time for each unit, journal included, ms", journalled.text(), "< 5"),
+        Row("B7", "the same, journal in memory, ms", alone.text()),
+        Row("B7", "time of this disk to keep 1 kB, ms", f"{1e3 * flush:.2f}", "3.3"),
+    ]
+    return rows, {
+        "milliseconds_per_unit": journalled.values,
+        "milliseconds_per_unit_in_memory": alone.values,
+        "flush_milliseconds": 1e3 * flush,
+    }
+
+
+def _milliseconds(engine: Engine, records: Records) -> float:
+    backend = Instant()
+    _, spent = _search(engine, records, backend)
+    return 1e3 * spent / backend.units
+
+
+def parity(engine: Engine, rows: int = 16) -> float:
+    """Largest difference of the transformer's output: one batch of candidates, or one by one.
+
+    In units of the largest output.
+    """
+    transformer, config = engine.pipe.transformer, engine.pipe.transformer.config
+    generator = torch.Generator().manual_seed(0)
+    size = config.sample_size
+    noisy = torch.randn(rows, config.in_channels, size, size, generator=generator)
+    text = torch.randn(rows, 12, config.joint_attention_dim, generator=generator)
+    pooled = torch.randn(rows, config.pooled_projection_dim, generator=generator)
+    scales = 1 + 0.25 * torch.randn(rows, 1, len(engine.scaler.sites) + 1, generator=generator)
+
+    def forward(part: slice) -> torch.Tensor:
+        engine.scaler.set(scales[part])
+        output: torch.Tensor = transformer(
+            hidden_states=noisy[part],
+            encoder_hidden_states=text[part],
+            pooled_projections=pooled[part],
+            timestep=torch.full((len(noisy[part]),), 500.0),
+            return_dict=False,
+        )[0]
+        return output
+
+    with torch.no_grad():
+        together = forward(slice(None))
+        alone = torch.cat([forward(slice(i, i + 1)) for i in range(rows)])
+    return float((together - alone).abs().max() / alone.abs().max())
+
+
+def replay_is_exact(engine: Engine) -> bool:
+    """Say whether a search repeated from its journal alone returns the same bits."""
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "journal"
+        with Journal.open(path) as journal:
+            first, _ = _search(engine, journal, Instant())
+        backend = Instant()
+        with Journal.open(path) as journal:
+            again, _ = _search(engine, journal, backend)
+    return backend.units == 0 and first.tobytes() == again.tobytes()
+
+
+def invariance(engine: Engine) -> tuple[list[Row], dict[str, Any]]:
+    """B8: what must not change."""
+    difference, exact = parity(engine), replay_is_exact(engine)
+    said = "identical" if exact else "DIFFERENT"
+    rows = [
+        Row("B8", "16 candidates in a batch or alone, relative", f"{difference:.1e}", "< 1e-5"),
+        Row("B8", "search replayed from its journal", said, "identical"),
+    ]
+    return rows, {"relative": difference, "replay_identical": exact}

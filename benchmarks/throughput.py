@@ -1,0 +1,199 @@
+"""B1 and B2: images per second and text encoder calls, ours against the reference procedure.
+
+Both run on the shipped pipeline in this process, each in the shape of its own generation: the
+reference's 13 candidates x 16 prompts, and the 32 candidates and the original x 16 prompts of
+``calibri calibrate``. Their images are compared before anything is timed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from benchmarks.machine import Row, Spread, alternating, threads
+from benchmarks.reference import Procedure, Settings
+from calibri.coefficients import Coefficients
+from calibri.config import load_config
+from calibri.engine import Engine
+from calibri.evaluator import Evaluator, Ledger, MemoryRecords
+from calibri.pipelines import load_pipeline
+from calibri.prompts import bucket
+from calibri.rewards import Reward
+from calibri.runner import planned_images
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same pipeline twice: with our evaluator, and with the reference procedure."""
+
+    engine: Engine
+    reference: Procedure
+
+
+def make_pair(**values: Any) -> Pair:
+    """Set both up with the same steps and guidance.
+
+    Args:
+        values: changes to the default configuration, by dotted key.
+    """
+    engine = Engine(load_config(values=values))
+    sampling = engine.config.sampling
+    settings = Settings(sampling.num_inference_steps, sampling.guidance_scale)
+    pipe = load_pipeline(engine.config.pipeline, device=engine.config.device)
+    reward = engine.rewards[engine.config.rewards.objective]
+    train, held_out = ([p.text for p in s] for s in (engine.prompts.train, engine.prompts.test))
+    return Pair(engine, Procedure(pipe, on_pictures(reward), train, held_out, settings))
+
+
+def on_pictures(reward: Reward) -> Any:
+    """Let a reward score PIL images."""
+
+    def score(images: list[Image.Image], prompts: list[str]) -> list[float]:
+        values: list[float] = reward.score(pixels(images), prompts).tolist()
+        return values
+
+    return score
+
+
+def pixels(images: Sequence[Image.Image]) -> Tensor:
+    """PIL images as uint8 (N, 3, H, W)."""
+    arrays = np.stack([np.asarray(image) for image in images])
+    return torch.from_numpy(arrays).permute(0, 3, 1, 2).contiguous()
+
+
+def coefficients(reference: Procedure, vector: Vector) -> Coefficients:
+    """Name a vector of the reference procedure as ours."""
+    gates = reference.gates
+    return Coefficients(
+        granularity="gate",
+        scales=tuple(gates.named(vector)),
+        output_weights=tuple(vector[gates.is_output]),
+        start_weights=reference.settings.start_weights,
+    )
+
+
+def largest_difference(pair: Pair, count: int = 8) -> int:
+    """Largest difference of any pixel, in levels of 255, over a few random candidates."""
+    found = 0
+    start = pair.reference.gates.start
+    for number in range(count):
+        noise = np.random.default_rng(number).standard_normal(start.size)
+        vector = start + 0.25 * noise
+        noises = pair.engine.noises("check", number, pair.engine.prompts.train[:4])
+        texts, seeds = [n.prompt.text for n in noises], [n.seed for n in noises]
+        theirs = pixels(pair.reference.sample(vector, texts, seeds)).int()
+        ours = pair.engine.sample(coefficients(pair.reference, vector), noises).int()
+        found = max(found, int((ours - theirs).abs().max()))
+    return found
+
+
+def our_generation(pair: Pair, evaluator: Evaluator, number: int) -> int:
+    """Score one generation as ``calibri calibrate`` does, and count its images."""
+    engine = pair.engine
+    search = engine.config.search
+    prompts = bucket(engine.prompts.train, search.bucket_size, engine.config.seed, number)
+    noises = engine.noises("search", number, prompts, search.images_per_prompt)
+    rng = np.random.default_rng(number)
+    start = engine.space.start
+    moved = start + search.sigma0 * rng.standard_normal((search.popsize or 32, start.size))
+    candidates = [engine.space.coefficients(vector) for vector in (start, *moved)]
+    evaluator.score("search", number, candidates, noises, engine.measures(held_out=False))
+    return len(candidates) * len(noises)
+
+
+def throughput(pair: Pair, repeats: int) -> tuple[list[Row], dict[str, Any]]:
+    """B1: images per second."""
+    difference = largest_difference(pair)
+    if difference > 1:
+        raise RuntimeError(f"The images differ by {difference} levels of 255; nothing was timed.")
+    count = torch.get_num_threads()
+    planned = sum(planned_images(pair.engine).values())
+    started = time.perf_counter()
+    with pair.engine.evaluator(Ledger(MemoryRecords()), images=planned) as evaluator:
+        images = our_generation(pair, evaluator, 1000)  # warm up; workers load their models
+        first = time.perf_counter() - started
+        with threads(count):
+            pair.reference.score(pair.reference.gates.start, *pair.reference.bucket())
+
+        def theirs(repeat: int) -> None:
+            with threads(count):
+                pair.reference.step()
+
+        our_times, their_times = alternating(
+            lambda repeat: our_generation(pair, evaluator, repeat), theirs, repeats
+        )
+    before = pair.reference.search.popsize * pair.reference.settings.bucket_size
+    ours = Spread(tuple(images / t for t in our_times))
+    reference = Spread(tuple(before / t for t in their_times))
+    pairs = zip(ours.values, reference.values, strict=True)
+    ratio = Spread(tuple(a / b for a, b in pairs))
+    startup = max(0.0, first - images / ours.median)
+    steps = pair.engine.config.sampling.num_inference_steps
+    guidance = pair.engine.config.sampling.guidance_scale
+    what = f"{steps} steps, guidance {guidance:g}"
+    rows = [
+        Row("B1", f"images/s, reference procedure, {what}, {count} threads", reference.text(1)),
+        Row("B1", f"images/s, ours, {what}", ours.text(1)),
+        Row("B1", "images/s, ours / reference", ratio.text(), "2 to 4"),
+        Row("B1", "start of the evaluator and its workers, once, s", f"{startup:.1f}"),
+        Row("B1", "largest difference of a pixel, of 255", str(difference), "<= 1"),
+    ]
+    figures = {
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "reference_threads": count,
+        "images_per_second_reference": reference.values,
+        "images_per_second_ours": ours.values,
+        "ratio_median": ratio.median,
+        "startup_seconds": startup,
+        "largest_pixel_difference": difference,
+    }
+    return rows, figures
+
+
+@contextmanager
+def counted(encoder: nn.Module) -> Iterator[list[int]]:
+    """Collect the number of texts of every call of a text encoder."""
+    calls: list[int] = []
+
+    def count(module: nn.Module, args: Any, kwargs: Any) -> None:
+        calls.append(len(args[0] if args else kwargs["input_ids"]))
+
+    handle = encoder.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+def encoder_calls(pair: Pair) -> tuple[list[Row], dict[str, Any]]:
+    """B2: calls of a text encoder in one generation; no timing."""
+    with counted(pair.reference._pipe.text_encoder) as theirs:
+        pair.reference.step()
+    backend = pair.engine.in_process()
+    sampling = pair.engine.config.sampling
+    evaluator = Evaluator(
+        backend, sampling.batch_size, sampling.num_inference_steps, Ledger(MemoryRecords())
+    )
+    with evaluator, counted(pair.engine.pipe.text_encoder) as ours:
+        our_generation(pair, evaluator, 2000)
+        first = list(ours)
+        our_generation(pair, Evaluator(backend, 32, 1, Ledger(MemoryRecords())), 2000)
+    again = ours[len(first) :]
+    rows = [
+        Row("B2", "texts encoded in a generation, reference", f"{sum(theirs)} in {len(theirs)}"),
+        Row("B2", "texts encoded in a generation, ours", f"{sum(first)} in {len(first)}", "16"),
+        Row("B2", "texts encoded when the prompts come again, ours", str(sum(again)), "0"),
+    ]
+    return rows, {"reference": sum(theirs), "ours": sum(first), "ours_again": sum(again)}
