@@ -87,7 +87,7 @@ def test_steps_of_the_weights_are_the_scale_and_the_push_away_from_each_member(
 
 
 def test_a_search_starts_from_a_preset(tmp_path):
-    space = {"granularity": "block", "members": 2, "preset": "skip-middle-block"}
+    space = {"granularity": "block", "members": 2, "start": "skip-middle-block"}
     engine = Engine(config(space=space))
     found = engine.space.coefficients(engine.start)
     assert found == preset("skip-middle-block", engine.scaler.transformer)
@@ -100,9 +100,9 @@ def test_a_search_starts_from_a_preset(tmp_path):
 @pytest.mark.parametrize(
     "space",
     [
-        {"granularity": "block", "preset": "skip-middle-block"},
-        {"granularity": "block", "members": 3, "preset": "skip-middle-block"},
-        {"members": 2, "output_weights": False, "preset": "skip-middle-block"},
+        {"granularity": "block", "start": "skip-middle-block"},
+        {"granularity": "block", "members": 3, "start": "skip-middle-block"},
+        {"members": 2, "output_weights": False, "start": "skip-middle-block"},
     ],
 )
 def test_a_preset_outside_the_search_space_is_refused(space):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from calibri.coefficients import Branches, Granularity
+from calibri.coefficients import Branches, Granularity, SearchSpace
 from calibri.errors import ConfigError
+from calibri.sites import Site
 
 SHIPPED = "shapes"
 COMPOSITIONAL = "compositional"
@@ -35,10 +36,14 @@ class SamplingConfig(_Section):
         negative_prompt: prompt of the unconditional branch.
         height: pixels, or None for the pipeline's default.
         width: pixels, or None for the pipeline's default.
+        num_frames: of a video, or None for the pipeline's default.
+        frames_scored: evenly spaced frames of a video that rewards see; its score is their mean.
         batch_size: images per forward of the transformer, over all candidates; halved by itself
             when they do not fit into memory.
         workers: processes that sample, each with a model of its own: GPUs from the first one on,
             or groups of CPU cores. None for one on a GPU, and on a CPU as many as pay off.
+        compile: compile the blocks of the transformer, once for all candidates; takes a minute or
+            so, and once more for the last, smaller batch of a phase.
     """
 
     num_inference_steps: int = Field(8, ge=1, le=1000)
@@ -47,8 +52,11 @@ class SamplingConfig(_Section):
     negative_prompt: str = ""
     height: int | None = Field(None, ge=1)
     width: int | None = Field(None, ge=1)
+    num_frames: int | None = Field(None, ge=1)
+    frames_scored: int = Field(4, ge=1)
     batch_size: int = Field(32, ge=1)
     workers: int | None = Field(None, ge=1, le=256)
+    compile: bool = False
 
 
 class SpaceConfig(_Section):
@@ -61,8 +69,11 @@ class SpaceConfig(_Section):
         members: members of the ensemble that see the prompt; each costs a transformer evaluation.
         knots: points of the sampling trajectory with scales of their own, linear in the timestep
             between them; 1 is the paper's, constant scales.
-        preset: name of a known guidance (``calibri.presets``) that the search starts from; None
-            for the original model.
+        guidance: search a factor on the guidance too, on models that embed it (FLUX.1-dev).
+        shift: search a factor on the shift of the scheduler's noise schedule too.
+        start: where the search starts: name of a known guidance (``calibri.presets``), or a
+            calibration of the same model, a folder or a repository id, as fine as the search or
+            coarser; None for the original model.
     """
 
     granularity: Granularity = "gate"
@@ -70,7 +81,31 @@ class SpaceConfig(_Section):
     output_weights: bool = True
     members: int = Field(1, ge=1, le=16)
     knots: int = Field(1, ge=1, le=16)
-    preset: str | None = None
+    guidance: bool = False
+    shift: bool = False
+    start: str | None = None
+
+    def build(self, sites: Sequence[Site], guidance_scale: float) -> SearchSpace:
+        """Lay out the search over the sites of a pipeline.
+
+        Args:
+            sites: of its transformers.
+            guidance_scale: w of classifier-free guidance; at most 1 means none.
+
+        Raises:
+            ConfigError: see ``SearchSpace.build``.
+        """
+        return SearchSpace.build(
+            sites,
+            self.granularity,
+            guidance_scale=guidance_scale,
+            branches=self.branches,
+            search_output=self.output_weights,
+            members=self.members,
+            knots=self.knots,
+            search_guidance=self.guidance,
+            search_shift=self.shift,
+        )
 
 
 class RewardConfig(_Section):

@@ -9,17 +9,19 @@ from typing import Any, Literal
 
 import torch
 
+from calibri.artifact import Calibration
 from calibri.coefficients import Coefficients, SearchSpace, Vector
 from calibri.compositional import compositional_prompts
 from calibri.config import COMPOSITIONAL, SHIPPED, PromptConfig, RunConfig
 from calibri.errors import ConfigError, PromptError
 from calibri.evaluator import Evaluator, Ledger, OnUnit, ignore
+from calibri.factors import check_factors
 from calibri.guidance import BranchResolver
 from calibri.in_process import Grouped, InProcess
 from calibri.metrics import diversity
 from calibri.offload import PIPELINE, share_device
 from calibri.pipelines import load_pipeline, pipeline_bytes, resolve_device
-from calibri.presets import preset
+from calibri.presets import PRESETS, preset
 from calibri.prompt_sets import is_prompt_set, load_prompt_set
 from calibri.prompts import Prompt, check_disjoint, load_prompts, make_prompts, wording
 from calibri.rewards import FeatureReward, ModelReward, Reward, make_reward
@@ -29,6 +31,7 @@ from calibri.scaling import Scaler
 from calibri.seeds import derive_seed
 from calibri.sites import networks_of
 from calibri.units import Backend, Measure
+from calibri.warm_start import warm_start
 from calibri.workers import Workers, default_workers, worker_devices
 
 # Measures that are no rewards: of the pixels of a prompt's images, and for a Frechet distance.
@@ -89,22 +92,24 @@ class Engine:
         if self.resolver is not None:
             self.sampler.before_call = self.resolver.expect
         self.scaler = Scaler(networks_of(self.pipe), self.resolver)
-        self.space = SearchSpace.build(
-            self.scaler.sites,
-            config.space.granularity,
-            guidance_scale=self.sampler.cfg_scale,
-            branches=config.space.branches,
-            search_output=config.space.output_weights,
-            members=config.space.members,
-            knots=config.space.knots,
-        )
+        if config.sampling.compile:
+            compile_transformers(self.pipe)
+        self.space: SearchSpace = config.space.build(self.scaler.sites, self.sampler.cfg_scale)
+        check_factors(self.space.factors, self.pipe)
         self.start: Vector = self._start()
 
     def _start(self) -> Vector:
-        """Where the search starts: the original model, or a preset that lies in the space."""
-        name = self.config.space.preset
-        if name is None:
+        """Where the search starts: the original model, a preset, or another calibration."""
+        source = self.config.space.start
+        if source is None:
             return self.space.start
+        if source in PRESETS:
+            return self._preset(source)
+        found = Calibration.from_pretrained(source)
+        return warm_start(self.space, self.scaler.sites, found.coefficients)
+
+    def _preset(self, name: str) -> Vector:
+        """Find the vector of a preset, which must lie in the space."""
         found = preset(
             name,
             self.scaler.transformer,
@@ -211,8 +216,10 @@ class Engine:
         images = []
         for first in range(0, len(noises), size):
             batch = noises[first : first + size]
-            self.scaler.set(scales.expand(len(batch), *scales.shape), coefficients.member_branches)
-            images.append(self.sampler.sample(batch, num_inference_steps))
+            rows = scales.expand(len(batch), *scales.shape)
+            guidance = torch.tensor([coefficients.guidance])
+            self.scaler.set(rows, coefficients.member_branches, guidance)
+            images.append(self.sampler.sample(batch, num_inference_steps, coefficients.shift))
         return torch.cat(images)
 
     def noises(

@@ -76,6 +76,15 @@ _Branches = Annotated[
         rich_help_panel=SEARCH,
     ),
 ]
+_Start = Annotated[
+    str | None,
+    typer.Option(
+        "--start",
+        metavar="NAME",
+        help="Start from another calibration (a folder or a repository) or a known guidance.",
+        rich_help_panel=SEARCH,
+    ),
+]
 _Generations = Annotated[
     int | None, typer.Option("--generations", help="Budget.", rich_help_panel=SEARCH)
 ]
@@ -143,6 +152,7 @@ def calibrate(
     held_out_prompts: _HeldOutPrompts = None,
     granularity: _Granularity = None,
     branches: _Branches = None,
+    start: _Start = None,
     generations: _Generations = None,
     steps: _Steps = None,
     guidance_scale: _GuidanceScale = None,
@@ -176,6 +186,7 @@ def calibrate(
         "sampling.workers": workers,
         "space.granularity": granularity,
         "space.branches": branches,
+        "space.start": start,
         "rewards.objective": reward[0] if reward else None,
         "rewards.held_out": reward[1:] if reward and len(reward) > 1 else None,
         "prompts.train": prompts,

@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+
+from calibri.artifact import Calibration
+from calibri.coefficients import SearchSpace
+from calibri.config import validate_config
+from calibri.engine import Engine
+from calibri.errors import ConfigError
+from calibri.pipelines import load_pipeline
+from calibri.sites import find_sites
+from calibri.warm_start import warm_start
+
+
+@pytest.fixture(scope="module")
+def sites():
+    return find_sites(load_pipeline("shapes", device="cpu").transformer)
+
+
+def drawn(space, seed=0):
+    rng = np.random.default_rng(seed)
+    return space.coefficients(space.start + 0.1 * rng.normal(size=space.size))
+
+
+def scales(space, vector, sites):
+    return space.coefficients(vector).site_scales(sites)
+
+
+@pytest.mark.parametrize(
+    ("coarse", "fine"), [("block", "layer"), ("block", "gate"), ("layer", "gate"), ("gate", "gate")]
+)
+def test_a_coarser_calibration_scales_every_site_as_it_did(sites, coarse, fine):
+    found = drawn(SearchSpace.build(sites, coarse))
+    space = SearchSpace.build(sites, fine)
+    vector = warm_start(space, sites, found)
+    np.testing.assert_array_equal(scales(space, vector, sites), found.site_scales(sites))
+
+
+def test_one_set_of_scales_serves_both_branches_and_all_knots(sites):
+    found = drawn(SearchSpace.build(sites, "gate"))
+    space = SearchSpace.build(sites, "gate", guidance_scale=3.0, branches="separate", knots=3)
+    vector = warm_start(space, sites, found)
+    started = space.coefficients(vector)
+    assert len(started.scales) == 6
+    assert all(member == found.scales[0] for member in started.scales)
+    ratio = found.output_weights[0]
+    assert started.output_weights == pytest.approx((3.0 * ratio, -2.0 * ratio))
+
+
+def test_output_weights_keep_their_ratio_at_another_guidance(sites):
+    found = drawn(SearchSpace.build(sites, "gate", guidance_scale=3.0))
+    space = SearchSpace.build(sites, "gate", guidance_scale=5.0)
+    started = space.coefficients(warm_start(space, sites, found))
+    ratios = np.divide(started.output_weights, started.start_weights)
+    np.testing.assert_allclose(ratios, np.divide(found.output_weights, found.start_weights))
+
+
+def test_what_the_space_cannot_hold_is_refused_in_words(sites):
+    gate = SearchSpace.build(sites, "gate")
+    separate = SearchSpace.build(sites, "gate", guidance_scale=3.0, branches="separate")
+    with pytest.raises(ConfigError, match="finer"):
+        warm_start(SearchSpace.build(sites, "block"), sites, drawn(gate))
+    with pytest.raises(ConfigError, match="2 sets of scales"):
+        warm_start(gate, sites, drawn(separate))
+    with pytest.raises(ConfigError, match="output_weights to true"):
+        warm_start(SearchSpace.build(sites, "gate", search_output=False), sites, drawn(gate))
+    other = drawn(gate)
+    renamed = tuple({f"x.{name}": v for name, v in member.items()} for member in other.scales)
+    with pytest.raises(ConfigError, match="another model"):
+        warm_start(gate, sites, other.model_copy(update={"scales": renamed}))
+
+
+def test_a_search_starts_where_a_run_ended(finished_run):
+    config = {"device": "cpu", "space": {"start": str(finished_run / "calibration")}}
+    engine = Engine(validate_config(config))
+    found = Calibration.from_pretrained(finished_run / "calibration").coefficients
+    assert engine.space.coefficients(engine.start) == found
+    assert not np.array_equal(engine.start, engine.space.start) or found.output_weights == (1.0,)
