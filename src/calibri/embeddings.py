@@ -34,15 +34,44 @@ def encoded_names(pipe: Any) -> tuple[str, ...]:
         )
     accepted = call_arguments(pipe)
     found = [_returned(kind.encode_prompt), *_assigned(kind.__call__)]
-    for names in found:
-        if any(name in accepted for name in names):
-            return names
-    return found[0]
+    # Each names the same elements; where they differ, the pipeline's own words are the ones known.
+    return max(found, key=lambda names: sum(name in accepted for name in names))
+
+
+def needs_texts(pipe: Any) -> bool:
+    """Say whether a pipeline must be called with texts rather than with their embeddings.
+
+    So it is where it has no ``encode_prompt``, does not take what that returns, or needs more than
+    one call of it makes (HunyuanDiT's second encoder) or more than rows can be joined to
+    (Kandinsky's cumulative lengths).
+
+    Raises:
+        UnsupportedModelError: the source of ``encode_prompt`` does not tell.
+    """
+    kind, accepted = type(pipe), call_arguments(pipe)
+    if not hasattr(kind, "encode_prompt"):
+        return True
+    first = {name for name in encoded_names(pipe) if name in accepted}
+    known = first | {NEGATIVE + name for name in first}
+    every = {name for names in _assigned(kind.__call__) for name in names if name in accepted}
+    tokens = any("embeds" in name for name in first)
+    joined = all("embeds" in name or "mask" in name for name in first)
+    return not (tokens and joined and every <= known)
 
 
 def call_arguments(pipe: Any) -> Mapping[str, inspect.Parameter]:
     """List the arguments that calling a pipeline takes."""
     return inspect.signature(type(pipe).__call__).parameters
+
+
+def required_arguments(pipe: Any) -> list[str]:
+    """List the arguments without which a pipeline cannot be called."""
+    return [
+        name
+        for name, parameter in list(call_arguments(pipe).items())[1:]
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
 
 
 def returns_both(names: Iterable[str]) -> bool:

@@ -1,7 +1,7 @@
-"""Sample images through an unmodified diffusers pipeline.
+"""Sample images and videos through an unmodified diffusers pipeline.
 
-Prompt embeddings are computed once per prompt and cached; every (prompt, seed) has its own
-generator, so an image does not depend on its neighbours in the batch.
+Prompts are encoded once; every (prompt, seed) has its own generator, so an image does not depend on
+its neighbours in the batch.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from calibri.config import SamplingConfig
-from calibri.embeddings import NEGATIVE, call_arguments, encoded_names, named_outputs, returns_both
+from calibri.embeddings import NEGATIVE, call_arguments
+from calibri.encoding import make_encoder
 from calibri.errors import ConfigError, UnsupportedModelError
 from calibri.prompts import Prompt
 
 # Pipelines that combine as c + g (c - u), which is guidance w = 1 + g, and the g above which they
 # run the unconditional branch.
 _EXCESS = {"ZImage": 0.0, "Krea2": 0.0, "Cosmos": 1.0}
+# Pipelines with a language model in front, which samples by the seed of the first image alone.
+_SHARED_DRAWS = "GlmImage"
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,9 @@ class Sampler:
         self.pipe = pipe
         self.config = config
         self.before_call: Callable[[Mapping[str, Any]], None] | None = None
-        self._names = encoded_names(pipe)
         self._call = call_arguments(pipe)
         self._check()
-        self._cache: dict[str, dict[str, Any]] = {}
+        self._encoder = make_encoder(pipe, config.negative_prompt if self.guided else None)
 
     def _check(self) -> None:
         name = type(self.pipe).__name__
@@ -64,10 +65,14 @@ class Sampler:
             raise UnsupportedModelError(
                 f"{name} makes videos, and rewards look at images. Use an image pipeline."
             )
-        if not any("embeds" in encoded and encoded in self._call for encoded in self._names):
+        if "prompt" not in self._call:
             raise UnsupportedModelError(
-                f"{name} does not take the prompt embeddings that its encode_prompt returns, so "
-                "prompts would be encoded again for every image. Use another pipeline."
+                f"{name} is not called with a prompt. Use a pipeline that samples from text."
+            )
+        if name.startswith(_SHARED_DRAWS):
+            raise UnsupportedModelError(
+                f"{name} draws tokens for a whole batch from one seed, so that an image would "
+                "depend on its neighbours. Use another pipeline."
             )
         if "guidance_scale" not in self._scales() and self.config.guidance_scale > 1.0:
             raise ConfigError(
@@ -109,6 +114,23 @@ class Sampler:
         steps = num_inference_steps or self.config.num_inference_steps
         return steps * (2 if self.guided else 1)
 
+    def prepare(self, prompts: Sequence[Prompt]) -> None:
+        """Encode the prompts of the batches to come, so that the encoders are needed only now.
+
+        What is encoded is kept on the CPU, up to ``calibri.encoding.MAX_BYTES``; prompts beyond
+        that are encoded when they are sampled. A pipeline that must be called with texts tells how
+        it encodes them only in the next call of ``sample``, which then encodes all of these.
+        """
+        self._encoder.prepare(prompts)
+
+    def offload_encoders(self) -> None:
+        """Keep the text encoders on the CPU; they visit the device to encode new prompts."""
+        self._encoder.encoders.offload()
+
+    def restore_encoders(self) -> None:
+        """Put the text encoders back on the device of the pipeline."""
+        self._encoder.encoders.restore()
+
     def sample(self, noises: Sequence[Noise], num_inference_steps: int | None = None) -> Tensor:
         """Sample one batch.
 
@@ -122,7 +144,7 @@ class Sampler:
         arguments = self._arguments(noises)
         if num_inference_steps is not None:
             arguments["num_inference_steps"] = num_inference_steps
-        with torch.no_grad():
+        with torch.no_grad(), self._encoder.answering():
             images = self.pipe(**arguments).images
         pixels: Tensor = (images.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
         return pixels
@@ -176,7 +198,7 @@ class Sampler:
             arguments["callback_on_step_end"] = partial(_enable_gradient, first)
         # Pipelines are decorated with torch.no_grad; what it decorates is their own code.
         run = inspect.unwrap(type(self.pipe).__call__)
-        with torch.set_grad_enabled(not first):
+        with torch.set_grad_enabled(not first), self._encoder.answering():
             images: Tensor = run(self.pipe, **arguments).images
             images = images.float().clamp(0, 1).cpu()
         if not images.requires_grad:
@@ -188,64 +210,18 @@ class Sampler:
 
     def _arguments(self, noises: Sequence[Noise]) -> dict[str, Any]:
         """What the pipeline is called with."""
-        embeddings = self._batch([noise.prompt for noise in noises])
+        encoded = self._encoder.arguments([noise.prompt for noise in noises])
         if self.before_call is not None:
-            self.before_call(embeddings)
+            self.before_call(encoded)
         size = {"height": self.config.height, "width": self.config.width}
         return {
-            **embeddings,
-            # Some pipelines default to an empty prompt, and refuse it beside embeddings.
-            **{name: None for name in ("prompt", "negative_prompt") if name in self._call},
+            **encoded,
             **self._scales(),
             **{name: pixels for name, pixels in size.items() if pixels is not None},
             "num_inference_steps": self.config.num_inference_steps,
             "generator": [torch.Generator("cpu").manual_seed(noise.seed) for noise in noises],
             "output_type": "pt",
         }
-
-    def _batch(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        encoded = [self._encode(prompt) for prompt in prompts]
-        device = self.pipe._execution_device
-        masked = {_masked(name) for name in encoded[0]}
-        return {
-            name: _joined(name, [parts[name] for parts in encoded], device, name in masked)
-            for name in encoded[0]
-        }
-
-    def _encode(self, prompt: Prompt) -> dict[str, Any]:
-        if prompt.id not in self._cache:
-            self._cache[prompt.id] = self._encoded(prompt.text)
-        return self._cache[prompt.id]
-
-    def _encoded(self, text: str) -> dict[str, Any]:
-        """Encode one prompt: what ``__call__`` of the pipeline accepts, by name, on the CPU."""
-        named = self._outputs(text)
-        if self.guided and not returns_both(self._names):
-            negative = self._outputs(self.config.negative_prompt)
-            named |= {NEGATIVE + name: output for name, output in negative.items()}
-        return {name: _on_cpu(out) for name, out in named.items() if name in self._call}
-
-    def _outputs(self, text: str) -> dict[str, Any]:
-        parameters = inspect.signature(type(self.pipe).encode_prompt).parameters
-        arguments: dict[str, Any] = {
-            name: None
-            for name, parameter in list(parameters.items())[1:]
-            if parameter.default is parameter.empty
-        }
-        offered = {
-            "negative_prompt": self.config.negative_prompt,
-            "do_classifier_free_guidance": self.guided,
-        }
-        arguments |= {name: value for name, value in offered.items() if name in parameters}
-        with torch.no_grad():
-            encoded = self.pipe.encode_prompt(**arguments | {"prompt": text})
-        outputs = named_outputs(self._names, encoded)
-        # A pipeline may leave out a mask that hides nothing; prompts of other lengths need it.
-        for name in self._names:
-            tokens = outputs.get(_masked(name)) if "mask" in name else None
-            if tokens is not None and name not in outputs:
-                outputs[name] = torch.ones(tokens.shape[:2], dtype=torch.long)
-        return outputs
 
 
 def _enable_gradient(
@@ -255,29 +231,3 @@ def _enable_gradient(
     if index + 1 == first:
         torch.set_grad_enabled(True)
     return tensors
-
-
-def _masked(name: str) -> str:
-    """Name the embeddings that a mask belongs to; no embeddings have the name of another."""
-    return name.replace("_attention_mask", "_embeds").replace("_mask", "") if "mask" in name else ""
-
-
-def _on_cpu(output: Any) -> Any:
-    return [row.cpu() for row in output] if isinstance(output, list) else output.cpu()
-
-
-def _joined(name: str, parts: list[Any], device: torch.device, masked: bool) -> Any:
-    """Put encoded prompts into one batch, the shorter ones padded behind where a mask says so."""
-    if isinstance(parts[0], list):
-        return [row.to(device) for part in parts for row in part]
-    lengths = {part.shape[1] for part in parts if part.ndim > 1}
-    if len(lengths) > 1:
-        if not masked and "mask" not in name:
-            raise UnsupportedModelError(
-                f"'{name}' of these prompts have {sorted(lengths)} tokens and no mask, so they "
-                "cannot share a batch. Set sampling.batch_size to 1."
-            )
-        longest = max(lengths)
-        behind = [(0, 0) * (part.ndim - 2) + (0, longest - part.shape[1]) for part in parts]
-        parts = [pad(part, end) for part, end in zip(parts, behind, strict=True)]
-    return torch.cat(parts).to(device)
