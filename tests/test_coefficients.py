@@ -21,13 +21,20 @@ SPACES = [
     for members in (2, 3)
 ]
 SPACES.append(SearchSpace.build(SITES, "layer", guidance_scale=3.0, branches="separate", knots=3))
+SPACES += [
+    SearchSpace.build(
+        SITES, "block", search_output=out, search_guidance=guidance, search_shift=shift
+    )
+    for out in (True, False)
+    for guidance, shift in ((True, False), (False, True), (True, True))
+]
 
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), space=st.sampled_from(SPACES))
 def test_a_vector_survives_the_way_to_names_and_json_and_back(data, space):
-    numbers = st.floats(-10, 10, allow_nan=False)
-    vector = np.array(data.draw(st.lists(numbers, min_size=space.size, max_size=space.size)))
+    bounds = space.bounds((-10, 10), (-10, 10))
+    vector = np.array(data.draw(st.tuples(*[st.floats(low, high) for low, high in bounds])))
     coefficients = space.coefficients(vector)
     stored = Coefficients.model_validate_json(coefficients.model_dump_json())
     assert stored == coefficients
@@ -194,3 +201,38 @@ def test_members_that_contradict_each_other_are_told(change, said):
     )
     assert not list(good.problems())
     assert any(said in problem for problem in good.model_copy(update=change).problems())
+
+
+def test_factors_on_the_sampling_follow_the_output_weights():
+    space = SearchSpace.build(
+        SITES, "block", guidance_scale=3.0, search_guidance=True, search_shift=True
+    )
+    assert space.labels[-4:] == ("conditional/output", "unconditional/output", "guidance", "shift")
+    assert space.is_output[-4:].tolist() == [True, True, False, False]
+    assert space.num_scales + space.num_outputs + len(space.factors) == space.size
+    found = space.coefficients([*space.start[:-2], 1.5, 0.5])
+    assert (found.guidance, found.shift) == (1.5, 0.5)
+    assert found.factors == ("guidance", "shift")
+    assert "guidance and the shift" in found.unfoldable
+    half = found.with_strength(0.5)
+    assert (half.guidance, half.shift) == (1.25, 0.75)
+    original = space.coefficients(space.start)
+    assert (original.factors, original.unfoldable) == ((), "")
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_the_start_lies_within_the_bounds_of_every_entry(space):
+    bounds = space.bounds((-1, 2), (-10, 10))
+    assert bounds.shape == (space.size, 2)
+    assert (bounds[:, 0] < space.start).all()
+    assert (space.start < bounds[:, 1]).all()
+    assert (bounds[space.is_output] == (-10, 10)).all()
+    assert (bounds[: space.num_scales] == (-1, 2)).all()
+
+
+@pytest.mark.parametrize("change", [{"shift": 0.0}, {"shift": -1.0}, {"guidance": -0.5}])
+def test_factors_without_a_meaning_are_refused(change):
+    values = {"granularity": "block", "scales": [{"a": 1.0}], "output_weights": [1.0]}
+    Coefficients.model_validate(values | {"start_weights": [1.0]})
+    with pytest.raises(ValidationError, match="greater than"):
+        Coefficients.model_validate(values | {"start_weights": [1.0]} | change)

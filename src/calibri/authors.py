@@ -226,6 +226,11 @@ def export_authors_vector(coefficients: Coefficients, transformer: nn.Module) ->
             f"The authors' files hold constant scalars; these change over the sampling steps and "
             f"have {coefficients.knots} knots."
         )
+    if coefficients.factors:
+        raise CalibrationError(
+            f"The authors' files hold scalars of the model alone; these coefficients also change "
+            f"the {' and the '.join(coefficients.factors)} of the sampling."
+        )
     members = len(coefficients.output_weights)
     scales = coefficients.scales * (members if len(coefficients.scales) == 1 else 1)
     parts = [

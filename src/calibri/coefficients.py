@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, FiniteFloat, PositiveInt
+from pydantic import Field, FiniteFloat, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from calibri.errors import CalibrationError, ConfigError
 from calibri.results import Record
@@ -21,10 +21,14 @@ from calibri.sites import Site
 Granularity = Literal["block", "layer", "gate"]
 Branches = Literal["shared", "separate"]
 Branch = Literal["conditional", "unconditional"]
+Factor = Literal["guidance", "shift"]
 Vector = NDArray[np.float64]
 
 GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 BRANCHES: tuple[Branch, ...] = get_args(Branch)
+
+# From no guidance to three times what the model is served with; a shift is positive.
+FACTOR_BOUNDS: dict[Factor, tuple[float, float]] = {"guidance": (0.0, 3.0), "shift": (0.2, 5.0)}
 
 
 def parameter_name(site: Site, granularity: Granularity) -> str:
@@ -57,6 +61,8 @@ class Coefficients(Record):
             the negative prompt; None when member i is branch i of guidance.
         knots: points of the trajectory, evenly spaced in the timestep from 0, the image, to its
             maximum, the noise. Scales are linear between them; with one they are constant.
+        guidance: factor on the guidance that the model embeds (FLUX.1-dev).
+        shift: factor on the shift of the noise schedule of a flow-matching scheduler.
     """
 
     granularity: Granularity
@@ -65,6 +71,8 @@ class Coefficients(Record):
     start_weights: tuple[FiniteFloat, ...] = Field(min_length=1)
     branches: tuple[Branch, ...] | None = Field(None, min_length=1)
     knots: PositiveInt = 1
+    guidance: NonNegativeFloat = Field(1.0, allow_inf_nan=False)
+    shift: PositiveFloat = Field(1.0, allow_inf_nan=False)
 
     @property
     def member_branches(self) -> tuple[int, ...]:
@@ -91,6 +99,12 @@ class Coefficients(Record):
         return own or len(set(multipliers)) > 1 or self.is_ensemble
 
     @property
+    def factors(self) -> tuple[Factor, ...]:
+        """What of the sampling itself these coefficients change."""
+        values: dict[Factor, float] = {"guidance": self.guidance, "shift": self.shift}
+        return tuple(name for name, value in values.items() if value != 1.0)
+
+    @property
     def unfoldable(self) -> str:
         """Why one set of weights cannot hold these coefficients, in words; empty when it can."""
         members = len(self.output_weights)
@@ -107,6 +121,11 @@ class Coefficients(Record):
         if self.per_branch:
             return (
                 "This calibration scales the conditional and the unconditional branch differently, "
+                "and weights cannot."
+            )
+        if self.factors:
+            return (
+                f"This calibration changes the {' and the '.join(self.factors)} of the sampling, "
                 "and weights cannot."
             )
         return ""
@@ -160,6 +179,8 @@ class Coefficients(Record):
                     for member in self.scales
                 ),
                 "output_weights": tuple(start + strength * (w - start) for w, start in weights),
+                "guidance": 1.0 + strength * (self.guidance - 1.0),
+                "shift": 1.0 + strength * (self.shift - 1.0),
             }
         )
 
@@ -208,7 +229,8 @@ def _few(names: set[str]) -> str:
 class SearchSpace:
     """The parametrisation of one search: flat vector <-> named coefficients.
 
-    The vector lists the scales of each member (member outermost), then the output weights.
+    The vector lists the scales of each member (member outermost), then the output weights, then
+    the factors on the embedded guidance and on the scheduler's shift.
 
     Attributes:
         names: coefficient names at the granularity, without members.
@@ -218,6 +240,8 @@ class SearchSpace:
         search_output: whether the output weights are searched or stay at their start.
         branches: prompt of each member, see ``Coefficients``.
         knots: points of the trajectory that have scales of their own, see ``Coefficients``.
+        search_guidance: whether the factor on the embedded guidance is searched.
+        search_shift: whether the factor on the scheduler's shift is searched.
     """
 
     names: tuple[str, ...]
@@ -227,6 +251,8 @@ class SearchSpace:
     search_output: bool = True
     branches: tuple[Branch, ...] | None = None
     knots: int = 1
+    search_guidance: bool = False
+    search_shift: bool = False
 
     @classmethod
     def build(
@@ -239,6 +265,8 @@ class SearchSpace:
         search_output: bool = True,
         members: int = 1,
         knots: int = 1,
+        search_guidance: bool = False,
+        search_shift: bool = False,
     ) -> SearchSpace:
         """Lay out a search over the sites of a transformer.
 
@@ -251,6 +279,8 @@ class SearchSpace:
             members: members of the ensemble that see the prompt, each with its own scales; under
                 guidance the negative prompt has one more.
             knots: points of the trajectory that have scales of their own; 1 is the paper's.
+            search_guidance: search a factor on the embedded guidance too.
+            search_shift: search a factor on the scheduler's shift too.
 
         Raises:
             ConfigError: separate branches are asked for without guidance, or several members
@@ -278,12 +308,33 @@ class SearchSpace:
             search_output=search_output,
             branches=(*own, *BRANCHES[:1] * more) if more else None,
             knots=knots,
+            search_guidance=search_guidance,
+            search_shift=search_shift,
         )
 
     @property
     def num_scales(self) -> int:
         """Entries of the flat vector that are scales."""
         return self.members * self.knots * len(self.names)
+
+    @property
+    def num_outputs(self) -> int:
+        """Entries of the flat vector that are output weights."""
+        return len(self.start_weights) if self.search_output else 0
+
+    @property
+    def factors(self) -> tuple[Factor, ...]:
+        """The entries of the flat vector behind the output weights."""
+        searched: dict[Factor, bool] = {
+            "guidance": self.search_guidance,
+            "shift": self.search_shift,
+        }
+        return tuple(name for name, is_searched in searched.items() if is_searched)
+
+    @property
+    def member_names(self) -> tuple[str, ...]:
+        """What distinguishes the sets of scales; one empty name when all members share a set."""
+        return tuple(prefix.rstrip("/") for prefix in self._prefixes) if self.members > 1 else ("",)
 
     @property
     def size(self) -> int:
@@ -298,7 +349,7 @@ class SearchSpace:
         knots = [f"@{knot}" for knot in range(self.knots)] if self.knots > 1 else [""]
         scales = [p + name + knot for p in own for knot in knots for name in self.names]
         weights = [f"{prefix}output" for prefix in prefixes] if self.search_output else []
-        return (*scales, *weights)
+        return (*scales, *weights, *self.factors)
 
     @property
     def _prefixes(self) -> list[str]:
@@ -316,14 +367,24 @@ class SearchSpace:
 
     @property
     def start(self) -> Vector:
-        """The original model as a vector: ones, then the start weights."""
+        """The original model as a vector: ones, and the start weights among them."""
         outputs = self.start_weights if self.search_output else ()
-        return np.array([1.0] * self.num_scales + list(outputs))
+        return np.array([1.0] * self.num_scales + [*outputs] + [1.0] * len(self.factors))
 
     @property
     def is_output(self) -> NDArray[np.bool_]:
         """Which entries of the vector are output weights."""
-        return np.arange(self.size) >= self.num_scales
+        places = np.arange(self.size) - self.num_scales
+        return (places >= 0) & (places < self.num_outputs)
+
+    def bounds(
+        self, scale_bounds: tuple[float, float], output_bounds: tuple[float, float]
+    ) -> NDArray[np.float64]:
+        """Give the allowed range of every entry of the vector: float64 (size, 2)."""
+        factors = [FACTOR_BOUNDS[name] for name in self.factors]
+        return np.array(
+            [scale_bounds] * self.num_scales + [output_bounds] * self.num_outputs + factors
+        )
 
     def coefficients(self, vector: Vector | Sequence[float]) -> Coefficients:
         """Name the entries of a flat vector (float64, shape (size,)).
@@ -335,14 +396,16 @@ class SearchSpace:
         if len(values) != self.size:
             raise CalibrationError(
                 f"The vector has {len(values)} entries, this search space has {self.size} "
-                f"({self.num_scales} scales and {self.size - self.num_scales} output weights)."
+                f"({self.num_scales} scales, {self.num_outputs} output weights, "
+                f"{len(self.factors)} factors)."
             )
         step = len(self.names)
         scales = [
             dict(zip(self.names, values[m * step : (m + 1) * step], strict=True))
             for m in range(self.members * self.knots)
         ]
-        weights = values[self.num_scales :] if self.search_output else self.start_weights
+        after = self.num_scales + self.num_outputs
+        weights = values[self.num_scales : after] if self.search_output else self.start_weights
         return Coefficients(
             granularity=self.granularity,
             scales=tuple(scales),
@@ -350,13 +413,15 @@ class SearchSpace:
             start_weights=self.start_weights,
             branches=self.branches,
             knots=self.knots,
+            **dict(zip(self.factors, values[after:], strict=True)),
         )
 
     def vector(self, coefficients: Coefficients) -> Vector:
         """Flatten coefficients of this space; the inverse of ``coefficients``."""
         scales = [member[name] for member in coefficients.scales for name in self.names]
         outputs = coefficients.output_weights if self.search_output else ()
-        return np.array([*scales, *outputs])
+        factors = [getattr(coefficients, name) for name in self.factors]
+        return np.array([*scales, *outputs, *factors])
 
     def named(self, vector: Vector | Sequence[float]) -> Mapping[str, float]:
         """Pair every entry of a vector with its label."""

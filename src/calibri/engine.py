@@ -20,7 +20,7 @@ from calibri.guidance import BranchResolver
 from calibri.in_process import Grouped, InProcess
 from calibri.metrics import diversity
 from calibri.offload import PIPELINE, share_device
-from calibri.pipelines import load_pipeline, pipeline_bytes, resolve_device
+from calibri.pipelines import compile_transformers, load_pipeline, pipeline_bytes, resolve_device
 from calibri.presets import PRESETS, preset
 from calibri.prompt_sets import is_prompt_set, load_prompt_set
 from calibri.prompts import Prompt, check_disjoint, load_prompts, make_prompts, wording

@@ -141,8 +141,7 @@ class InProcess:
     def _sample(self, unit: Unit, rows: Sequence[Row]) -> Tensor:
         size = min(self._rows_at_once or len(rows), len(rows))
         try:
-            batches = (rows[first : first + size] for first in range(0, len(rows), size))
-            return torch.cat([self._batch(unit, batch) for batch in batches])
+            return torch.cat([self._batch(unit, batch) for batch in _batches(unit, rows, size)])
         except torch.OutOfMemoryError as error:
             if size == 1:
                 raise RunError(
@@ -157,11 +156,22 @@ class InProcess:
         return self._sample(unit, rows)
 
     def _batch(self, unit: Unit, rows: Sequence[Row]) -> Tensor:
+        """Sample rows that share a noise schedule."""
         sites = self._scaler.sites
         scales = [torch.from_numpy(c.site_scales(sites)) for c in unit.candidates]
         branches = unit.candidates[0].member_branches
-        self._scaler.set(torch.stack([scales[candidate] for candidate, _ in rows]), branches)
-        return self._sampler.sample([noise for _, noise in rows], unit.num_inference_steps)
+        guidance = torch.tensor([unit.candidates[candidate].guidance for candidate, _ in rows])
+        table = torch.stack([scales[candidate] for candidate, _ in rows])
+        self._scaler.set(table, branches, guidance)
+        shift = unit.candidates[rows[0][0]].shift
+        return self._sampler.sample([noise for _, noise in rows], unit.num_inference_steps, shift)
+
+
+def _batches(unit: Unit, rows: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:
+    """Cut rows into batches of at most ``size`` whose candidates shift the schedule alike."""
+    for _, members in itertools.groupby(rows, key=lambda row: unit.candidates[row[0]].shift):
+        group = list(members)
+        yield from (group[first : first + size] for first in range(0, len(group), size))
 
 
 def _aside(

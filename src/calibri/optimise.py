@@ -41,7 +41,7 @@ def make_search(space: SearchSpace, config: RunConfig, start: Vector | None = No
 
 def search_bounds(space: SearchSpace, config: SearchConfig) -> NDArray[np.float64]:
     """Lowest and highest value of every entry of a vector, (n, 2)."""
-    return np.where(space.is_output[:, None], config.output_bounds, config.scale_bounds)
+    return space.bounds(config.scale_bounds, config.output_bounds)
 
 
 def search_basis(space: SearchSpace) -> NDArray[np.float64]:

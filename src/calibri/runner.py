@@ -224,7 +224,6 @@ def _machine() -> dict[str, str]:
 def _calibration(summary: RunSummary, engine: Engine, coefficients: Coefficients) -> Calibration:
     config = engine.config
     return Calibration(
-        format_version=1,
         calibri_version=__version__,
         transformer_class=summary.transformer_class,
         base_model=config.pipeline,

@@ -20,6 +20,7 @@ from calibri.embeddings import NEGATIVE, call_arguments
 from calibri.encoding import make_encoder
 from calibri.errors import ConfigError, UnsupportedModelError
 from calibri.prompts import Prompt
+from calibri.schedules import changed_shift
 
 # Pipelines that combine as c + g (c - u), which is guidance w = 1 + g, and the g above which they
 # run the unconditional branch.
@@ -131,12 +132,18 @@ class Sampler:
         """Put the text encoders back on the device of the pipeline."""
         self._encoder.encoders.restore()
 
-    def sample(self, noises: Sequence[Noise], num_inference_steps: int | None = None) -> Tensor:
+    def sample(
+        self,
+        noises: Sequence[Noise],
+        num_inference_steps: int | None = None,
+        shift: float = 1.0,
+    ) -> Tensor:
         """Sample one batch.
 
         Args:
             noises: what to sample, one image each.
             num_inference_steps: other steps than the configured ones.
+            shift: factor on the shift of the scheduler, see ``calibri.schedules``.
 
         Returns:
             uint8 (N, 3, H, W) on the CPU.
@@ -144,7 +151,7 @@ class Sampler:
         arguments = self._arguments(noises)
         if num_inference_steps is not None:
             arguments["num_inference_steps"] = num_inference_steps
-        with torch.no_grad(), self._encoder.answering():
+        with torch.no_grad(), self._encoder.answering(), changed_shift(self.pipe, shift):
             images = self.pipe(**arguments).images
         pixels: Tensor = (images.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
         return pixels

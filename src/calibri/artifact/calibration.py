@@ -10,6 +10,7 @@ from pydantic import Field, FiniteFloat, JsonValue, PositiveInt, model_validator
 
 from calibri.artifact import files, hub
 from calibri.artifact.card import render_card
+from calibri.artifact.files import FORMAT_VERSION
 from calibri.coefficients import Coefficients
 from calibri.errors import CalibrationError
 from calibri.results import Evaluation, Record
@@ -44,11 +45,12 @@ class Calibration(Record):
         reward_options: reward name to the arguments it was made with, none of them secret
             (``calibri.rewards.remembered``).
         objective: name of the reward that was maximised.
+        format_version: 2; files of version 1, without factors on guidance and shift, are read too.
         provenance: how it was made: seed, generations, population, command and so on.
         evaluation: held-out figures, or None when the calibration was not evaluated.
     """
 
-    format_version: Literal[1] = 1
+    format_version: Literal[1, 2] = FORMAT_VERSION
     calibri_version: str
     transformer_class: str
     base_model: str
@@ -126,7 +128,9 @@ class Calibration(Record):
             )
         data = files.read_json(folder / files.JSON_NAME)
         calibration = files.validate(cls, data, folder / files.JSON_NAME)
-        files.check_tensors(folder / files.TENSORS_NAME, calibration.coefficients)
+        files.check_tensors(
+            folder / files.TENSORS_NAME, calibration.coefficients, calibration.format_version
+        )
         return calibration
 
     def push_to_hub(
@@ -170,7 +174,9 @@ class Calibration(Record):
             return {
                 files.TENSORS_NAME: files.tensor_bytes(self.coefficients),
                 files.CARD_NAME: render_card(self, source).encode(),
-                files.JSON_NAME: files.json_bytes(self),
+                files.JSON_NAME: files.json_bytes(
+                    self.model_copy(update={"format_version": FORMAT_VERSION})
+                ),
             }
         except UnicodeEncodeError as error:
             raise CalibrationError(

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 import numpy as np
 from pydantic import ValidationError
@@ -25,7 +25,8 @@ CARD_NAME = "README.md"
 # A calibration of the largest known model is far below 1 MB; more is a mistake or an attack.
 MAX_BYTES = 10 * 2**20
 
-_FORMAT_VERSION = 1
+FORMAT_VERSION: Final = 2
+_READABLE = (1, FORMAT_VERSION)
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
@@ -57,12 +58,13 @@ def _tensors(coefficients: Coefficients) -> dict[str, np.ndarray[Any, np.dtype[n
     }
 
 
-def _metadata(coefficients: Coefficients) -> dict[str, str]:
+def _metadata(coefficients: Coefficients, version: int = FORMAT_VERSION) -> dict[str, str]:
     return {
-        "format_version": str(_FORMAT_VERSION),
+        "format_version": str(version),
         "granularity": coefficients.granularity,
         **{f"names.{i}": json.dumps([*m]) for i, m in enumerate(coefficients.scales)},
         **({"knots": str(coefficients.knots)} if coefficients.knots > 1 else {}),
+        **{name: repr(getattr(coefficients, name)) for name in coefficients.factors},
     }
 
 
@@ -158,10 +160,10 @@ def read_json(path: Path) -> bytes:
         raise _damaged(path, str(error)) from error
     if not isinstance(document, dict):
         raise _damaged(path, "it does not contain a JSON object")
-    if document.get("format_version") != _FORMAT_VERSION:
+    if document.get("format_version") not in _READABLE:
         raise CalibrationError(
             f"{path} has format version {document.get('format_version')!r}; this version of "
-            f"Calibri reads version {_FORMAT_VERSION}. Update Calibri, or ask for the calibration "
+            f"Calibri reads up to version {FORMAT_VERSION}. Update Calibri, or ask for the calibration "
             "in the older format."
         )
     return data
@@ -188,7 +190,7 @@ def _damaged(path: Path, reason: str) -> CalibrationError:
     )
 
 
-def check_tensors(path: Path, coefficients: Coefficients) -> None:
+def check_tensors(path: Path, coefficients: Coefficients, version: int) -> None:
     """Check that the safetensors file holds exactly these coefficients.
 
     Raises:
@@ -206,7 +208,7 @@ def check_tensors(path: Path, coefficients: Coefficients) -> None:
         stored[name].dtype == np.float64 and np.array_equal(stored[name], expected[name])
         for name in expected
     )
-    if not same or metadata != _metadata(coefficients):
+    if not same or metadata != _metadata(coefficients, version):
         raise CalibrationError(
             f"{path.name} and {JSON_NAME} in {path.parent} disagree: they do not come from the "
             "same calibration, or saving was interrupted. Download or save it again."

@@ -5,8 +5,9 @@ does it while coefficients change; fusing folds s into the weights of the branch
 they are final.
 """
 
+from calibri.scaling.embedded import check_embedded_guidance
 from calibri.scaling.fold import Fused
 from calibri.scaling.hooks import Layout, LayoutResolver
 from calibri.scaling.scaler import Scaler
 
-__all__ = ["Fused", "Layout", "LayoutResolver", "Scaler"]
+__all__ = ["Fused", "Layout", "LayoutResolver", "Scaler", "check_embedded_guidance"]

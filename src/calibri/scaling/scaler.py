@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from calibri.scaling.embedded import GuidanceHook
 from calibri.scaling.hooks import LayoutResolver, NetworkHooks, refuse_compiled, timestep_range
 from calibri.sites import Networks, as_networks, find_output_sites, sites_of
 
@@ -36,13 +37,19 @@ class Scaler:
             refuse_compiled(network.transformer)
             find_output_sites(network.transformer)
         self._hooks = [NetworkHooks(network, resolver) for network in self.networks]
+        self._guidance = [GuidanceHook(network.transformer) for network in self.networks]
 
     @property
     def transformer(self) -> nn.Module:
         """The transformer of the pipeline, the first where it has several."""
         return self.networks[0].transformer
 
-    def set(self, scales: Tensor, branches: Sequence[int] | None = None) -> None:
+    def set(
+        self,
+        scales: Tensor,
+        branches: Sequence[int] | None = None,
+        guidance: Tensor | None = None,
+    ) -> None:
         """Set the scales of the following forwards.
 
         Args:
@@ -56,11 +63,12 @@ class Scaler:
                 branch i. Where several members share a branch, each forward becomes their
                 weighted sum: in one batch, or one after the other when memory does not suffice or
                 an argument of the forward is not known to have a batch axis.
+            guidance: factors on the embedded guidance, (images,) or (1,); None for none.
 
         Raises:
             ValueError: the shape does not fit the sites.
             UnsupportedModelError: there are several knots, and the timesteps of a transformer are
-                not known.
+                not known; or a factor, and no guidance is embedded.
         """
         if scales.ndim not in (3, 4) or scales.shape[-1] != len(self.sites) + 1:
             raise ValueError(
@@ -70,6 +78,8 @@ class Scaler:
         if scales.ndim == 4:
             for network in self.networks:
                 timestep_range(network.transformer)
+        for hook in self._guidance:
+            hook.set(guidance)
         first = 0
         for hooks in self._hooks:
             last = first + len(hooks.sites)
@@ -80,3 +90,5 @@ class Scaler:
         """Take every hook off; the transformers are as they were before."""
         for hooks in self._hooks:
             hooks.remove()
+        for hook in self._guidance:
+            hook.remove()
