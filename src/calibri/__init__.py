@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from calibri.authors import export_authors_vector, import_authors_vector
     from calibri.catalogue import ModelStatus, models
     from calibri.config import RunConfig, load_config
+    from calibri.costs import Plan, plan
     from calibri.errors import CalibriError
     from calibri.evaluation import evaluate
     from calibri.exports import export
@@ -38,6 +39,7 @@ _WHERE = {
     "Evaluation": "results",
     "Inspection": "inspection",
     "ModelStatus": "catalogue",
+    "Plan": "costs",
     "RunConfig": "config",
     "RunSummary": "results",
     "calibrate": "runner",
@@ -52,6 +54,7 @@ _WHERE = {
     "load": "applied",
     "load_config": "config",
     "models": "catalogue",
+    "plan": "costs",
     "report": "reporting",
     "resume": "runner",
 }
@@ -64,6 +67,7 @@ __all__ = [
     "Evaluation",
     "Inspection",
     "ModelStatus",
+    "Plan",
     "RunConfig",
     "RunSummary",
     "__version__",
@@ -79,6 +83,7 @@ __all__ = [
     "load",
     "load_config",
     "models",
+    "plan",
     "report",
     "resume",
 ]

@@ -17,6 +17,7 @@ from calibri.cli.generate import generate
 from calibri.cli.import_ import import_
 from calibri.cli.inspect import inspect
 from calibri.cli.models import models
+from calibri.cli.plan import plan
 from calibri.cli.publish import publish
 from calibri.cli.report import report
 from calibri.cli.resume import resume
@@ -33,7 +34,7 @@ app = typer.Typer(
 
 _REWARDS = "Rewards"
 _PANELS = {
-    "Calibrate": (calibrate, resume, report),
+    "Calibrate": (plan, calibrate, resume, report),
     "Use a calibration": (generate, evaluate, fuse, publish, export, import_),
     "Look at a model": (inspect, models),
     _REWARDS: (serve_reward,),

@@ -1,0 +1,217 @@
+"""``calibri plan``."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from calibri.cli.display import loading, out, printable, say
+from calibri.cli.options import (
+    MACHINE,
+    RUN,
+    SAMPLING,
+    SEARCH,
+    BranchesName,
+    DeviceOption,
+    GranularityName,
+    JsonOption,
+)
+from calibri.cli.quiet import quiet_libraries
+
+if TYPE_CHECKING:
+    from calibri.costs import Plan
+    from calibri.procedures import Hours, Procedure
+
+_Row = tuple[str, list[str]]
+
+_USABLE = 0.9  # of a GPU's memory; activations and the driver take the rest
+
+_PIPELINE = (
+    "flux.1-dev, sd3.5-medium or qwen-image (known here), 'shapes' (shipped, the default), a "
+    "diffusers folder, or a repository, of which only configuration files are read."
+)
+
+
+def plan(
+    pipeline: Annotated[
+        str | None, typer.Argument(metavar="PIPELINE", help=_PIPELINE, show_default=False)
+    ] = None,
+    reward: Annotated[
+        str | None, typer.Option("--reward", metavar="NAME", help="Reward to maximise.")
+    ] = None,
+    granularity: Annotated[
+        GranularityName | None,
+        typer.Option("--granularity", help="What shares a scalar.", rich_help_panel=SEARCH),
+    ] = None,
+    branches: Annotated[
+        BranchesName | None,
+        typer.Option("--branches", help="Scalars per branch.", rich_help_panel=SEARCH),
+    ] = None,
+    generations: Annotated[
+        int | None, typer.Option("--generations", help="Budget.", rich_help_panel=SEARCH)
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", help="Steps per image.", rich_help_panel=SAMPLING)
+    ] = None,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option("--guidance-scale", help="As you will serve.", rich_help_panel=SAMPLING),
+    ] = None,
+    config_file: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="YAML.", rich_help_panel=RUN)
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting.", rich_help_panel=RUN),
+    ] = None,
+    machine: Annotated[
+        Literal["h100", "h200", "a100", "4090"] | None,
+        typer.Option("--machine", help="Published throughput.", rich_help_panel=MACHINE),
+    ] = None,
+    tflops: Annotated[
+        float | None,
+        typer.Option("--tflops", help="Throughput you measured.", rich_help_panel=MACHINE),
+    ] = None,
+    measured: Annotated[
+        bool,
+        typer.Option("--measure", help="Time a few batches here.", rich_help_panel=MACHINE),
+    ] = False,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a run will cost: images, FLOPs, hours and memory, before any of it is spent.
+
+    Takes what [bold]calibri calibrate[/bold] takes. No weights are read or downloaded, except to
+    --measure; what a configuration leaves open is, for a model of the paper, as in the paper.
+
+        calibri plan flux.1-dev
+        calibri plan sd3.5-medium --machine a100 --set search.generations=40
+        calibri plan --measure
+    """
+    flags = {
+        "pipeline": pipeline,
+        "device": device,
+        "rewards.objective": reward,
+        "space.granularity": granularity,
+        "space.branches": branches,
+        "search.generations": generations,
+        "sampling.num_inference_steps": steps,
+        "sampling.guidance_scale": guidance_scale,
+    }
+    with loading("Counting"):
+        from calibri.config import load_config
+        from calibri.costs import plan as plan_run
+
+        quiet_libraries()
+        config = load_config(config_file, overrides or [], flags)
+        planned = plan_run(config, machine=machine, tflops=tflops, measured=measured)
+    if as_json:
+        typer.echo(planned.model_dump_json(indent=2))
+    else:
+        _show(planned)
+
+
+def _show(planned: Plan) -> None:
+    console = out()
+    parts = ", ".join(f"{part} {_flop(tera)}" for part, tera in planned.image_teraflop.items())
+    per_image = _flop(sum(planned.image_teraflop.values()))
+    title = f"{planned.pipeline}: {planned.transformer_class}, {planned.height} x {planned.width}"
+    say(console, Text(printable(title), style="bold"))
+    say(
+        console,
+        f"{planned.parameters} numbers are searched (granularity {planned.granularity}). An image "
+        f"takes {planned.nfe} evaluations of the transformer of "
+        f"{_flop(planned.forward_teraflop)} each, in all {per_image} ({parts}).",
+    )
+    console.print()
+    console.print(_table(planned))
+    console.print()
+    for line in _memory(planned):
+        say(console, line)
+    for note in planned.notes:
+        say(console, Text(printable(note), style="dim"))
+
+
+def _flop(tera: float) -> str:
+    """Write a number of TFLOP with the prefix that suits it, to three digits."""
+    exponent = 0 if tera == 0 else int(math.floor(math.log10(tera) / 3))
+    exponent = min(max(exponent, -2), 2)
+    number = tera / 1000.0**exponent
+    digits = max(0, 2 - int(math.log10(number))) if number >= 1 else 3
+    return f"{number:.{digits}f} {'MGTPE'[exponent + 2]}FLOP"
+
+
+def _table(planned: Plan) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+    table.add_column("")
+    for procedure in planned.procedures:
+        table.add_column(procedure.title, justify="right")
+    for label, cells in _rows(planned):
+        table.add_row(Text(label), *map(Text, cells))
+    return table
+
+
+def _rows(planned: Plan) -> list[_Row]:
+    both = planned.procedures
+    rows: list[_Row] = [
+        ("generations", [f"{p.generations:,}" for p in both]),
+        ("candidates x prompts", [_candidates(p) for p in both]),
+    ]
+    for phase in dict.fromkeys(phase for p in both for phase in p.images):
+        rows.append((f"images, {phase}", [_count(p, phase) for p in both]))
+    rows.append(("images, all", [f"{sum(p.images.values()):,}" for p in both]))
+    rows.append(("in all", [_flop(1e3 * sum(p.petaflop.values())) for p in both]))
+    for times in zip(*(p.hours for p in both), strict=True):
+        rows.append((_speed(times[0], planned.machine), [_hours(hours) for hours in times]))
+    if any(p.published_hours for p in both):
+        published = [p.published_hours for p in both]
+        rows.append(("hours on an H100, as published", [f"{h:g}" if h else "-" for h in published]))
+    return rows
+
+
+def _candidates(procedure: Procedure) -> str:
+    beside = " + the original" if procedure.with_original else ""
+    return f"{procedure.popsize}{beside} x {procedure.bucket_size}"
+
+
+def _count(procedure: Procedure, phase: str) -> str:
+    return f"{procedure.images[phase]:,}" if phase in procedure.images else "-"
+
+
+def _speed(hours: Hours, machine: str | None) -> str:
+    speed = hours.speed
+    low, high = (f"{x:.3g}" for x in (speed.low, speed.high))
+    rate = f"{low} TFLOP/s" if low == high else f"{low} to {high} TFLOP/s"
+    place = f" on an {machine}" if machine and speed.label in ("eager", "compiled") else ""
+    return f"hours{place}, {speed.label} ({rate})"
+
+
+def _hours(hours: Hours) -> str:
+    return f"{hours.low:.2g} to {hours.high:.2g}" if hours.high < 10 else _whole(hours)
+
+
+def _whole(hours: Hours) -> str:
+    return f"{hours.low:.0f} to {hours.high:.0f}"
+
+
+def _memory(planned: Plan) -> list[str]:
+    parts = ", ".join(f"{c.name} {c.gigabytes:.2g}" for c in planned.components)
+    everything = f"{planned.resident_gigabytes:.3g} GB with everything on the device"
+    largest = f"{planned.offloaded_gigabytes:.3g} GB with one network at a time"
+    lines = [f"Memory of the weights: {everything}, {largest} ({parts})."]
+    if planned.machine and planned.machine_gigabytes:
+        lines.append(f"{_fits(planned)} on the {planned.machine_gigabytes} GB of one.")
+    return lines
+
+
+def _fits(planned: Plan) -> str:
+    room = _USABLE * (planned.machine_gigabytes or 0)
+    if planned.resident_gigabytes < room:
+        return "Everything fits"
+    offloaded = planned.offloaded_gigabytes < room
+    return "One network at a time fits" if offloaded else "Not even the largest network fits"

@@ -1,0 +1,185 @@
+"""What one way of searching costs: images by phase, FLOPs by part, hours by machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from calibri.config import RunConfig, SearchConfig
+from calibri.flops import ImageFlops
+from calibri.geometries import Geometry
+from calibri.results import Record
+from calibri.rewards.mixing import parse_mixture
+from calibri.search import default_popsize
+from calibri.throughput import Speed
+
+TERA, PETA = 1e12, 1e15
+# The authors' loop: 496 prompts, 16 a bucket, are scored before the first and every 10th iteration.
+_PAPER_VALIDATION = 496
+# Beside what is counted, the host, the reward's preparation and waiting: at most this much more.
+OVERHEAD = 1.25
+
+# (TFLOP of an image, billions of parameters). HPSv3: 256 visual and about 330 text tokens through
+# Qwen2-VL-7B. The others: two FLOPs for each weight and token of their published geometry.
+REWARD_COSTS: dict[str, tuple[float, float]] = {
+    "shapes": (0.0, 0.0),
+    "shapes-judge": (0.0, 0.0),
+    "jpeg-compressibility": (0.0, 0.0),
+    "jpeg-incompressibility": (0.0, 0.0),
+    "hpsv3": (9.2, 8.29),
+    "pickscore": (0.38, 0.99),
+    "hpsv2.1": (0.38, 0.99),
+    "imagereward": (0.13, 0.45),
+}
+
+
+class Hours(Record):
+    """Time on one machine, all of it busy with one run.
+
+    Attributes:
+        low: at the highest throughput, nothing else costing time.
+        high: at the lowest, with ``OVERHEAD``.
+    """
+
+    speed: Speed
+    low: float
+    high: float
+
+
+class Procedure(Record):
+    """What one way of searching costs.
+
+    Attributes:
+        with_original: the original model is scored beside the candidates of each generation.
+        images: phase to images.
+        petaflop: transformer, text encoders, VAE and rewards.
+        published_hours: of an H100, as the paper reports them.
+    """
+
+    title: str
+    generations: int
+    popsize: int
+    bucket_size: int
+    with_original: bool
+    images: dict[str, int]
+    petaflop: dict[str, float]
+    hours: list[Hours]
+    published_hours: float | None = None
+
+
+def images_by_phase(config: RunConfig, size: int, scale_prompts: int = 0) -> dict[str, int]:
+    """Count the images that a run will sample at most, by phase.
+
+    Args:
+        config: of the run.
+        size: numbers that are searched.
+        scale_prompts: prompts on which the rewards of a mixture are scaled first.
+    """
+    search, evaluation = config.search, config.evaluation
+    popsize = search.popsize or default_popsize(size)
+    checkpoints = -(-search.generations // search.validate_every) + 1
+    multiples = {1, *evaluation.step_multiples}
+    settings = len(multiples) + min(2, len(multiples))
+    count = search.images_per_prompt
+    bucket = search.generations * (popsize + 1) * search.bucket_size
+    return {
+        "search": (bucket + scale_prompts) * count,
+        "validation": checkpoints * search.num_validation_prompts * count,
+        "evaluation": settings * evaluation.num_prompts * evaluation.images_per_prompt,
+    }
+
+
+def reward_names(config: RunConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Name the rewards of the objective, and all of them."""
+    rewards = config.rewards
+    names = parse_mixture(rewards.objective, rewards.mixing, rewards.constraints).names
+    return tuple(names), tuple(dict.fromkeys((*names, *rewards.held_out)))
+
+
+class Counted:
+    """FLOPs of the phases of a run."""
+
+    def __init__(self, config: RunConfig, flops: ImageFlops, nfe: int, branches: int) -> None:
+        self._config = config
+        self._flops = flops
+        self._nfe = nfe
+        self._text = flops.text * branches  # the negative prompt is encoded beside each prompt
+        self._objective, self._all = reward_names(config)
+
+    def image(self) -> dict[str, float]:
+        """One image of the search, by part, in TFLOP."""
+        return {
+            "transformer": self._nfe * self._flops.forward / TERA,
+            "text encoders": self._text / TERA,
+            "VAE": self._flops.decode / TERA,
+            "reward": self._reward(self._objective),
+        }
+
+    def _reward(self, names: Sequence[str]) -> float:
+        return sum(REWARD_COSTS.get(name, (0.0, 0.0))[0] for name in names)
+
+    def paper(self, geometry: Geometry, size: int, speeds: list[Speed]) -> Procedure:
+        """The paper's loop as its authors run it: every image encodes its prompt again."""
+        search = SearchConfig(method="reference")
+        generations, popsize = geometry.generations, default_popsize(size)
+        images = {
+            "search": generations * popsize * search.bucket_size,
+            "validation": (generations // search.validate_every + 1) * _PAPER_VALIDATION,
+        }
+        total = sum(images.values())
+        petaflop = {part: total * tera / 1e3 for part, tera in self.image().items()}
+        granularity = self._config.space.granularity
+        return Procedure(
+            title="the paper's procedure",
+            generations=generations,
+            popsize=popsize,
+            bucket_size=search.bucket_size,
+            with_original=False,
+            images=images,
+            petaflop=petaflop,
+            hours=_hours(petaflop, speeds),
+            published_hours=geometry.published_hours.get(granularity),
+        )
+
+    def ours(self, size: int, speeds: list[Speed]) -> Procedure:
+        """This configuration: every prompt is encoded once, and the original runs beside."""
+        search = self._config.search
+        images = images_by_phase(self._config, size)
+        petaflop = self._petaflop(images)
+        return Procedure(
+            title="Calibri, as configured",
+            generations=search.generations,
+            popsize=search.popsize or default_popsize(size),
+            bucket_size=search.bucket_size,
+            with_original=True,
+            images=images,
+            petaflop=petaflop,
+            hours=_hours(petaflop, speeds),
+        )
+
+    def _petaflop(self, images: Mapping[str, int]) -> dict[str, float]:
+        search, evaluation = self._config.search, self._config.evaluation
+        multiples = sorted({1, *evaluation.step_multiples})
+        # The calibrated model at the first two multiples of the steps, the original at all.
+        per_setting = evaluation.num_prompts * evaluation.images_per_prompt
+        steps = sum(multiples) + sum(multiples[:2])
+        forwards = self._nfe * (images["search"] + images["validation"] + per_setting * steps)
+        prompts = search.generations * search.bucket_size
+        prompts += search.num_validation_prompts + evaluation.num_prompts
+        guarded = self._objective if self._config.rewards.guard == "off" else self._all
+        reward = images["search"] * self._reward(self._objective)
+        reward += images["validation"] * self._reward(guarded)
+        reward += images["evaluation"] * self._reward(self._all)
+        return {
+            "transformer": forwards * self._flops.forward / PETA,
+            "text encoders": prompts * self._text / PETA,
+            "VAE": sum(images.values()) * self._flops.decode / PETA,
+            "reward": reward / 1e3,
+        }
+
+
+def _hours(petaflop: Mapping[str, float], speeds: Sequence[Speed]) -> list[Hours]:
+    total = sum(petaflop.values()) * 1e3 / 3600
+    return [
+        Hours(speed=speed, low=total / speed.high, high=total / speed.low * OVERHEAD)
+        for speed in speeds
+    ]

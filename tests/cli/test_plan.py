@@ -1,0 +1,73 @@
+"""``calibri plan``."""
+
+import json
+
+import pytest
+
+from calibri.cli.plan import _flop, _memory
+from calibri.costs import Plan, plan
+
+pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
+
+
+def test_plan_shows_the_paper_beside_the_configuration(calibri):
+    shown = calibri("plan", "flux.1-dev", "--generations", 7, "--machine", "a100").stdout
+    rows = {line.split("  ")[0].strip(): line.split() for line in shown.splitlines() if line}
+    assert rows["generations"][-2:] == ["200", "7"]
+    assert rows["images, search"][-2:] == ["51,200", f"{7 * 33 * 16:,}"]
+    assert rows["hours on an H100, as published"][-2:] == ["32", "-"]
+    assert any(label.startswith("hours on an A100, eager") for label in rows)
+    assert "15 evaluations of the transformer of 21.5 TFLOP each, in all 339 TFLOP" in shown
+
+
+def test_plan_prints_json_of_the_same_plan(calibri, tiny):
+    printed = calibri("plan", "--config", tiny, "--tflops", 2, "--set", "seed=3", "--json").stdout
+    found = Plan.model_validate(json.loads(printed))
+    assert found.procedures[1].generations == 1
+    assert found.procedures[1].hours[0].speed.high == 2
+    assert found.num_inference_steps == 2
+
+
+def test_plan_measures_the_shipped_pipeline(calibri, tiny):
+    printed = calibri("plan", "--config", tiny, "--measure", "--json").stdout
+    (hours,) = Plan.model_validate(json.loads(printed)).procedures[1].hours
+    assert 0 < hours.speed.low <= hours.speed.high
+    assert 0 < hours.low < hours.high
+
+
+def test_plan_refuses_what_it_cannot_find(calibri, tmp_path):
+    result = calibri("plan", tmp_path)
+    assert result.exit_code == 3
+    assert "model_index.json" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("resident", "largest", "text"),
+    [(50.3, 23.8, "Not even"), (50.3, 21.5, "One network"), (21.5, 9.0, "Everything fits on")],
+)
+def test_plan_says_whether_the_networks_fit(resident, largest, text):
+    sizes = {"resident_gigabytes": resident, "offloaded_gigabytes": largest}
+    planned = plan(machine="4090").model_copy(update=sizes)
+    assert _memory(planned)[-1].startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("tera", "text"),
+    [
+        (0.0, "0.000 TFLOP"),
+        (7.2109e-05, "72.1 MFLOP"),
+        (2.51497, "2.51 TFLOP"),
+        (339.0, "339 TFLOP"),
+        (999.96, "1000 TFLOP"),
+        (20888374.0, "20.9 EFLOP"),
+        (178e6, "178 EFLOP"),
+        (1e-9, "0.001 MFLOP"),
+    ],
+)
+def test_flops_are_written_with_three_digits_and_a_prefix(tera, text):
+    assert _flop(tera) == text
+
+
+def test_the_command_and_the_call_agree(calibri):
+    printed = Plan.model_validate(json.loads(calibri("plan", "--json").stdout))
+    assert printed == plan(device="auto")
