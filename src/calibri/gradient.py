@@ -74,6 +74,11 @@ def differentiable_rewards(engine: Engine) -> dict[str, DifferentiableReward]:
             f"{what} no gradient here. Use a single reward or a mixture by z-scores, or the "
             "black-box search."
         )
+    if engine.space.factors:
+        raise ConfigError(
+            f"The {' and the '.join(engine.space.factors)} of the sampling have no gradient here. "
+            "Set space.guidance and space.shift to false, or use the black-box search."
+        )
     if engine.space.branches is not None:
         raise ConfigError(
             "Members of an ensemble start without weight and are not run, so they have no "
@@ -109,10 +114,10 @@ class Gradients:
     def __init__(self, engine: Engine, evaluator: Evaluator, last_steps: int | None = None) -> None:
         engine.sampler.check_gradient(last_steps)
         self._rewards = differentiable_rewards(engine)
+        self._jacobian = jacobian(engine.space, engine.scaler.sites)
         self._engine = engine
         self._evaluator = evaluator
         self._last_steps = last_steps
-        self._jacobian = jacobian(engine.space, engine.scaler.sites)
         self._rows_at_once = engine.config.sampling.batch_size
         for part in engine.pipe.components.values():
             if isinstance(part, nn.Module):
