@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -102,9 +102,12 @@ class Rig:
         call: further arguments of the pipeline.
         parts: components besides the transformer.
         settings: attributes of the pipeline.
+        config: arguments of the transformer that differ from its specimen's.
         offset: w of the formula is the argument plus this.
         rows: branches of each call, in order.
-        context: the pipeline names the branch of each call.
+        context: equal texts can be told apart: the pipeline names the branch of each call, or
+            masks the prompt alone.
+        steps: the fewest that the pipeline can do.
         normalised: the combination gets the norm of the conditional prediction.
         prefix: what the pipeline puts before the prompt, and not before the negative prompt.
     """
@@ -118,7 +121,9 @@ class Rig:
     call: dict[str, Any] = field(default_factory=dict)
     parts: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
     context: bool = False
+    steps: int = 1
     normalised: bool = False
     prefix: str = ""
 
@@ -127,7 +132,8 @@ class Rig:
         return self.name.removesuffix("Pipeline")
 
     def build(self, **parts: Any) -> Any:
-        specimen = next(s for s in ZOO if s.model_class == self.transformer)
+        found = next(s for s in ZOO if s.model_class == self.transformer)
+        specimen = replace(found, config=found.config | self.config)
         kinds: dict[str, Any] = dict(tokenizer=Tokenizer(), text_encoder=TextEncoder(), vae=None)
         pipe = getattr(diffusers, self.name)(
             transformer=specimen.model(), scheduler=self.scheduler(), **(kinds | self.parts | parts)
@@ -269,5 +275,32 @@ RIGS = (
         diffusers.DDIMScheduler,
         UNCONDITIONAL_FIRST,
         call=SHORT | dict(num_frames=8, clean_caption=False),
+    ),
+    Rig(
+        "MochiPipeline",
+        "MochiTransformer3DModel",
+        _flow(),
+        UNCONDITIONAL_FIRST,
+        call=dict(height=16, width=16, num_frames=7, max_sequence_length=5),
+        steps=2,
+    ),
+    Rig(
+        "LattePipeline",
+        "LatteTransformer3DModel",
+        diffusers.DDIMScheduler,
+        UNCONDITIONAL_FIRST,
+        call=dict(height=64, width=64, video_length=2, clean_caption=False),
+        context=True,
+        config=dict(out_channels=8),  # the pipeline drops the half that is the variance
+    ),
+    Rig(
+        "HunyuanVideoPipeline",
+        "HunyuanVideoTransformer3DModel",
+        _flow(),
+        APART,
+        guidance="true_cfg_scale",
+        call=VIDEO | dict(guidance_scale=6.0, prompt_template={"template": "{}", "crop_start": 0}),
+        parts=CLIP_PAIR,
+        context=True,
     ),
 )
