@@ -2,6 +2,20 @@
 
 from calibri.search.adam import AdamSearch
 from calibri.search.cma import CMASearch, default_popsize, tail_mean
-from calibri.search.stopping import reached_plateau
+from calibri.search.racing import first_prompts, images_of_generation, race_scores, survivors
+from calibri.search.schedule import bucket_size
+from calibri.search.stopping import reached_plateau, select
 
-__all__ = ["AdamSearch", "CMASearch", "default_popsize", "reached_plateau", "tail_mean"]
+__all__ = [
+    "AdamSearch",
+    "CMASearch",
+    "bucket_size",
+    "default_popsize",
+    "first_prompts",
+    "images_of_generation",
+    "race_scores",
+    "reached_plateau",
+    "select",
+    "survivors",
+    "tail_mean",
+]

@@ -1,6 +1,6 @@
-"""CMA-ES (Hansen 2016, arXiv 1604.00772) behind ask and tell; numpy only.
+"""CMA-ES behind ask and tell: start, basis, bounds and seeds around its distribution.
 
-Higher scores are better here; the library minimises, so signs flip at this border and nowhere else.
+Higher scores are better, here and everywhere.
 """
 
 from __future__ import annotations
@@ -9,12 +9,10 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from cmaes import CMA
 from numpy.typing import NDArray
 
+from calibri.search.distribution import Distribution, Vector
 from calibri.seeds import derive_seed
-
-Vector = NDArray[np.float64]
 
 
 def default_popsize(dimension: int) -> int:
@@ -25,17 +23,21 @@ def default_popsize(dimension: int) -> int:
 class CMASearch:
     """Maximise a noisy function of a vector.
 
-    The random state of a generation depends on (seed, generation) alone, so telling stored scores
-    again replays a search bit for bit.
+    The candidates of a generation depend on (seed, generation) and the scores told before alone,
+    so telling stored scores again replays a search bit for bit.
 
     Args:
         start: first mean, float64 (n,).
         basis: columns are the steps along which the first distribution is isotropic, float64
             (n, n), invertible; the identity searches the vector as it is.
-        bounds: lowest and highest value of each coordinate, float64 (n, 2).
+        bounds: lowest and highest value of each coordinate, float64 (n, 2); candidates beyond
+            them are clipped.
         sigma0: first step size, in units of ``basis``.
-        popsize: candidates per generation.
+        popsize: candidates per generation, at least 4.
         seed: run seed.
+
+    Raises:
+        ValueError: fewer than 4 candidates.
     """
 
     def __init__(
@@ -48,47 +50,46 @@ class CMASearch:
         popsize: int,
         seed: int,
     ) -> None:
+        if popsize < 4:
+            raise ValueError(f"A population needs at least 4 candidates, got {popsize}.")
         self._start = start
         self._basis = basis
         self._bounds = bounds
         self._seed = seed
-        # The library's covariance is isotropic at first, so it searches basis^-1 (x - start).
-        self._cma = CMA(
-            mean=np.zeros_like(start),
-            sigma=sigma0,
-            bounds=_inner_bounds(start, basis, bounds),
-            population_size=popsize,
-            seed=0,
-        )
+        self._popsize = popsize
+        # Isotropic at first, so it searches basis^-1 (x - start).
+        self._distribution = Distribution(len(start), sigma0)
 
     @property
     def popsize(self) -> int:
         """Candidates per generation."""
-        return int(self._cma.population_size)
+        return self._popsize
 
     @property
     def generation(self) -> int:
         """Generations told so far."""
-        return int(self._cma.generation)
+        return self._distribution.generation
 
     @property
     def mean(self) -> Vector:
         """Mean of the distribution, float64 (n,)."""
-        return self._outer(self._cma.mean)
+        return self._outer(self._distribution.mean)
 
     @property
     def sigma(self) -> float:
         """Step size, in units of ``basis``."""
-        return float(self._cma._sigma)
+        return self._distribution.sigma
 
     def ask(self) -> list[Vector]:
         """Draw the candidates of the current generation; asking twice gives the same ones."""
-        # numpy's RandomState takes 32 bits.
-        self._cma.reseed_rng(derive_seed(self._seed, "search", self.generation) % 2**32)
-        return [self._outer(self._cma.ask()) for _ in range(self.popsize)]
+        rng = np.random.default_rng(derive_seed(self._seed, "search", self.generation))
+        normals = rng.standard_normal((self._popsize, len(self._start)))
+        return list(self._outer(self._distribution.sample(normals)))
 
     def tell(self, candidates: Sequence[Vector], scores: Sequence[float]) -> None:
         """Update the distribution with the score of every candidate; higher is better.
+
+        Only the order of the scores counts; equal ones keep the order of the candidates.
 
         Raises:
             ValueError: a score is not finite, or there is not one score for each candidate.
@@ -100,23 +101,13 @@ class CMASearch:
             )
         if not np.isfinite(scores).all():
             raise ValueError(f"Scores must be finite, got {list(scores)}.")
-        offsets = np.asarray(candidates) - self._start
-        inner = np.linalg.solve(self._basis, offsets.T).T
-        self._cma.tell([(x, -float(score)) for x, score in zip(inner, scores, strict=True)])
+        order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
+        offsets = np.asarray(candidates)[order] - self._start
+        self._distribution.update(np.linalg.solve(self._basis, offsets.T).T)
 
     def _outer(self, inner: Vector) -> Vector:
-        x = np.clip(self._start + self._basis @ inner, *self._bounds.T)
+        x = np.clip(self._start + inner @ self._basis.T, *self._bounds.T)
         return np.asarray(x, dtype=np.float64)
-
-
-def _inner_bounds(
-    start: Vector, basis: NDArray[np.float64], bounds: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    # A coordinate that is a step of its own keeps its bounds; mixed ones are clipped outside.
-    scale = np.diag(basis)
-    alone = (np.count_nonzero(basis, axis=0) == 1) & (np.count_nonzero(basis, axis=1) == 1)
-    inner = (bounds - start[:, None]) / np.where(alone, scale, 1.0)[:, None]
-    return np.where(alone[:, None], inner, [-np.inf, np.inf])
 
 
 def tail_mean(means: Sequence[Vector], fraction: float) -> Vector:
