@@ -50,7 +50,7 @@ def test_a_plateau_ends_a_search_and_a_rise_does_not():
     rng = np.random.default_rng(0)
     flat, rising = [], []
     for _ in range(40):
-        noise = rng.normal(size=200) * 0.2
+        noise = rng.normal(size=200) * 0.1
         flat.append(stop((1 - np.exp(-np.arange(200) / 8) + noise).tolist()))
         rising.append(stop((np.arange(200) / 100 + noise).tolist()))
     assert all(generation is not None for generation in flat)

@@ -13,32 +13,32 @@ from calibri.seeds import derive_seed
 
 Array = NDArray[np.float64]
 
-# Each look is at a fifth more generations than the last.
+# Each look is at a fifth more checkpoints than the last.
 _GROWTH = 1.2
 
 
 def reached_plateau(
     gains: Sequence[float], window: int, *, tolerance: float = 0.2, error_rate: float = 0.05
 ) -> bool:
-    """Say whether the reward hardly rises any more; call it after every generation.
+    """Say whether the reward hardly rises any more; call it after every checkpoint.
 
-    Looks when there are ``2 * window`` generations and whenever there are a fifth more. A look fits
+    Looks when there are ``2 * window`` checkpoints and whenever there are a fifth more. A look fits
     a line to the second half of the gains, and ends the search if the rise along the line is
-    significantly smaller than ``tolerance`` times their mean: twice the generations would then
+    significantly smaller than ``tolerance`` times their mean: as many checkpoints again would then
     bring less than that share more. The level of look number j is ``error_rate / (j (j + 1))``,
     which sums to ``error_rate`` over any number of looks (alpha spending), so the chance ever to
     end a search whose last half rose by more is at most ``error_rate``, for gains with independent
     normal noise.
 
     Args:
-        gains: mean reward of each generation minus the original's on the same bucket, which
-            removes easy and hard buckets.
-        window: fewest generations that a line is fitted to, at least 4.
-        tolerance: share of the gain that is not worth as many generations again.
+        gains: mean difference to the original at each checkpoint so far, always on the same
+            held-out prompts and noise.
+        window: fewest checkpoints that a line is fitted to, at least 4.
+        tolerance: share of the gain that is not worth as many checkpoints again.
         error_rate: chance to end a search too early.
 
     Returns:
-        False at generations without a look; True at most once if the search goes on.
+        False at checkpoints without a look.
     """
     look = _look(len(gains), window)
     if look == 0:
@@ -55,12 +55,12 @@ def reached_plateau(
     return excess + _t_quantile(1 - error_rate / (look * (look + 1)), freedom) * error < 0
 
 
-def _look(generations: int, window: int) -> int:
-    """Number of the look that this many generations call for, from 1; 0 for none."""
+def _look(checkpoints: int, window: int) -> int:
+    """Number of the look that this many checkpoints call for, from 1; 0 for none."""
     due, look = 2 * window, 1
-    while due < generations:
+    while due < checkpoints:
         due, look = math.ceil(_GROWTH * due), look + 1
-    return look if due == generations else 0
+    return look if due == checkpoints else 0
 
 
 def _t_quantile(probability: float, freedom: int) -> float:
