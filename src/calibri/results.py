@@ -90,9 +90,10 @@ class Generation(Record):
     """One generation of the search, as the reward curve shows it.
 
     Attributes:
-        mean: mean objective over the candidates on the bucket.
+        mean: mean objective of the candidates on the bucket; after a race, of those that stayed, on
+            the prompts that they were not chosen on.
         best: highest mean objective of a single candidate; noisy, shown and never returned.
-        baseline: objective of the uncalibrated model on the same bucket and noise.
+        baseline: objective of the uncalibrated model on the same prompts and noise.
         sigma: step size of the search after the generation.
         images: images scored so far, all candidates and the baseline.
         seconds: time spent so far, interruptions excluded.
@@ -187,3 +188,67 @@ class RunSummary(Record):
     evaluation: Evaluation | None
     samples: list[SampleRow]
     machine: dict[str, str]
+
+
+class VarianceComponents(Record):
+    """Variances of the effects that a score is the sum of (``calibri.variance``).
+
+    Attributes:
+        candidate: of the candidates' true means: what a search can use.
+        prompt: of the prompts' difficulty, common to all candidates.
+        noise: of the seeds of a prompt, common to all candidates.
+        candidate_prompt: of what suits a candidate and a prompt.
+        residual: of single images beyond all that.
+    """
+
+    candidate: float
+    prompt: float
+    noise: float
+    candidate_prompt: float
+    residual: float
+
+
+class FidelityResult(Record):
+    """How well images at fewer steps rank candidates.
+
+    Attributes:
+        tau: Kendall's tau with the full number of steps.
+        bias: change of the error from the original model to a candidate one step size away.
+        refused: why it cannot serve the search; empty when it can.
+    """
+
+    num_inference_steps: int
+    tau: Figure
+    bias: Figure
+    refused: str
+
+
+class FirstMeasurement(Record):
+    """What was measured before a search, and what it is run with.
+
+    Attributes:
+        candidates: drawn at the first step size, beside the original model.
+        images: sampled for it.
+        reliability: share of the variance of candidates' means on a bucket that is true.
+        expected_tau: of the ranking by a bucket with the true one, with what was chosen.
+        self_tau: tau of the full fidelity with itself on other noise; a cheaper one can hardly
+            have more.
+        popsize: chosen.
+        bucket_size: chosen.
+        num_inference_steps: of the generations; None for the full number.
+        reasons: what was decided and why, in words.
+    """
+
+    candidates: int
+    num_prompts: int
+    images_per_prompt: int
+    images: int
+    components: VarianceComponents
+    reliability: float
+    expected_tau: float
+    self_tau: Figure
+    fidelities: list[FidelityResult]
+    popsize: int
+    bucket_size: int
+    num_inference_steps: int | None
+    reasons: list[str]
