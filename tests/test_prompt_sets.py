@@ -1,5 +1,8 @@
 import hashlib
+import http.server
 import json
+import re
+import threading
 
 import pytest
 
@@ -28,10 +31,6 @@ def web(monkeypatch):
     monkeypatch.setattr(prompt_sets, "_fetch", fetch)
     files["asked"] = asked
     return files
-
-
-def raw(path, repo="Karine-Huang/T2I-CompBench", revision="main"):
-    return f"https://raw.githubusercontent.com/{repo}/{revision}/{path}"
 
 
 def fill_compbench(web, split):
@@ -142,6 +141,83 @@ def test_another_file_than_expected_is_an_error_in_words(web, name, content):
         load_prompt_set(name)
 
 
+def test_a_published_file_that_changes_is_refused_with_both_sums(web):
+    file = SETS["hpdv3"]["test"][0]
+    web[file.url] = b'["a"]'
+    load_prompt_set("hpdv3")
+    file.cached.unlink()  # the cache was emptied, but the record of the sum was kept
+    web[file.url] = b'["b"]'
+    with pytest.raises(PromptError) as caught:
+        load_prompt_set("hpdv3")
+    for content in (b'["a"]', b'["b"]'):
+        assert hashlib.sha256(content).hexdigest() in str(caught.value)
+    assert not file.cached.exists()
+    file.cached.with_name("test.json.sha256").unlink()
+    assert [r.text for r in load_prompt_set("hpdv3")] == ["b"]
+
+
+class _Files(http.server.BaseHTTPRequestHandler):
+    """Serves what ``server.files`` has by path."""
+
+    def do_GET(self):
+        content = self.server.files.get(self.path)
+        self.server.asked.append(self.path)
+        self.send_response(404 if content is None else 200)
+        self.send_header("Content-Length", str(len(content or b"") + self.server.cut))
+        self.end_headers()
+        self.wfile.write(content or b"")
+
+    def log_message(self, *args):
+        """Print nothing."""
+
+
+@pytest.fixture
+def server(monkeypatch):
+    server = http.server.HTTPServer(("127.0.0.1", 0), _Files)
+    server.files, server.asked, server.cut = {}, [], 0
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    address = f"http://127.0.0.1:{server.server_address[1]}/"
+    monkeypatch.setattr(PromptFile, "url", property(lambda file: address + file.path))
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_a_set_is_fetched_over_http_once_and_kept_byte_for_byte(server):
+    content = '\ufeff["a caf\u00e9", "b"]\r\n'.encode()
+    server.files["/benchmark/drawbench.json"] = content
+    for _ in range(2):
+        assert [r.text for r in load_prompt_set("drawbench")] == ["a caf\u00e9", "b"]
+    assert server.asked == ["/benchmark/drawbench.json"]
+    assert SETS["drawbench"]["test"][0].cached.read_bytes() == content
+
+
+def test_what_a_server_refuses_or_breaks_off_is_not_kept(server):
+    file = SETS["drawbench"]["test"][0]
+    with pytest.raises(PromptError, match="Cannot fetch .*404"):
+        load_prompt_set("drawbench")
+    server.files["/benchmark/drawbench.json"], server.cut = b'["a"', 5
+    with pytest.raises(PromptError, match="Cannot fetch .*IncompleteRead"):
+        load_prompt_set("drawbench")
+    assert not file.cached.exists()
+
+
+def test_a_file_that_is_too_large_is_not_kept(server, monkeypatch):
+    monkeypatch.setattr(prompt_sets, "MAX_FILE_BYTES", 4)
+    server.files["/benchmark/drawbench.json"] = b'["a"]'
+    with pytest.raises(PromptError, match="not used"):
+        load_prompt_set("drawbench")
+    assert not SETS["drawbench"]["test"][0].cached.exists()
+
+
+def test_all_files_but_one_are_pinned_to_a_commit():
+    files = [f for splits in SETS.values() for group in splits.values() for f in group]
+    loose = {f.repo for f in files if not re.fullmatch("[0-9a-f]{40}", f.revision)}
+    assert loose == {"MizzenAI/HPDv3"}
+
+
 def test_offline_says_what_to_do(monkeypatch):
     def urlopen(url, timeout):
         raise OSError("Name or service not known")
@@ -180,7 +256,7 @@ def test_every_file_has_a_reader_and_a_secure_url():
 def test_prompts_that_official_splits_share_are_taken_from_the_training_side(web):
     fill_compbench(web, "train")
     fill_compbench(web, "val")
-    shared = raw("examples/dataset/shape_train.txt")
+    (shared,) = (f.url for f in SETS["t2i-compbench"]["train"] if f.category == "shape")
     web[shared] = b"SHAPE  prompt 0, val\n" + web[shared]
     values = {
         "prompts.train": "t2i-compbench:train",

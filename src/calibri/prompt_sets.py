@@ -1,8 +1,9 @@
 """Prompt sets that the field knows, fetched by name and kept.
 
-They are not ours to hand on, so each is fetched from its authors once and kept in the cache. No
-checksum is known beforehand for most files: that of the first fetch is recorded beside the file,
-and later reads verify it, so that one machine never mixes two versions without saying so.
+They are not ours to hand on, so each is fetched from its authors once and kept in the cache. A file
+is pinned to a commit where one is known. No checksum is known beforehand: that of the first fetch
+is recorded beside the file, and later reads and fetches verify it, so that one machine never mixes
+two versions without saying so.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from http.client import HTTPException
+from http.client import HTTPException, IncompleteRead
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -77,15 +78,35 @@ class PromptFile:
 
 
 _COMPBENCH = "Karine-Huang/T2I-CompBench"
-_COMPBENCH_CATEGORIES = (
-    *("color", "shape", "texture", "spatial", "3d_spatial", "numeracy", "non_spatial", "complex"),
+# The commit of each file; T2I-CompBench++ brought the categories that the first release lacks.
+_FIRST, _PLUS_PLUS = (
+    "7710d059c3391fe97fbf9e2ad3813ed0e7d87979",
+    "fc2c9b9f8ec357dcf1bb1b382c0df017afe9cd8c",
 )
+_COMPBENCH_REVISIONS = {
+    "color": (_FIRST, "3310c2f1f43cc173505fc40cf6cc70762f090c07"),
+    "shape": (_FIRST, _FIRST),
+    "texture": (_FIRST, _FIRST),
+    "spatial": (_FIRST, _FIRST),
+    "3d_spatial": (_PLUS_PLUS, _PLUS_PLUS),
+    "numeracy": (_PLUS_PLUS, _PLUS_PLUS),
+    "non_spatial": (
+        "9af0f65672ae1fb510b7a71112dac2d610afa41c",
+        "41388b8b6ae716108ebb507133930c1f030990c3",
+    ),
+    "complex": (_FIRST, _FIRST),
+}
 
 
 def _compbench(split: str) -> tuple[PromptFile, ...]:
     return tuple(
-        PromptFile(_COMPBENCH, f"examples/dataset/{category}_{split}.txt", category=category)
-        for category in _COMPBENCH_CATEGORIES
+        PromptFile(
+            _COMPBENCH,
+            f"examples/dataset/{category}_{split}.txt",
+            revisions[split == "val"],
+            category=category,
+        )
+        for category, revisions in _COMPBENCH_REVISIONS.items()
     )
 
 
@@ -102,6 +123,7 @@ SETS: dict[str, dict[str, tuple[PromptFile, ...]]] = {
         # What the authors of Calibri report on.
         "val499": _calibri("t2i_compbench_val_random_crop"),
     },
+    # No commit of this one is known: its branch is followed until the first fetch.
     "hpdv3": {"test": (PromptFile("MizzenAI/HPDv3", "test.json", hub=True),)},
     "drawbench": {
         "test": (
@@ -122,7 +144,15 @@ SETS: dict[str, dict[str, tuple[PromptFile, ...]]] = {
             ),
         )
     },
-    "geneval": {"test": (PromptFile("djghosh13/geneval", "prompts/evaluation_metadata.jsonl"),)},
+    "geneval": {
+        "test": (
+            PromptFile(
+                "djghosh13/geneval",
+                "prompts/evaluation_metadata.jsonl",
+                "d927da8e42fde2b1b5cd743da4df5ff83c1654ff",
+            ),
+        )
+    },
 }
 
 
@@ -194,33 +224,29 @@ def _read(file: PromptFile) -> Iterator[PromptRecord]:
 
 def _content(file: PromptFile) -> bytes:
     path = file.cached
-    if not path.is_file():
-        _keep(file, _fetch(file))
-    content = path.read_bytes()
+    new = not path.is_file()
+    content = _fetch(file) if new else path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     record = path.with_name(path.name + ".sha256")
     expected = file.sha256 or (record.read_text().strip() if record.is_file() else "")
-    if not expected:  # put there by hand
-        record.write_text(digest + "\n")
-    elif digest != expected:
+    if expected and digest != expected:
         raise PromptError(
-            f"'{path}' has the checksum {digest[:16]}..., not {expected[:16]}... as when it was "
-            "first fetched. Delete it and the file beside it to fetch it again; results before "
-            "and after may not compare."
+            f"{file.url if new else repr(str(path))} has the SHA-256 checksum {digest}, not "
+            f"{expected} {'as published' if file.sha256 else 'as when it was first fetched'}, and "
+            "is not used. "
+            f"To accept another version, delete '{path}' and '{record.name}' beside it; results "
+            "before and after may not compare."
         )
+    if not expected:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(digest + "\n")
+    if new:
+        _write(path, content)
     return content
 
 
-def _keep(file: PromptFile, content: bytes) -> None:
-    digest = hashlib.sha256(content).hexdigest()
-    if file.sha256 and digest != file.sha256:
-        raise PromptError(
-            f"{file.url} has the checksum {digest[:16]}..., not {file.sha256[:16]}... as "
-            "published. It is not used."
-        )
-    path = file.cached
+def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_name(path.name + ".sha256").write_text(digest + "\n")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_bytes(content)
     temporary.replace(path)
@@ -230,6 +256,8 @@ def _fetch(file: PromptFile) -> bytes:
     try:
         with urlopen(file.url, timeout=_TIMEOUT_SECONDS) as response:
             content: bytes = response.read(MAX_FILE_BYTES + 1)
+            if response.length and len(content) <= MAX_FILE_BYTES:
+                raise IncompleteRead(content, response.length)
     except (OSError, HTTPException) as error:
         raise PromptError(
             f"Cannot fetch {file.url}: {error}. Connect to the network, or download the file "
