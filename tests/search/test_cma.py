@@ -3,7 +3,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibri.search import CMASearch, default_popsize, race_scores, survivors, tail_mean
+from calibri.search import (
+    CMASearch,
+    default_popsize,
+    large_popsize,
+    race_scores,
+    survivors,
+    tail_mean,
+)
 
 
 def make(n=6, *, seed=0, sigma0=0.25, start=None, basis=None, bounds=(-5.0, 5.0), popsize=10):
@@ -27,6 +34,10 @@ def run(search, score, generations):
 def test_population_of_the_paper():
     # 57, 76, 114 and 216 parameters (spec section 3).
     assert [default_popsize(n) for n in (57, 76, 114, 216)] == [16, 16, 18, 20]
+
+
+def test_large_populations_grow_with_the_root_of_the_dimension():
+    assert [large_popsize(n) for n in (1, 23, 58, 115, 216, 482)] == [8, 40, 64, 88, 120, 176]
 
 
 def test_finds_the_closed_form_optimum_of_a_rotated_ill_conditioned_quadratic():

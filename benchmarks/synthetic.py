@@ -1,0 +1,407 @@
+"""The search against the paper's on synthetic rewards whose truth is known.
+
+    python -m benchmarks.synthetic            # resumes; prints the tables
+    python -m benchmarks.synthetic --show     # prints the tables of what is there
+
+The reward of coefficients x on prompt p is
+
+    y(x, p) = b_p + f(x) + s1 a_p . (x - 1) + s2 e
+
+with f(1) = -2 and f = 0 at the optimum, prompts that differ in how easy they are (b_p, SD 2.5) and
+in which coefficients they like (a_p, standard normal), and e of every image. b and a sum to 0 over
+the pool of 5,600 prompts, so that f is what the search is after. Both searches run through
+``calibri.search``; images are counted as the product counts them, without validation for either.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibri.search import (
+    CMASearch,
+    bucket_size,
+    default_popsize,
+    first_prompts,
+    images_of_generation,
+    large_popsize,
+    race_scores,
+    reached_plateau,
+    select,
+    survivors,
+    tail_mean,
+)
+from calibri.seeds import derive_seed
+
+Array = NDArray[np.float64]
+
+RESULTS = Path(__file__).parent / "results" / "synthetic.json"
+NOISES = {"low": (0.25, 0.5), "mid": (0.5, 1.0), "high": (0.8, 2.0)}
+LANDSCAPES = ("rotated", "near", "far", "isotropic", "rippled")
+BUDGETS = dict.fromkeys((58, 115, 216, 482), 51_200)
+SEEDS = 20
+POOL = 5_600
+VALIDATION_PROMPTS, VALIDATE_EVERY, PLATEAU = 192, 5, 8
+RESAMPLES = 1_000
+GRID = 20
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides a search; the defaults are the product's."""
+
+    popsize: Callable[[int], int] = large_popsize
+    sigma0: float = 0.15
+    buckets: tuple[int, int] = (8, 16)
+    race: tuple[float, float] = (0.25, 0.5)
+    tail: float = 0.25
+    scores_original: bool = True
+
+    def images(self, dimension: int, bucket: int) -> int:
+        images = images_of_generation(self.popsize(dimension), bucket, *self.race)
+        return images if self.scores_original else images - bucket
+
+
+OURS = Settings()
+# Spec section 3; the paper does not score the original beside the candidates.
+REFERENCE = Settings(default_popsize, 0.25, (16, 16), (1.0, 1.0), scores_original=False)
+
+
+class Problem:
+    """One landscape with its pool of prompts; equal arguments give equal problems."""
+
+    def __init__(self, landscape: str, dimension: int, seed: int) -> None:
+        rng = np.random.default_rng(derive_seed(seed, "landscape", landscape, dimension))
+        offset = rng.normal(size=dimension)
+        rms = {"near": 0.1, "far": 0.4}.get(landscape, 0.2)
+        offset *= rms * math.sqrt(dimension) / np.linalg.norm(offset)
+        self.optimum = 1 + offset
+        self._root = None if landscape == "isotropic" else _ill_conditioned(rng, dimension)
+        self._ripple = 0.3 if landscape == "rippled" else 0.0
+        self._scale = 1.0
+        # -10 q / (10 + q) is -2 at q = 2.5.
+        self._scale = 2.5 / float(self._quadratic(np.ones((1, dimension)))[0])
+        pool = np.random.default_rng(derive_seed(seed, "pool", dimension))
+        self._ease = _centred(2.5 * pool.standard_normal((POOL, 1)))[:, 0]
+        self._taste = _centred(pool.standard_normal((POOL, dimension), dtype=np.float32))
+
+    def truth(self, x: Array) -> Array:
+        """f of rows, float64 (k, n): saturates at -10, 0 at the optimum."""
+        value = self._quadratic(x)
+        ripples = self._ripple * np.mean(1 - np.cos(10 * math.pi * (x - self.optimum)), axis=1)
+        return np.asarray(-10 * value / (10 + value) - ripples)
+
+    def _quadratic(self, x: Array) -> Array:
+        steps = x - self.optimum
+        if self._root is not None:
+            steps = steps @ self._root
+        return np.asarray(self._scale * np.square(steps).sum(axis=1))
+
+    def scores(self, x: Array, prompts: Array, noise: str, rng: np.random.Generator) -> Array:
+        """One image of every row on every prompt, float64 (rows, prompts)."""
+        taste, chaos = NOISES[noise]
+        liked = (x - 1) @ self._taste[prompts].T.astype(np.float64)
+        shared = self._ease[prompts] + self.truth(x)[:, None] + taste * liked
+        return np.asarray(shared + chaos * rng.standard_normal(liked.shape))
+
+
+def _ill_conditioned(rng: np.random.Generator, dimension: int) -> Array:
+    rotation = np.linalg.qr(rng.normal(size=(dimension, dimension)))[0]
+    return np.asarray(rotation * np.sqrt(np.geomspace(1, 100, dimension)))
+
+
+def _centred(values: Any) -> Any:
+    return values - values.mean(axis=0)
+
+
+@dataclass
+class Trace:
+    """What a search did: images so far and means, by generation."""
+
+    images: list[int] = field(default_factory=list)
+    means: list[Array] = field(default_factory=list)
+    luckiest: tuple[float, Array | None] = (-np.inf, None)
+
+    def tails(self, fraction: float) -> Array:
+        return np.array([tail_mean(self.means[: i + 1], fraction) for i in range(len(self.means))])
+
+
+def plan(settings: Settings, dimension: int, budget: int) -> list[int]:
+    """Bucket sizes of as many generations as the budget pays for."""
+    generations = 0
+    buckets: list[int] = []
+    while True:
+        longer = [
+            bucket_size(*settings.buckets, generation, generations + 1)
+            for generation in range(generations + 1)
+        ]
+        if sum(settings.images(dimension, k) for k in longer) > budget:
+            return buckets
+        generations, buckets = generations + 1, longer
+
+
+def run(problem: Problem, noise: str, seed: int, settings: Settings, budget: int) -> Trace:
+    dimension = len(problem.optimum)
+    search = CMASearch(
+        np.ones(dimension),
+        basis=np.eye(dimension),
+        bounds=np.tile((-1.0, 2.0), (dimension, 1)),
+        sigma0=settings.sigma0,
+        popsize=settings.popsize(dimension),
+        seed=seed,
+    )
+    trace, images = Trace(), 0
+    for generation, bucket in enumerate(plan(settings, dimension, budget)):
+        rng = np.random.default_rng(derive_seed(seed, "images", noise, generation))
+        prompts = rng.choice(POOL, bucket, replace=False)
+        _generation(problem, noise, settings, search, prompts, rng, trace)
+        images += settings.images(dimension, bucket)
+        trace.images.append(images)
+    return trace
+
+
+def _generation(
+    problem: Problem,
+    noise: str,
+    settings: Settings,
+    search: CMASearch,
+    prompts: Array,
+    rng: np.random.Generator,
+    trace: Trace,
+) -> None:
+    candidates = np.array(search.ask())
+    # The original's row is scored either way: the draws of both searches are alike, and the
+    # reference is not told of it.
+    original = np.ones((1, candidates.shape[1]))
+    first = first_prompts(len(prompts), *settings.race)
+    table = problem.scores(np.concatenate([original, candidates]), prompts[:first], noise, rng)
+    scores = table[1:].mean(axis=1)
+    if first < len(prompts):
+        partial = scores
+        kept = survivors(partial, settings.race[1])
+        rows = np.concatenate([original, candidates[kept]])
+        rest = problem.scores(rows, prompts[first:], noise, rng)
+        full = np.concatenate([table[1:][kept], rest[1:]], axis=1).mean(axis=1)
+        scores = race_scores(partial, kept, full)
+    search.tell(list(candidates), scores.tolist())
+    best = int(np.argmax(scores))
+    trace.luckiest = max(trace.luckiest, (scores[best], candidates[best]), key=lambda x: x[0])
+    trace.means.append(search.mean)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Checkpoints on held-out prompts, and what was made of them."""
+
+    generations: list[int]
+    returned: Array
+    stopped: int | None
+
+
+def validate(problem: Problem, noise: str, seed: int, tails: Array) -> Validation:
+    """Return a checkpoint or the original, and say which checkpoint would have ended the search."""
+    rng = np.random.default_rng(derive_seed(seed, "validation", noise))
+    prompts = rng.choice(POOL, VALIDATION_PROMPTS, replace=False)
+    original = np.ones((1, tails.shape[1]))
+    last = len(tails) - 1
+    generations = sorted({*range(VALIDATE_EVERY - 1, last, VALIDATE_EVERY), last})
+    rows = tails[generations]
+    table = problem.scores(np.concatenate([original, rows]), prompts, noise, rng)
+    differences = table[1:] - table[0]
+    gains = differences.mean(axis=1).tolist()
+    looks = range(1, len(gains) + 1)
+    chosen = select(differences, derive_seed(seed, "select"))
+    return Validation(
+        generations=generations,
+        returned=original[0] if chosen is None else rows[chosen],
+        stopped=next((i - 1 for i in looks if reached_plateau(gains[:i], PLATEAU)), None),
+    )
+
+
+def one_seed(landscape: str, dimension: int, noise: str, seed: int) -> dict[str, Any]:
+    """Both searches on one problem, as true values."""
+    problem, budget = Problem(landscape, dimension, seed), BUDGETS[dimension]
+    theirs = run(problem, noise, seed, REFERENCE, budget)
+    ours = run(problem, noise, seed, OURS, budget)
+    tails = ours.tails(OURS.tail)
+    truth = problem.truth
+    validation = validate(problem, noise, seed, tails)
+    lucky = theirs.luckiest[1]
+    assert lucky is not None
+    return {
+        "images": ours.images,
+        "reference_images": theirs.images,
+        "ours": truth(tails),
+        "reference": truth(theirs.tails(REFERENCE.tail)),
+        "shipped": float(truth(lucky[None])[0]),
+        "mean": float(truth(theirs.means[-1][None])[0]),
+        "chosen": float(truth(validation.returned[None])[0]),
+        "stop": _stop(validation, truth(tails), ours.images),
+    }
+
+
+def cell(landscape: str, dimension: int, noise: str) -> dict[str, Any]:
+    """All seeds of a cell, as means over seeds with bootstrap intervals."""
+    seeds = [one_seed(landscape, dimension, noise, seed) for seed in range(SEEDS)]
+    ours = np.array([s["ours"] for s in seeds])
+    reference = np.array([s["reference"] for s in seeds])
+    targets = np.array([[s["shipped"], s["mean"], s["reference"][-1]] for s in seeds])
+    images = np.array(seeds[0]["images"])
+    budget = seeds[0]["reference_images"][-1]
+    rng = np.random.default_rng(derive_seed(0, "resample", landscape, dimension, noise))
+    draws = rng.integers(SEEDS, size=(RESAMPLES, SEEDS))
+    best = targets.mean(axis=0).max()
+    return {
+        "budget": budget,
+        "fractions": [
+            _fraction(images / budget, ours, targets[:, i], draws) for i in range(targets.shape[1])
+        ],
+        "targets": targets.mean(axis=0).round(4).tolist(),
+        "final": _figure(ours[:, -1], draws),
+        "lead": _figure(ours[:, -1] - targets[:, 2], draws),
+        "lead_over_best": round(float(ours[:, -1].mean() - best), 4),
+        "chosen": _figure(np.array([s["chosen"] for s in seeds]), draws),
+        "chosen_lead": _figure(np.array([s["chosen"] for s in seeds]) - targets[:, 0], draws),
+        "worse_than_original": int(sum(s["chosen"] < -2 - 1e-9 for s in seeds)),
+        "curves": _curves(seeds, images, ours, reference),
+        "stops": [s["stop"] for s in seeds],
+    }
+
+
+def _fraction(shares: Array, ours: Array, targets: Array, draws: Array) -> list[float | None]:
+    """Share of the reference's images after which the mean over seeds has reached the target."""
+
+    def crossing(rows: Array) -> float:
+        reached = np.flatnonzero(ours[rows].mean(axis=0) >= targets[rows].mean())
+        return float(shares[reached[0]]) if len(reached) else np.inf
+
+    resampled = np.sort([crossing(rows) for rows in draws])
+    low, high = resampled[[int(0.025 * RESAMPLES), int(0.975 * RESAMPLES) - 1]]
+    figures = (crossing(np.arange(SEEDS)), low, high)
+    return [None if math.isinf(x) else round(float(x), 4) for x in figures]
+
+
+def _figure(values: Array, draws: Array) -> list[float]:
+    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
+    return [round(float(x), 4) for x in (values.mean(), low, high)]
+
+
+def _curves(seeds: list[dict[str, Any]], images: Array, ours: Array, reference: Array) -> Any:
+    grid = np.linspace(1 / GRID, 1, GRID) * seeds[0]["reference_images"][-1]
+    theirs = np.interp(grid, seeds[0]["reference_images"], reference.mean(axis=0))
+    return {
+        "ours": np.interp(grid, images, ours.mean(axis=0)).round(4).tolist(),
+        "reference": theirs.round(4).tolist(),
+    }
+
+
+def _stop(validation: Validation, truth: Array, images: list[int]) -> dict[str, Any]:
+    """When the plateau test would have ended the search, and whether the truth still rose."""
+    if validation.stopped is None:
+        return {"share": None}
+    seen = validation.stopped + 1
+    generations = validation.generations[seen - seen // 2 : seen]
+    half = truth[generations] + 2
+    x = np.arange(len(half)) - (len(half) - 1) / 2
+    rise = float(x @ half / (x @ x) * len(half))
+    return {
+        "share": round(images[generations[-1]] / images[-1], 4),
+        "too_early": bool(rise > 0.2 * half.mean()),
+        "missed": round(float(truth[-1] - truth[generations[-1]]), 4),
+    }
+
+
+def cells() -> Iterator[tuple[str, int, str]]:
+    for dimension, noise, landscape in product(BUDGETS, NOISES, LANDSCAPES):
+        yield landscape, dimension, noise
+
+
+def measure(processes: int) -> dict[str, Any]:
+    """Run what is missing; every finished cell is kept at once."""
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    missing = [c for c in cells() if _key(*c) not in results]
+    with ProcessPoolExecutor(processes) as pool:
+        jobs = {pool.submit(cell, *c): _key(*c) for c in missing}
+        for job in as_completed(jobs):
+            results[jobs[job]] = job.result()
+            _write(results)
+            print(f"{len(results)} cells: {jobs[job]}", flush=True)
+    return results
+
+
+def _key(landscape: str, dimension: int, noise: str) -> str:
+    return f"{dimension} {noise} {landscape}"
+
+
+def _write(results: dict[str, Any]) -> None:
+    RESULTS.parent.mkdir(exist_ok=True)
+    ordered = {_key(*c): results[_key(*c)] for c in cells() if _key(*c) in results}
+    rows = ",\n".join(f"{json.dumps(key)}: {json.dumps(row)}" for key, row in ordered.items())
+    draft = RESULTS.with_suffix(".draft")
+    draft.write_text("{\n" + rows + "\n}\n")
+    os.replace(draft, RESULTS)
+
+
+def tables(results: dict[str, Any]) -> str:
+    lines = [
+        "| n, noise, landscape | reference ships / mean / tail | ours (tail) | lead over its tail |"
+        " images to T1 | to T2 | to T3 | returned |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for key, row in results.items():
+        targets = " / ".join(f"{t:.2f}" for t in row["targets"])
+        fractions = " | ".join(_show(f) for f in row["fractions"])
+        lead = "{:+.2f} ({:+.2f}, {:+.2f})".format(*row["lead"])
+        lines.append(
+            f"| {key} | {targets} | {row['final'][0]:.2f} | {lead} | {fractions} |"
+            f" {row['chosen'][0]:.2f} |"
+        )
+    return "\n".join([*lines, "", *summary(results)])
+
+
+def _show(fraction: list[float | None]) -> str:
+    mean, low, high = ("never" if x is None else f"{x:.2f}" for x in fraction)
+    return f"{mean} ({low}-{high})"
+
+
+def summary(results: dict[str, Any]) -> Iterator[str]:
+    rows = list(results.values())
+    for i, name in enumerate(("T1", "T2", "T3")):
+        fractions = [r["fractions"][i][0] or math.inf for r in rows]
+        yield (
+            f"{name}: {min(fractions):.3f} to {max(fractions):.3f} of the reference's images, "
+            f"{sum(f > 0.25 for f in fractions)} of {len(rows)} cells above a quarter, "
+            f"{sum(f > 1 for f in fractions)} worse than the reference"
+        )
+    behind = [k for k, r in results.items() if r["lead_over_best"] < 0]
+    yield f"cells that end below the reference's best figure: {', '.join(behind) or 'none'}"
+    stops = [s for r in rows for s in r["stops"]]
+    ended = [s for s in stops if s["share"] is not None]
+    early = sum(s["too_early"] for s in ended)
+    yield f"plateau: {len(ended)} of {len(stops)} searches ended, {early} of them too early"
+    worse = sum(r["worse_than_original"] for r in rows)
+    yield f"returned vectors worse than the original: {worse} of {len(stops)}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--show", action="store_true")
+    arguments = parser.parse_args()
+    shown = json.loads(RESULTS.read_text()) if arguments.show else measure(arguments.processes)
+    print(tables(shown))
+
+
+if __name__ == "__main__":
+    main()
