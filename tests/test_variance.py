@@ -130,20 +130,20 @@ def test_the_gain_is_the_squared_cosine_of_a_linear_step(popsize, bucket):
     assert found == pytest.approx(np.mean(cosines), rel=0.12, abs=0.01)
 
 
-def split(num_prompts=1000, **changed):
+def split(num_prompts=1000, dimension=60, **changed):
     return recommend(
         VarianceComponents(**TRUE | changed),
         popsize=32,
         bucket_size=16,
         seeds=1,
-        dimension=60,
+        dimension=dimension,
         num_prompts=num_prompts,
     )
 
 
 def test_prompts_that_disagree_ask_for_larger_buckets():
     agreeing = split(candidate_prompt=0.01, residual=0.01)
-    disagreeing = split(candidate_prompt=30.0, residual=0.1)
+    disagreeing = split(dimension=8, candidate_prompt=30.0, residual=0.1)
     assert agreeing[1] < 16 < disagreeing[1]
     assert agreeing[0] > 32 > disagreeing[0]
 
