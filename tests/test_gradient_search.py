@@ -23,6 +23,7 @@ TINY = {
     "search.generations": 2,
     "search.popsize": 9,
     "search.bucket_size": 4,
+    "search.bucket_growth": 1,
     "search.validate_every": 1,
     "search.num_validation_prompts": 12,
 }

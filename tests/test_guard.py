@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from calibri.checkpoints import guard_reason
 from calibri.config import load_config, validate_config
 from calibri.engine import Engine
 from calibri.errors import ConfigError, Interrupted
 from calibri.evaluation import evaluate
-from calibri.optimise import guard_reason
 from calibri.progress import Progress
 from calibri.prompts import make_prompts
 from calibri.results import Checkpoint, Figure

@@ -96,7 +96,8 @@ def test_prompts_are_encoded_once_here_and_for_every_image_in_the_paper(flux):
     paper, ours = flux.procedures
     text = flux.image_teraflop["text encoders"] / 1e3
     assert paper.petaflop["text encoders"] == pytest.approx(sum(paper.images.values()) * text)
-    prompts = 20 * 16 + 192 + 256
+    buckets = [int(8 * 2 ** (number / 19) + 1e-9) for number in range(20)]
+    prompts = sum(buckets) + 192 + 256
     assert ours.petaflop["text encoders"] == pytest.approx(prompts * text)
 
 

@@ -155,7 +155,14 @@ class PromptConfig(_Section):
 
 
 # Spec section 3.
-_PAPER: dict[str, Any] = {"popsize": None, "bucket_size": 16, "sigma0": 0.25, "validate_every": 10}
+_PAPER: dict[str, Any] = {
+    "popsize": None,
+    "bucket_size": 16,
+    "bucket_growth": 1.0,
+    "race_keep": 1.0,
+    "sigma0": 0.25,
+    "validate_every": 10,
+}
 
 
 class SearchConfig(_Section):
@@ -163,10 +170,16 @@ class SearchConfig(_Section):
 
     Attributes:
         method: ``"calibri"`` returns the tail-averaged mean; ``"reference"`` is the paper's loop,
-            which keeps the best sampled candidate, with the paper's values of what is not given.
+            which keeps the best sampled candidate, with the paper's values of what is not given;
+            ``"gradient"`` follows the gradient of a differentiable reward through the sampler.
         generations: budget.
         popsize: candidates per generation; None for 4 + 3 ln n.
-        bucket_size: prompts per generation, the same for all candidates.
+        bucket_size: prompts of the first generation, the same for all candidates.
+        bucket_growth: prompts of the last generation in units of ``bucket_size``; the bucket grows
+            by the same factor from generation to generation.
+        race_first: share of a bucket that scores all candidates.
+        race_keep: share of the candidates, the better ones there, that are scored on the rest of
+            the bucket too; 1 scores all on all of it.
         images_per_prompt: noise seeds per prompt of a bucket and of the validation; a constraint on
             diversity needs two.
         sigma0: first step size, in units of a gate.
@@ -175,15 +188,17 @@ class SearchConfig(_Section):
         tail: fraction of the generations so far whose means are averaged.
         validate_every: generations between checkpoints.
         num_validation_prompts: held-out prompts that choose among checkpoints.
-        stop_sigma: stop once sigma is below this fraction of sigma0 and the reward has reached its
-            plateau.
-        plateau: generations without a rise of the mean reward that count as a plateau.
+        plateau: fewest generations over which a rise of the reward is looked for; a search ends
+            when twice as many would hardly bring more (``calibri.search.reached_plateau``).
     """
 
-    method: Literal["calibri", "reference"] = "calibri"
+    method: Literal["calibri", "reference", "gradient"] = "calibri"
     generations: int = Field(20, ge=1, le=100_000)
-    popsize: int | None = Field(32, ge=4)
-    bucket_size: int = Field(16, ge=1)
+    popsize: int | None = Field(64, ge=4)
+    bucket_size: int = Field(8, ge=1)
+    bucket_growth: float = Field(2.0, ge=1.0, le=64.0)
+    race_first: float = Field(0.25, gt=0.0, le=1.0)
+    race_keep: float = Field(0.5, gt=0.0, le=1.0)
     images_per_prompt: int = Field(1, ge=1)
     sigma0: float = Field(0.1, gt=0.0, le=2.0)
     scale_bounds: tuple[float, float] = (-1.0, 2.0)
@@ -191,8 +206,12 @@ class SearchConfig(_Section):
     tail: float = Field(0.25, gt=0.0, le=1.0)
     validate_every: int = Field(5, ge=1)
     num_validation_prompts: int = Field(192, ge=2)
-    stop_sigma: float = Field(0.1, gt=0.0, le=1.0)
-    plateau: int = Field(20, ge=4)
+    plateau: int = Field(10, ge=4)
+
+    @property
+    def final_bucket_size(self) -> int:
+        """Prompts of the last generation."""
+        return round(self.bucket_size * self.bucket_growth)
 
     @model_validator(mode="before")
     @classmethod

@@ -112,7 +112,7 @@ class Engine:
         """Find the vector of a preset, which must lie in the space."""
         found = preset(
             name,
-            self.scaler.transformer,
+            self.pipe,
             guidance_scale=self.space.start_weights[0],  # 1 without guidance
             granularity=self.space.granularity,
         )
@@ -122,11 +122,13 @@ class Engine:
                 f"The preset '{name}' has scales that do not change over the sampling steps. Set "
                 "space.knots to 1."
             )
-        if found.branches != original.branches or not self.space.search_output:
+        alike = (found.branches, len(found.scales)) == (original.branches, len(original.scales))
+        if not alike or not self.space.search_output:
             count = found.member_branches.count(0)
             raise ConfigError(
-                f"The preset '{name}' is an ensemble with {count} members for the prompt. Set "
-                f"space.members to {count} and space.output_weights to true."
+                f"The preset '{name}' has members with scales of their own, {count} of them for "
+                f"the prompt. Set space.members to {count}, space.output_weights to true and, "
+                "under guidance, space.branches to 'separate'."
             )
         return self.space.vector(found)
 
@@ -267,10 +269,11 @@ def prompt_sets(config: RunConfig) -> PromptSets:
     num_test = config.evaluation.num_prompts
     train, held_out = _train_and_held_out(config.prompts, config.seed, num_validation + num_test)
     check_disjoint(train, held_out)
-    if len(train) < config.search.bucket_size:
+    largest = config.search.final_bucket_size
+    if len(train) < largest:
         raise PromptError(
-            f"{len(train)} training prompts cannot fill a bucket of {config.search.bucket_size}. "
-            "Add prompts or lower search.bucket_size."
+            f"{len(train)} training prompts cannot fill a bucket of {largest}. Add prompts or "
+            "lower search.bucket_size or search.bucket_growth."
         )
     if len(held_out) < num_validation + num_test:
         raise PromptError(

@@ -23,10 +23,9 @@ from calibri.errors import ConfigError, RewardError, RunError
 from calibri.evaluator import Evaluator
 from calibri.optimise import Optimiser, search_basis, search_bounds
 from calibri.progress import Progress
-from calibri.prompts import bucket
 from calibri.rewards import DifferentiableReward, Reward
 from calibri.sampling import Noise
-from calibri.search import AdamSearch, default_popsize, tail_mean
+from calibri.search import AdamSearch, default_popsize, images_of_generation, tail_mean
 from calibri.sites import Site
 from calibri.units import Row, Scores, Unit, cut, decode, encode, make_unit
 
@@ -283,9 +282,7 @@ class GradientOptimiser(Optimiser):
         return tail_mean(self._state.means, self._config.tail)
 
     def _update(self, number: int) -> tuple[list[Noise], dict[str, Slope]]:
-        engine, config = self._engine, self._config
-        prompts = bucket(engine.prompts.train, config.bucket_size, engine.config.seed, number)
-        noises = engine.noises("search", number, prompts, config.images_per_prompt)
+        noises = self._bucket(number)
         slopes = self._gradients("gradient", number, self._adam.mean, noises)
         parts = [self._weight(name) * slope.gradient for name, slope in slopes.items()]
         self._adam.tell(np.sum(parts, axis=0))
@@ -306,10 +303,12 @@ class GradientOptimiser(Optimiser):
         missing = np.any([np.isnan(pair).any(axis=0) for pair in pairs.values()], axis=0)
         pairs = {name: np.where(missing, np.nan, pair) for name, pair in pairs.items()}
         scores = np.nanmean(self._engine.mixture.combine(pairs, self._scales), axis=1)
-        self._record(self._done, scores, self._adam.sigma)
+        self._record(self._done, scores, float(scores[1:].max()), self._adam.sigma)
 
 
 def updates_per_generation(engine: Engine) -> int:
     """Updates that cost about what the candidates of a generation cost."""
-    popsize = engine.config.search.popsize or default_popsize(engine.space.size)
-    return max(1, popsize // _IMAGES_PER_GRADIENT)
+    config = engine.config.search
+    size, popsize = config.final_bucket_size, config.popsize or default_popsize(engine.space.size)
+    images = images_of_generation(popsize, size, config.race_first, config.race_keep) - size
+    return max(1, images // (size * _IMAGES_PER_GRADIENT))

@@ -9,19 +9,27 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from calibri.checkpoints import Checkpoints
 from calibri.coefficients import SearchSpace, Vector
-from calibri.config import RewardConfig, RunConfig, SearchConfig
+from calibri.config import RunConfig, SearchConfig
 from calibri.engine import Engine
-from calibri.evaluator import Evaluator, complete
+from calibri.evaluator import Evaluator
 from calibri.progress import Progress
 from calibri.prompts import bucket
-from calibri.results import Checkpoint, Figure, Generation, SearchResult
+from calibri.results import Generation, SearchResult
 from calibri.rewards.mixing import Scale, scale_of
 from calibri.sampling import Noise
-from calibri.search import CMASearch, default_popsize, reached_plateau, tail_mean
-from calibri.seeds import derive_seed
-from calibri.statistics import paired_difference
-from calibri.units import Measure, Scores
+from calibri.search import (
+    CMASearch,
+    bucket_size,
+    default_popsize,
+    first_prompts,
+    race_scores,
+    reached_plateau,
+    survivors,
+    tail_mean,
+)
+from calibri.units import Scores
 
 _SCALE_PROMPTS = 128
 
@@ -68,29 +76,10 @@ def scale_prompts(engine: Engine) -> int:
     return 0 if engine.mixture.is_plain else min(_SCALE_PROMPTS, len(engine.prompts.train))
 
 
-def guard_reason(checkpoints: Sequence[Checkpoint], rewards: RewardConfig) -> str:
-    """Say why held-out rewards end a search, or nothing while they do not."""
-    last = checkpoints[-2:]
-    if rewards.guard != "stop" or len(last) < 2 or not all(c.vetoed_by for c in last):
-        return ""
-    names = ", ".join(dict.fromkeys(name for c in last for name in c.vetoed_by))
-    return f"held-out rewards fell below the original at two checkpoints in a row: {names}"
-
-
-def _pairs(
-    baseline: Mapping[str, Scores], tables: Mapping[str, Scores], num_prompts: int
-) -> dict[str, Scores]:
-    """Rows (original, candidate) for each measure, without prompts that were dropped in either."""
-    both = [t[name][0].reshape(num_prompts, -1) for t in (baseline, tables) for name in tables]
-    kept = [table.ravel() for table in complete(*both)]
-    return {name: np.stack([kept[i], kept[len(tables) + i]]) for i, name in enumerate(tables)}
-
-
 @dataclass
 class _State:
     means: list[Vector] = field(default_factory=list)
     generations: list[Generation] = field(default_factory=list)
-    checkpoints: list[tuple[Vector, Checkpoint]] = field(default_factory=list)
 
     @property
     def gains(self) -> list[float]:
@@ -112,7 +101,7 @@ class Optimiser:
         self._progress = progress
         self._config: SearchConfig = engine.config.search
         self._state = _State()
-        self._baseline: dict[str, Scores] = {}
+        self._checkpoints = Checkpoints(engine, evaluator, progress)
         self._scales: dict[str, Scale] = {}
 
     @cached_property
@@ -135,36 +124,61 @@ class Optimiser:
             vector = self._generation()
             stopped = self._stop_reason()
             if stopped or self._done % self._config.validate_every == 0:
-                self._validate(vector)
-                stopped = stopped or guard_reason(self._checkpoints, self._engine.config.rewards)
-        return self._choose(stopped)
+                self._checkpoints.add(vector, self._done, self._scales)
+                stopped = stopped or self._checkpoints.stop_reason
+        return self._result(stopped)
 
     def _generation(self) -> Vector:
-        engine, search = self._engine, self._search
-        number = search.generation
+        search, number = self._search, self._search.generation
         candidates = search.ask()
-        prompts = bucket(engine.prompts.train, self._config.bucket_size, engine.config.seed, number)
-        noises = engine.noises("search", number, prompts, self._config.images_per_prompt)
-        vectors = [engine.space.start, *candidates]
-        tables = self._tables("search", number, vectors, noises)
-        scores = np.nanmean(engine.mixture.combine(tables, self._scales), axis=1)
-        search.tell(candidates, scores[1:])
+        told, compared = self._race(number, candidates, self._bucket(number))
+        search.tell(candidates, list(told))
         self._state.means.append(search.mean)
-        self._record(number, scores, search.sigma)
+        self._record(number, compared, float(told.max()), search.sigma)
         if self._config.method == "reference":
-            return candidates[int(np.argmax(scores[1:]))]
+            return candidates[int(np.argmax(told))]
         return tail_mean(self._state.means, self._config.tail)
 
+    def _bucket(self, number: int) -> list[Noise]:
+        """Draw prompts of the training set, as many as this generation's bucket has."""
+        engine, config = self._engine, self._config
+        last = config.final_bucket_size
+        size = bucket_size(config.bucket_size, last, self._done, config.generations)
+        prompts = bucket(engine.prompts.train, size, engine.config.seed, number)
+        return engine.noises("search", number, prompts, config.images_per_prompt)
+
+    def _race(
+        self, number: int, candidates: Sequence[Vector], noises: Sequence[Noise]
+    ) -> tuple[Scores, Scores]:
+        """Score candidates on a bucket, those that lose on its first prompts on these alone.
+
+        Returns:
+            The scores to tell; and of the original and the candidates that were scored on the
+            prompts after the first, the scores there, on which no candidate was chosen.
+        """
+        config, vectors = self._config, [self._engine.space.start, *candidates]
+        count = config.images_per_prompt
+        first = count * first_prompts(len(noises) // count, config.race_first, config.race_keep)
+        before = self._tables("search", number, vectors, noises[:first])
+        scores = self._objective(before)
+        if first == len(noises):
+            return scores[1:], scores
+        kept = survivors(scores[1:], config.race_keep)
+        rows = [0, *(index + 1 for index in kept)]
+        after = self._tables("race", number, [vectors[row] for row in rows], noises[first:])
+        whole = {name: np.hstack([before[name][rows], after[name]]) for name in after}
+        told = race_scores(scores[1:], kept, self._objective(whole)[1:])
+        return told, self._objective(after)
+
+    def _objective(self, tables: Mapping[str, Scores]) -> Scores:
+        """Mean objective of each row."""
+        return np.asarray(np.nanmean(self._engine.mixture.combine(tables, self._scales), axis=1))
+
     def _tables(
-        self,
-        phase: str,
-        step: int,
-        vectors: Sequence[Vector],
-        noises: Sequence[Noise],
-        guards: Mapping[str, Measure] | None = None,
+        self, phase: str, step: int, vectors: Sequence[Vector], noises: Sequence[Noise]
     ) -> dict[str, Scores]:
         candidates = [self._engine.space.coefficients(vector) for vector in vectors]
-        measures = self._engine.measures(held_out=False) | dict(guards or {})
+        measures = self._engine.measures(held_out=False)
         return self._evaluator.score(phase, step, candidates, noises, measures)
 
     def _measure_scales(self) -> dict[str, Scale]:
@@ -178,11 +192,11 @@ class Optimiser:
         tables = self._tables("scales", 0, [engine.space.start], noises)
         return {name: scale_of(name, table) for name, table in tables.items()}
 
-    def _record(self, number: int, scores: Scores, sigma: float) -> None:
+    def _record(self, number: int, scores: Scores, best: float, sigma: float) -> None:
         generation = Generation(
             generation=number,
             mean=float(scores[1:].mean()),
-            best=float(scores[1:].max()),
+            best=best,
             baseline=float(scores[0]),
             sigma=sigma,
             images=self._evaluator.images,
@@ -191,56 +205,16 @@ class Optimiser:
         self._state.generations.append(generation)
         self._progress.generation(generation)
 
-    def _validate(self, vector: Vector) -> None:
-        engine, done = self._engine, self._done
-        # The same prompts and noise at every checkpoint, so that checkpoints compare.
-        count = self._config.images_per_prompt
-        noises = engine.noises("validation", 0, engine.prompts.validation, count)
-        guards = engine.guard_measures()
-        if not self._baseline:
-            self._baseline = self._tables("validation", 0, [engine.space.start], noises, guards)
-        tables = self._tables("validation", done, [vector], noises, guards)
-        pairs = _pairs(self._baseline, tables, len(engine.prompts.validation))
-        mixed = engine.mixture.combine(pairs, self._scales)
-        seed = derive_seed(engine.config.seed, "bootstrap", done)
-        held_out = {name: self._difference(pairs[name], seed) for name in guards}
-        checkpoint = Checkpoint(
-            generation=done - 1,
-            difference=self._difference(mixed, seed),
-            held_out=held_out,
-            vetoed_by=[name for name, figure in held_out.items() if figure.high < 0],
-        )
-        self._state.checkpoints.append((vector, checkpoint))
-        self._progress.checkpoint(checkpoint)
-
-    def _difference(self, pair: Scores, seed: int) -> Figure:
-        theirs, ours = pair.reshape(2, -1, self._config.images_per_prompt)
-        return paired_difference(ours, theirs, seed)
-
-    @property
-    def _checkpoints(self) -> list[Checkpoint]:
-        return [checkpoint for _, checkpoint in self._state.checkpoints]
-
     def _stop_reason(self) -> str:
         config = self._config
         if self._done >= config.generations:
             return f"the budget of {config.generations} generations is used up"
-        sigma = self._state.generations[-1].sigma
-        small = sigma <= config.stop_sigma * config.sigma0
-        if small and reached_plateau(self._state.gains, config.plateau):
-            return f"sigma fell to {sigma:.3f} and the reward reached its plateau"
+        if reached_plateau(self._state.gains, config.plateau):
+            return "the reward reached its plateau"
         return ""
 
-    def _choose(self, stopped: str) -> tuple[Vector, SearchResult]:
-        vectors = [vector for vector, _ in self._state.checkpoints]
-        checkpoints = self._checkpoints
-        gains = [-np.inf if c.vetoed_by else c.difference.mean for c in checkpoints]
-        best = int(np.argmax(gains))
-        vector = self._engine.space.start
-        # A calibration that selection prompts do not prefer to the original is not returned.
-        if gains[best] > 0:
-            vector = vectors[best]
-            checkpoints[best] = checkpoints[best].model_copy(update={"chosen": True})
+    def _result(self, stopped: str) -> tuple[Vector, SearchResult]:
+        vector, checkpoints = self._checkpoints.choose()
         return vector, SearchResult(
             coefficients=dict(self._engine.space.named(vector)),
             generations=self._state.generations,

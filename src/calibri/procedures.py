@@ -9,7 +9,7 @@ from calibri.flops import ImageFlops
 from calibri.geometries import Geometry
 from calibri.results import Record
 from calibri.rewards.mixing import parse_mixture
-from calibri.search import default_popsize
+from calibri.search import bucket_size, default_popsize, images_of_generation
 from calibri.throughput import Speed
 
 TERA, PETA = 1e12, 1e15
@@ -80,12 +80,21 @@ def images_by_phase(config: RunConfig, size: int, scale_prompts: int = 0) -> dic
     multiples = {1, *evaluation.step_multiples}
     settings = len(multiples) + min(2, len(multiples))
     count = search.images_per_prompt
-    bucket = search.generations * (popsize + 1) * search.bucket_size
+    bucket = sum(
+        images_of_generation(popsize, prompts, search.race_first, search.race_keep)
+        for prompts in bucket_sizes(search)
+    )
     return {
         "search": (bucket + scale_prompts) * count,
         "validation": checkpoints * search.num_validation_prompts * count,
         "evaluation": settings * evaluation.num_prompts * evaluation.images_per_prompt,
     }
+
+
+def bucket_sizes(search: SearchConfig) -> list[int]:
+    """Prompts of each generation."""
+    first, last, count = search.bucket_size, search.final_bucket_size, search.generations
+    return [bucket_size(first, last, generation, count) for generation in range(count)]
 
 
 def reward_names(config: RunConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -163,7 +172,7 @@ class Counted:
         per_setting = evaluation.num_prompts * evaluation.images_per_prompt
         steps = sum(multiples) + sum(multiples[:2])
         forwards = self._nfe * (images["search"] + images["validation"] + per_setting * steps)
-        prompts = search.generations * search.bucket_size
+        prompts = sum(bucket_sizes(search))
         prompts += search.num_validation_prompts + evaluation.num_prompts
         guarded = self._objective if self._config.rewards.guard == "off" else self._all
         reward = images["search"] * self._reward(self._objective)

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cmaes
 import diffusers
 import torch
 import transformers
@@ -24,9 +23,11 @@ from calibri.config import RunConfig, validate_config
 from calibri.engine import Engine
 from calibri.errors import Interrupted
 from calibri.evaluation import Comparer, sample_settings, verdict
-from calibri.evaluator import Ledger
-from calibri.optimise import Optimiser, make_search, scale_prompts
+from calibri.evaluator import Evaluator, Ledger
+from calibri.gradient import GradientOptimiser
+from calibri.optimise import Optimiser, scale_prompts
 from calibri.pipelines import transformer_of
+from calibri.procedures import images_by_phase
 from calibri.progress import Progress
 from calibri.results import Evaluation, RunSummary, SampleRow, SearchResult, SiteRecord
 from calibri.rewards.remembered import memorable
@@ -94,18 +95,7 @@ def default_run_name() -> str:
 
 def planned_images(engine: Engine) -> dict[str, int]:
     """Count the images that a run will sample at most, by phase."""
-    config, search = engine.config, engine.config.search
-    popsize = make_search(engine.space, config).popsize
-    checkpoints = -(-search.generations // search.validate_every) + 1
-    evaluation = config.evaluation
-    settings = len({1, *evaluation.step_multiples}) + min(2, len({1, *evaluation.step_multiples}))
-    count = search.images_per_prompt
-    bucket = search.generations * (popsize + 1) * search.bucket_size
-    return {
-        "search": (bucket + scale_prompts(engine)) * count,
-        "validation": checkpoints * len(engine.prompts.validation) * count,
-        "evaluation": settings * evaluation.num_prompts * evaluation.images_per_prompt,
-    }
+    return images_by_phase(engine.config, engine.space.size, scale_prompts(engine))
 
 
 def _run(folder: RunFolder, engine: Engine, progress: Progress) -> RunSummary:
@@ -114,7 +104,7 @@ def _run(folder: RunFolder, engine: Engine, progress: Progress) -> RunSummary:
         ledger = Ledger(journal)
         with engine.evaluator(ledger, progress.unit, sum(planned.values())) as evaluator:
             progress.phase("search", planned["search"] + planned["validation"])
-            vector, search = Optimiser(engine, evaluator, progress).run()
+            vector, search = _optimiser(engine, evaluator, progress).run()
             coefficients = engine.space.coefficients(vector)
             comparer = Comparer(engine, evaluator, coefficients, engine.prompts.test)
             evaluation = comparer.run(progress)
@@ -123,6 +113,11 @@ def _run(folder: RunFolder, engine: Engine, progress: Progress) -> RunSummary:
         _calibration(summary, engine, coefficients).save_pretrained(folder.calibration_path)
         folder.write_results(summary)
         return summary
+
+
+def _optimiser(engine: Engine, evaluator: Evaluator, progress: Progress) -> Optimiser:
+    kind = GradientOptimiser if engine.config.search.method == "gradient" else Optimiser
+    return kind(engine, evaluator, progress)
 
 
 @contextlib.contextmanager
@@ -217,7 +212,6 @@ def _machine() -> dict[str, str]:
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
         "transformers": transformers.__version__,
-        "cmaes": cmaes.__version__,
     }
 
 
@@ -235,6 +229,7 @@ def _calibration(summary: RunSummary, engine: Engine, coefficients: Coefficients
             true_cfg_scale=config.sampling.true_cfg_scale,
             height=config.sampling.height,
             width=config.sampling.width,
+            num_frames=config.sampling.num_frames,
             dtype=config.dtype,
         ),
         objective=config.rewards.objective,
