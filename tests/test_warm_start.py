@@ -75,3 +75,14 @@ def test_a_search_starts_where_a_run_ended(finished_run):
     found = Calibration.from_pretrained(finished_run / "calibration").coefficients
     assert engine.space.coefficients(engine.start) == found
     assert not np.array_equal(engine.start, engine.space.start) or found.output_weights == (1.0,)
+
+
+def test_factors_are_carried_over_where_they_are_searched(sites):
+    options = {"search_guidance": True, "search_shift": True}
+    found = drawn(SearchSpace.build(sites, "gate", **options))
+    space = SearchSpace.build(sites, "gate", **options)
+    started = space.coefficients(warm_start(space, sites, found))
+    assert (started.guidance, started.shift) == (found.guidance, found.shift) != (1.0, 1.0)
+    plain = SearchSpace.build(sites, "gate", search_guidance=True)
+    with pytest.raises(ConfigError, match=r"factor on the shift.*space\.shift to true"):
+        warm_start(plain, sites, found)

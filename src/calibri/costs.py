@@ -149,16 +149,7 @@ def _guidance(networks: Mapping[str, nn.Module], config: RunConfig) -> float:
 
 
 def _space(networks: Mapping[str, nn.Module], config: RunConfig, guidance: float) -> SearchSpace:
-    space = config.space
-    return SearchSpace.build(
-        find_sites(networks["transformer"]),
-        space.granularity,
-        guidance_scale=guidance,
-        branches=space.branches,
-        search_output=space.output_weights,
-        members=space.members,
-        knots=space.knots,
-    )
+    return config.space.build(find_sites(networks["transformer"]), guidance)
 
 
 def _nfe(config: RunConfig, guidance: float) -> int:

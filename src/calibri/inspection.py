@@ -7,14 +7,43 @@ from typing import Any
 
 from torch import nn
 
-from calibri.coefficients import GRANULARITIES, Granularity, parameter_name, parameter_names
-from calibri.config import SHIPPED
-from calibri.errors import ConfigError
+from calibri.coefficients import (
+    GRANULARITIES,
+    Factor,
+    Granularity,
+    parameter_name,
+    parameter_names,
+)
+from calibri.config import SHIPPED, RunConfig
+from calibri.errors import ConfigError, UnsupportedModelError
+from calibri.factors import check_factors
 from calibri.pipelines import load_pipeline
 from calibri.results import Record, SiteRecord
+from calibri.sampling import Sampler
 from calibri.sites import Networks, networks_of, sites_of
 from calibri.sites.discovered import Discovery
 from calibri.sites.discovery import discover as discover_sites
+
+
+class SpaceRecord(Record):
+    """The flat vector of a search, part by part.
+
+    Attributes:
+        names: scalars in one set.
+        members: names of the sets; one without a name when every member has the same.
+        knots: points of the trajectory, each with scalars of its own in every set.
+        output_weights: how many are searched.
+        factors: what else is searched, one number each.
+        size: length of the vector.
+    """
+
+    granularity: Granularity
+    names: int
+    members: list[str]
+    knots: int
+    output_weights: int
+    factors: list[Factor]
+    size: int
 
 
 class Inspection(Record):
@@ -24,6 +53,7 @@ class Inspection(Record):
         counts: granularity to number of scalars, output weights not included.
         output: name of the site that scales the model's output.
         discovery: how the sites were found, when they were measured or read from a file.
+        space: what a search has; None where there is no pipeline to sample from.
     """
 
     pipeline: str
@@ -32,12 +62,14 @@ class Inspection(Record):
     sites: list[SiteRecord]
     output: str
     discovery: Discovery | None = None
+    space: SpaceRecord | None = None
 
 
 def inspect(
     pipeline: Any = SHIPPED,
     *,
-    granularity: Granularity = "gate",
+    granularity: Granularity | None = None,
+    config: RunConfig | None = None,
     revision: str | None = None,
     discover: bool = False,
     sites: str | Path | None = None,
@@ -46,7 +78,8 @@ def inspect(
 
     Args:
         pipeline: a name (see ``load_pipeline``), a loaded pipeline, or a bare transformer.
-        granularity: which coefficient each site is listed under.
+        granularity: which coefficient each site is listed under; None for that of the search.
+        config: of the search that is described, whose own pipeline is not looked at.
         revision: branch, tag or commit of a repository.
         discover: measure the sites in one step of the pipeline instead of looking them up. They
             become the sites of this loaded model.
@@ -54,8 +87,9 @@ def inspect(
 
     Raises:
         ConfigError: both ``discover`` and ``sites``, or ``discover`` without a pipeline to run.
-        UnsupportedModelError: it cannot be loaded, or has no sites.
+        UnsupportedModelError: it cannot be loaded, or has no sites or not what is searched.
     """
+    config = config or RunConfig()
     if discover and sites is not None:
         raise ConfigError("Discover the sites or read them from a file, not both.")
     name = pipeline if isinstance(pipeline, str | Path) else type(pipeline).__name__
@@ -68,12 +102,30 @@ def inspect(
     if discovery is not None:
         for network in networks:  # of one class, so built alike
             discovery.assign(network.transformer)
-    return _inspection(str(name), networks, granularity, discovery)
+    found = _inspection(str(name), networks, granularity or config.space.granularity)
+    space = None if loaded is transformer else _space(loaded, networks, config)
+    return found.model_copy(update={"discovery": discovery, "space": space})
 
 
-def _inspection(
-    name: str, networks: Networks, granularity: Granularity, discovery: Discovery | None
-) -> Inspection:
+def _space(pipe: Any, networks: Networks, config: RunConfig) -> SpaceRecord | None:
+    try:
+        guidance_scale = Sampler(pipe, config.sampling).cfg_scale
+    except UnsupportedModelError:  # its sites can be looked at all the same
+        return None
+    space = config.space.build(sites_of(networks), guidance_scale)
+    check_factors(space.factors, pipe)
+    return SpaceRecord(
+        granularity=space.granularity,
+        names=len(space.names),
+        members=list(space.member_names),
+        knots=space.knots,
+        output_weights=space.num_outputs,
+        factors=list(space.factors),
+        size=space.size,
+    )
+
+
+def _inspection(name: str, networks: Networks, granularity: Granularity) -> Inspection:
     sites = sites_of(networks)
     return Inspection(
         pipeline=name,
@@ -90,7 +142,6 @@ def _inspection(
             for site in sites
         ],
         output=networks[0].outputs[0].name,
-        discovery=discovery,
     )
 
 

@@ -31,8 +31,8 @@ def warm_start(space: SearchSpace, sites: Sequence[Site], found: Coefficients) -
         float64 (space.size,).
 
     Raises:
-        ConfigError: the coefficients are finer than the space, have more members or knots, or
-            belong to another model.
+        ConfigError: the coefficients are finer than the space, have more members or knots or
+            factors, or belong to another model.
     """
     order = GRANULARITIES.index
     if order(found.granularity) > order(space.granularity):
@@ -58,7 +58,13 @@ def warm_start(space: SearchSpace, sites: Sequence[Site], found: Coefficients) -
             "The calibration to start from has output weights of its own, which this search does "
             "not have. Set space.output_weights to true."
         )
-    update = {"scales": scales, "output_weights": tuple(weights)}
+    if unsearched := [name for name in found.factors if name not in space.factors]:
+        raise ConfigError(
+            f"The calibration to start from has a factor on the {unsearched[0]}, which this search "
+            f"does not have. Set space.{unsearched[0]} to true."
+        )
+    factors: dict[str, float] = {name: getattr(found, name) for name in space.factors}
+    update = {"scales": scales, "output_weights": tuple(weights), **factors}
     return space.vector(original.model_copy(update=update))
 
 

@@ -143,11 +143,28 @@ def test_saving_a_number_that_is_not_finite_is_refused(
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 3, "1", None])
 def test_an_unknown_format_version_is_refused_by_its_number(folder: Path, version: object) -> None:
     edit(folder, lambda document: document.update(format_version=version))
     with pytest.raises(CalibrationError, match=f"format version {version!r}"):
         Calibration.from_pretrained(folder)
+
+
+def test_a_folder_of_the_first_version_still_loads(calibration: Calibration, folder: Path) -> None:
+    def make_old(document: Document) -> None:
+        document["format_version"] = 1
+        for name in ("guidance", "shift", "knots"):  # added since
+            del document["coefficients"][name]
+
+    edit(folder, make_old)
+    with safe_open(folder / "calibri.safetensors", framework="numpy") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata() | {"format_version": "1"}
+    save_file(tensors, folder / "calibri.safetensors", metadata)
+    loaded = Calibration.from_pretrained(folder)
+    assert loaded.coefficients == calibration.coefficients
+    loaded.save_pretrained(folder)
+    assert Calibration.from_pretrained(folder) == calibration
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def test_fuse_saves_a_pipeline(calibri, run, tmp_path):
 def test_inspect_shows_every_site_and_the_counts(calibri, granularity):
     args = ("inspect", "--granularity", granularity)
     inspection = Inspection.model_validate_json(calibri(*args, "--json").stdout)
-    tree, counts = calibri(*args).stdout.split("\n\n")
+    tree, counts, _ = calibri(*args).stdout.split("\n\n")
     blocks = {site.block for site in inspection.sites}
     parameters = {site.parameter for site in inspection.sites}
     names = {site.name for site in inspection.sites}

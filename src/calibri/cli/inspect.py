@@ -11,23 +11,43 @@ from rich.text import Text
 from rich.tree import Tree
 
 from calibri.cli.display import loading, out, printable, say
-from calibri.cli.options import GranularityName, JsonOption, PipelineArgument
+from calibri.cli.options import GranularityName, JsonOption
 from calibri.cli.quiet import quiet_libraries
 from calibri.errors import ConfigError
 from calibri.results import SiteRecord
 
 if TYPE_CHECKING:
-    from calibri.inspection import Inspection
+    from calibri.inspection import Inspection, SpaceRecord
     from calibri.sites.discovered import Discovery
 
 _STREAM_STYLES = {"visual": "cyan", "text": "magenta", "joint": "yellow", "audio": "green"}
 
 
 def inspect(
-    pipeline: PipelineArgument = "shapes",
+    pipeline: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="PIPELINE",
+            help="'shapes' (shipped, the default), a diffusers folder, or a repository.",
+            show_default=False,
+        ),
+    ] = None,
     granularity: Annotated[
-        GranularityName, typer.Option("--granularity", help="Which scalar a site is shown under.")
-    ] = "gate",
+        GranularityName | None,
+        typer.Option("--granularity", help="Which scalar a site is shown under; default gate."),
+    ] = None,
+    config_file: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="Of the search to describe; YAML."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Any setting of the search, such as space.members=2. Repeatable.",
+        ),
+    ] = None,
     discover: Annotated[
         bool, typer.Option("--discover", help="Measure the sites in one step of the pipeline.")
     ] = False,
@@ -39,22 +59,30 @@ def inspect(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the blocks of a pipeline, the sites in them, and the scalars per granularity.
+    """List the blocks of a pipeline, the sites in them, and what a search of it has.
 
     A site is one output that a block adds to the stream; calibrating scales it.
 
         calibri inspect
         calibri inspect stabilityai/stable-diffusion-3.5-medium --granularity layer --json
+        calibri inspect --set sampling.guidance_scale=4 --set space.branches=separate
         calibri inspect ./my-pipeline --discover --save sites.json
     """
     if save is not None and not discover:
         raise ConfigError("--save writes what --discover finds. Add --discover.")
-    with loading(f"Loading {pipeline}"):
+    values = {"pipeline": pipeline, "space.granularity": granularity}
+    with loading(f"Loading {pipeline or 'the pipeline'}"):
+        from calibri.config import load_config
         from calibri.inspection import inspect as inspect_pipeline
 
         quiet_libraries()
+        config = load_config(config_file, overrides or (), values)
         inspection = inspect_pipeline(
-            pipeline, granularity=granularity, discover=discover, sites=sites
+            config.pipeline,
+            config=config,
+            revision=config.revision,
+            discover=discover,
+            sites=sites,
         )
     if save is not None and inspection.discovery is not None:
         inspection.discovery.save(save)
@@ -64,7 +92,10 @@ def inspect(
         return
     console.print(site_tree(inspection))
     console.print()
-    console.print(_counts(inspection, granularity))
+    console.print(_counts(inspection, config.space.granularity))
+    if inspection.space is not None:
+        console.print()
+        console.print(_space(inspection.space))
     if inspection.discovery is not None:
         console.print()
         console.print(_measured(inspection.discovery))
@@ -125,6 +156,25 @@ def _leaf(site: SiteRecord) -> Text:
 
 def _inside(name: str, site: SiteRecord) -> str:
     return printable(name.removeprefix(f"{site.block}."))
+
+
+def _space(space: SpaceRecord) -> Table:
+    """Tabulate the parts of the flat vector."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("a search has")
+    table.add_column("numbers", justify="right")
+    parts = [f"{space.names} {space.granularity} scalars"]
+    if len(space.members) > 1:
+        parts.append(f"{len(space.members)} members ({', '.join(space.members)})")
+    if space.knots > 1:
+        parts.append(f"{space.knots} knots")
+    table.add_row(" x ".join(parts), str(space.names * len(space.members) * space.knots))
+    if space.output_weights:
+        table.add_row("output weights", str(space.output_weights))
+    for name in space.factors:
+        table.add_row(f"factor on the {name}", "1")
+    table.add_row("in all", str(space.size), style="bold")
+    return table
 
 
 def _counts(inspection: Inspection, chosen: str) -> Table:

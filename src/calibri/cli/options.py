@@ -18,10 +18,8 @@ DATA = "Prompts and rewards"
 RUN = "Run"
 MACHINE = "Machine"
 
-_PIPELINE_HELP = "'shapes' (shipped), a diffusers folder, or a Hugging Face repository."
 _CALIBRATION_HELP = "A calibration folder, a finished run, or a Hugging Face repository."
 
-PipelineArgument = Annotated[str, typer.Argument(metavar="PIPELINE", help=_PIPELINE_HELP)]
 CalibrationArgument = Annotated[str, typer.Argument(metavar="CALIBRATION", help=_CALIBRATION_HELP)]
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="Folder of a run, or its name under runs/.")
