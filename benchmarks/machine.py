@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import importlib.metadata
 import json
 import os
 import platform
@@ -14,11 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-import transformers
-
-from calibri.run import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -67,9 +65,15 @@ def describe() -> dict[str, str]:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "transformers": transformers.__version__,
+        **{name: _version(name) for name in ("diffusers", "transformers")},
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _processor() -> str:
@@ -85,7 +89,9 @@ def save(name: str, figures: dict[str, Any], folder: Path = RESULTS) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     text = json.dumps({"machine": describe(), **figures}, indent=1, allow_nan=False)
-    write_atomically(path, text.encode() + b"\n")
+    partial = path.with_suffix(".partial")
+    partial.write_text(text + "\n")
+    partial.replace(path)
     return path
 
 
@@ -138,7 +144,9 @@ def alternating(
 
 def quiet() -> None:
     """Keep warnings and loading bars of diffusers and transformers out of the tables."""
-    for logging in (diffusers.utils.logging, transformers.utils.logging):
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+    for name in ("diffusers", "transformers"):
+        with contextlib.suppress(ImportError):
+            logging = importlib.import_module(f"{name}.utils.logging")
+            logging.set_verbosity_error()
+            logging.disable_progress_bar()
     warnings.simplefilter("ignore")
