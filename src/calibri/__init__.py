@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from calibri.fusing import fuse
     from calibri.generation import generate
     from calibri.inspection import Inspection, inspect
+    from calibri.presets import preset
     from calibri.reporting import report
     from calibri.results import Evaluation, RunSummary
     from calibri.runner import calibrate, resume
@@ -55,6 +56,7 @@ _WHERE = {
     "load_config": "config",
     "models": "catalogue",
     "plan": "costs",
+    "preset": "presets",
     "report": "reporting",
     "resume": "runner",
 }
@@ -84,6 +86,7 @@ __all__ = [
     "load_config",
     "models",
     "plan",
+    "preset",
     "report",
     "resume",
 ]

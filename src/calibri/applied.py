@@ -13,7 +13,7 @@ from torch import nn
 
 from calibri.artifact import Calibration
 from calibri.coefficients import BRANCHES, Branch, Coefficients
-from calibri.errors import CalibrationError, FuseError, GuidanceError
+from calibri.errors import CalibrationError, CalibriError, FuseError, GuidanceError
 from calibri.factors import check_factors
 from calibri.guidance import BranchResolver
 from calibri.scaling import Fused, Layout, Scaler
@@ -24,13 +24,18 @@ _APPLIED = "_calibri_applied"
 
 
 class AppliedCalibration:
-    """A calibration on a pipeline. Made by ``load``."""
+    """A calibration on a pipeline. Made by ``load``.
 
-    def __init__(self, pipe: Any, calibration: Calibration, strength: float) -> None:
+    Attributes:
+        calibration: what was loaded; None for bare coefficients, such as a preset.
+    """
+
+    def __init__(self, pipe: Any, calibration: Calibration | Coefficients, strength: float) -> None:
         self.pipe = pipe
         self.networks = networks_of(pipe)
-        self.calibration = calibration
-        self._coefficients = calibration.coefficients.with_strength(strength)
+        self.calibration = calibration if isinstance(calibration, Calibration) else None
+        self._full = _coefficients_of(calibration)
+        self._coefficients = self._full.with_strength(strength)
         self._resolver: BranchResolver | _ToldBranch | None = None
         self._scaler: Scaler | None = None
         self._fused: Fused | None = None
@@ -61,7 +66,7 @@ class AppliedCalibration:
         """
         if self._fused is not None:
             raise FuseError("The calibration is fused into the weights. Call unfuse() first.")
-        self._coefficients = self.calibration.coefficients.with_strength(strength)
+        self._coefficients = self._full.with_strength(strength)
         self._set()
 
     def fuse(self, *, keep_originals: bool = True) -> None:
@@ -111,12 +116,15 @@ class AppliedCalibration:
             delattr(network.transformer, _APPLIED)
 
     def _attach(self) -> None:
-        coefficients = self.calibration.coefficients
-        if coefficients.num_branches > 1 and coefficients.per_branch:
+        if self._full.num_branches > 1 and self._full.per_branch:
             bare = isinstance(self.pipe, nn.Module)
             self._resolver = _ToldBranch() if bare else BranchResolver(self.pipe)
-        self._scaler = Scaler(self.networks, self._resolver)
-        self._set()
+        try:
+            self._scaler = Scaler(self.networks, self._resolver)
+            self._set()
+        except CalibriError:
+            self._detach()
+            raise
 
     def _set(self) -> None:
         assert self._scaler is not None
@@ -137,6 +145,12 @@ class AppliedCalibration:
         if self._resolver is not None:
             self._resolver.remove()
             self._resolver = None
+
+
+def _coefficients_of(calibration: Calibration | Coefficients) -> Coefficients:
+    if isinstance(calibration, Calibration):
+        return calibration.coefficients
+    return calibration
 
 
 def _of_branch(coefficients: Coefficients, branch: int | None) -> Coefficients:
@@ -197,7 +211,7 @@ class _ToldBranch:
 
 def load(
     pipe: Any,
-    calibration: Calibration | str | Path,
+    calibration: Calibration | Coefficients | str | Path,
     *,
     strength: float = 1.0,
     revision: str | None = None,
@@ -207,7 +221,8 @@ def load(
 
     Args:
         pipe: a loaded pipeline, or a bare transformer; its images change from now on.
-        calibration: a folder, a Hugging Face repository id, or a ``Calibration``.
+        calibration: a folder, a Hugging Face repository id, a ``Calibration``, or bare
+            coefficients such as ``calibri.preset`` makes.
         strength: 0 is the original model, 1 the full calibration.
         revision: branch, tag or commit of the repository.
         token: access token of the hub.
@@ -218,11 +233,11 @@ def load(
     Raises:
         CalibrationError: the calibration is for another model, or one is loaded already.
     """
-    if not isinstance(calibration, Calibration):
+    if isinstance(calibration, str | Path):
         calibration = Calibration.from_pretrained(calibration, revision=revision, token=token)
     networks = networks_of(pipe)
     found = type(networks[0].transformer).__name__
-    if found != calibration.transformer_class:
+    if isinstance(calibration, Calibration) and found != calibration.transformer_class:
         raise CalibrationError(
             f"This calibration was made for {calibration.transformer_class} "
             f"({calibration.base_model}); the pipeline has a {found}. Load it onto the model it "
@@ -232,8 +247,9 @@ def load(
         raise CalibrationError(
             "A calibration is already loaded onto this pipeline. Call unload() on it first."
         )
-    calibration.coefficients.site_scales(sites_of(networks))  # refuses another size
-    check_factors(calibration.coefficients.factors, pipe)
+    coefficients = _coefficients_of(calibration)
+    coefficients.site_scales(sites_of(networks))  # refuses another size
+    check_factors(coefficients.factors, pipe)
     applied = AppliedCalibration(pipe, calibration, strength)
     for network in networks:
         setattr(network.transformer, _APPLIED, applied)
