@@ -63,6 +63,7 @@ class CMASearch:
             raise ValueError(f"A population needs at least 4 candidates, got {popsize}.")
         self._start = start
         self._basis = basis
+        self._inverse = np.linalg.inv(basis)
         self._bounds = bounds
         self._seed = seed
         self._popsize = popsize
@@ -112,7 +113,7 @@ class CMASearch:
             raise ValueError(f"Scores must be finite, got {list(scores)}.")
         order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
         offsets = np.asarray(candidates)[order] - self._start
-        self._distribution.update(np.linalg.solve(self._basis, offsets.T).T)
+        self._distribution.update(offsets @ self._inverse.T)
 
     def _outer(self, inner: Vector) -> Vector:
         x = np.clip(self._start + inner @ self._basis.T, *self._bounds.T)
