@@ -1,0 +1,105 @@
+import math
+
+import numpy as np
+import pytest
+from benchmarks.synthetic import (
+    LANDSCAPES,
+    NOISES,
+    OURS,
+    POOL,
+    REFERENCE,
+    Problem,
+    plan,
+    run,
+    validate,
+)
+
+from benchmarks import synthetic
+
+
+@pytest.mark.parametrize("landscape", LANDSCAPES)
+def test_the_original_is_at_minus_two_and_the_optimum_at_zero(landscape):
+    problem = Problem(landscape, 12, 0)
+    ones = np.ones((1, 12))
+    ripples = 0.6 if landscape == "rippled" else 0.0
+    assert -2 - ripples - 1e-9 <= problem.truth(ones)[0] <= -2 + 1e-9
+    assert problem.truth(problem.optimum[None])[0] == 0
+    anywhere = np.random.default_rng(0).uniform(-1, 2, size=(500, 12))
+    assert problem.truth(anywhere).max() < 0
+    assert problem.truth(1000 * anywhere).min() >= -10 - ripples
+
+
+def test_optima_are_as_far_as_stated():
+    distances = {
+        name: np.linalg.norm(Problem(name, 12, 0).optimum - 1) / math.sqrt(12)
+        for name in LANDSCAPES
+    }
+    expected = {"rotated": 0.2, "near": 0.1, "far": 0.4, "isotropic": 0.2, "rippled": 0.2}
+    assert distances == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_the_mean_over_the_pool_is_the_truth(noise):
+    problem, rng = Problem("rotated", 12, 0), np.random.default_rng(0)
+    x = 1 + 0.3 * rng.normal(size=(3, 12))
+    table = problem.scores(x, np.arange(POOL), noise, rng)
+    # Only the noise of images is left: 6 standard errors of it.
+    allowed = 6 * NOISES[noise][1] / math.sqrt(POOL)
+    np.testing.assert_allclose(table.mean(axis=1), problem.truth(x), atol=allowed)
+
+
+def test_candidates_of_a_bucket_share_its_prompts():
+    problem, rng = Problem("rotated", 12, 0), np.random.default_rng(0)
+    twice = np.repeat(1 + 0.3 * rng.normal(size=(1, 12)), 2, axis=0)
+    table = problem.scores(twice, np.arange(POOL), "mid", rng)
+    assert (table[0] - table[1]).std() == pytest.approx(math.sqrt(2) * NOISES["mid"][1], rel=0.05)
+    # Ease has SD 2.5; taste and chaos come on top.
+    assert table.std() > 2.5
+
+
+@pytest.mark.parametrize(("settings", "unpaid"), [(OURS, 0), (REFERENCE, 1)])
+def test_images_are_those_that_were_scored(monkeypatch, settings, unpaid):
+    scored, buckets = [], []
+    scores = Problem.scores
+
+    def counted(self, x, prompts, noise, rng):
+        scored.append(len(x) * len(prompts))
+        buckets.append(len(prompts))
+        return scores(self, x, prompts, noise, rng)
+
+    monkeypatch.setattr(Problem, "scores", counted)
+    trace = run(Problem("rotated", 12, 0), "mid", 0, settings, 5_000)
+    # The reference does not pay for the original's row.
+    assert trace.images[-1] == sum(scored) - unpaid * sum(buckets)
+    assert trace.images[-1] <= 5_000
+    assert len(trace.images) == len(trace.means) == len(plan(settings, 12, 5_000))
+
+
+def test_a_plan_spends_the_budget():
+    for settings in (OURS, REFERENCE):
+        images = [settings.images(58, bucket) for bucket in plan(settings, 58, 51_200)]
+        assert 51_200 - max(images) < sum(images) <= 51_200
+    assert plan(REFERENCE, 58, 51_200) == [16] * 200
+
+
+def test_runs_repeat():
+    one, other = (run(Problem("far", 12, 3), "mid", 3, OURS, 3_000) for _ in range(2))
+    assert np.array_equal(one.means, other.means)
+
+
+def test_worse_checkpoints_are_not_returned():
+    problem = Problem("rotated", 12, 0)
+    away = 1 - 2 * (problem.optimum - 1)
+    validation = validate(problem, "mid", 0, np.tile(away, (40, 1)))
+    assert np.array_equal(validation.returned, np.ones(12))
+    toward = validate(problem, "mid", 0, np.tile(problem.optimum, (40, 1)))
+    assert np.array_equal(toward.returned, problem.optimum)
+
+
+def test_fractions_are_the_first_crossing_of_the_mean_curve():
+    seeds = synthetic.SEEDS
+    curves = np.tile([0.0, 1.0, 2.0, 3.0], (seeds, 1))
+    draws = np.zeros((synthetic.RESAMPLES, seeds), dtype=int)
+    shares = np.array([0.25, 0.5, 0.75, 1.0])
+    assert synthetic._fraction(shares, curves, np.full(seeds, 1.5), draws) == [0.75] * 3
+    assert synthetic._fraction(shares, curves, np.full(seeds, 3.5), draws) == [None] * 3
