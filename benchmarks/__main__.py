@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import machine, overhead, throughput
+from benchmarks import machine, overhead, searches, throughput
 from benchmarks.machine import Row
 
 Bench = Callable[[], tuple[list[Row], dict[str, Any]]]
@@ -54,6 +54,8 @@ def main() -> None:
         # First, while no prompt was ever encoded.
         "B2": lambda: throughput.encoder_calls(pair),
         "B1": lambda: throughput.throughput(pair, options.repeats),
+        "B3": searches.images_to_targets,
+        "B4": searches.selection,
         "B7": lambda: overhead.framework_time(engine, options.repeats),
         "B8": lambda: overhead.invariance(engine),
     }
