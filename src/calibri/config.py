@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from calibri.coefficients import Branches, Granularity, SearchSpace
 from calibri.errors import ConfigError
+from calibri.search import default_popsize, large_popsize
 from calibri.sites import Site
 
 SHIPPED = "shapes"
@@ -156,7 +157,6 @@ class PromptConfig(_Section):
 
 # Spec section 3.
 _PAPER: dict[str, Any] = {
-    "popsize": None,
     "bucket_size": 16,
     "bucket_growth": 1.0,
     "race_keep": 1.0,
@@ -173,7 +173,7 @@ class SearchConfig(_Section):
             which keeps the best sampled candidate, with the paper's values of what is not given;
             ``"gradient"`` follows the gradient of a differentiable reward through the sampler.
         generations: budget.
-        popsize: candidates per generation; None for 4 + 3 ln n.
+        popsize: candidates per generation; None for 8 sqrt(n), or the paper's 4 + 3 ln n.
         bucket_size: prompts of the first generation, the same for all candidates.
         bucket_growth: prompts of the last generation in units of ``bucket_size``; the bucket grows
             by the same factor from generation to generation.
@@ -202,7 +202,7 @@ class SearchConfig(_Section):
 
     method: Literal["calibri", "reference", "gradient"] = "calibri"
     generations: int = Field(20, ge=1, le=100_000)
-    popsize: int | None = Field(64, ge=4)
+    popsize: int | None = Field(None, ge=4)
     bucket_size: int = Field(8, ge=1)
     bucket_growth: float = Field(2.0, ge=1.0, le=64.0)
     race_first: float = Field(0.25, gt=0.0, le=1.0)
@@ -219,6 +219,11 @@ class SearchConfig(_Section):
     validate_every: int = Field(5, ge=1)
     num_validation_prompts: int = Field(192, ge=2)
     plateau: int = Field(10, ge=4)
+
+    def popsize_for(self, dimension: int) -> int:
+        """Candidates per generation of a search of this many numbers."""
+        rule = default_popsize if self.method == "reference" else large_popsize
+        return self.popsize or rule(dimension)
 
     @property
     def final_bucket_size(self) -> int:

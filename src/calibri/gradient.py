@@ -25,7 +25,7 @@ from calibri.optimise import Optimiser, search_basis, search_bounds
 from calibri.progress import Progress
 from calibri.rewards import DifferentiableReward, Reward
 from calibri.sampling import Noise
-from calibri.search import AdamSearch, default_popsize, images_of_generation, tail_mean
+from calibri.search import AdamSearch, images_of_generation, tail_mean
 from calibri.sites import Site
 from calibri.units import Row, Scores, Unit, cut, decode, encode, make_unit
 
@@ -72,6 +72,11 @@ def differentiable_rewards(engine: Engine) -> dict[str, DifferentiableReward]:
         raise ConfigError(
             f"{what} no gradient here. Use a single reward or a mixture by z-scores, or the "
             "black-box search."
+        )
+    if engine.config.search.num_inference_steps is not None:
+        raise ConfigError(
+            "Gradients are taken through all sampling.num_inference_steps steps. Leave "
+            "search.num_inference_steps out, or use the black-box search."
         )
     if engine.space.factors:
         raise ConfigError(
@@ -256,21 +261,14 @@ class GradientOptimiser(Optimiser):
         UnsupportedModelError: the pipeline cannot be run with gradients.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        evaluator: Evaluator,
-        progress: Progress,
-        learning_rate: float = 0.02,
-        last_steps: int | None = None,
-    ) -> None:
+    def __init__(self, engine: Engine, evaluator: Evaluator, progress: Progress) -> None:
         super().__init__(engine, evaluator, progress)
-        self._gradients = Gradients(engine, evaluator, last_steps)
+        self._gradients = Gradients(engine, evaluator, self._config.last_steps)
         self._adam = AdamSearch(
             engine.start,
             basis=search_basis(engine.space),
             bounds=search_bounds(engine.space, self._config),
-            learning_rate=learning_rate,
+            learning_rate=self._config.learning_rate,
         )
         self._updates = updates_per_generation(engine)
 
@@ -309,6 +307,6 @@ class GradientOptimiser(Optimiser):
 def updates_per_generation(engine: Engine) -> int:
     """Updates that cost about what the candidates of a generation cost."""
     config = engine.config.search
-    size, popsize = config.final_bucket_size, config.popsize or default_popsize(engine.space.size)
+    size, popsize = config.final_bucket_size, config.popsize_for(engine.space.size)
     images = images_of_generation(popsize, size, config.race_first, config.race_keep) - size
     return max(1, images // (size * _IMAGES_PER_GRADIENT))

@@ -22,7 +22,6 @@ from calibri.sampling import Noise
 from calibri.search import (
     CMASearch,
     bucket_size,
-    default_popsize,
     first_prompts,
     race_scores,
     reached_plateau,
@@ -42,7 +41,7 @@ def make_search(space: SearchSpace, config: RunConfig, start: Vector | None = No
         basis=np.eye(space.size) if search.method == "reference" else search_basis(space),
         bounds=search_bounds(space, search),
         sigma0=search.sigma0,
-        popsize=search.popsize or default_popsize(space.size),
+        popsize=search.popsize_for(space.size),
         seed=config.seed,
     )
 

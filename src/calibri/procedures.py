@@ -75,7 +75,7 @@ def images_by_phase(config: RunConfig, size: int, scale_prompts: int = 0) -> dic
         scale_prompts: prompts on which the rewards of a mixture are scaled first.
     """
     search, evaluation = config.search, config.evaluation
-    popsize = search.popsize or default_popsize(size)
+    popsize = search.popsize_for(size)
     checkpoints = -(-search.generations // search.validate_every) + 1
     multiples = {1, *evaluation.step_multiples}
     settings = len(multiples) + min(2, len(multiples))
@@ -157,7 +157,7 @@ class Counted:
         return Procedure(
             title="Calibri, as configured",
             generations=search.generations,
-            popsize=search.popsize or default_popsize(size),
+            popsize=search.popsize_for(size),
             bucket_size=search.bucket_size,
             with_original=True,
             images=images,
