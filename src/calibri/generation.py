@@ -1,4 +1,4 @@
-"""Generate images with and without a calibration."""
+"""Generate images and videos with and without a calibration."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from calibri.config import SHIPPED
 from calibri.errors import ConfigError
 from calibri.pipelines import load_pipeline
 
+# An image, or the frames of a video.
+Picture = Image.Image | list[Image.Image]
+
 
 def generate(
     pipeline: Any = SHIPPED,
@@ -29,8 +32,8 @@ def generate(
     revision: str | None = None,
     dtype: str = "float32",
     device: str = "auto",
-) -> list[Image.Image]:
-    """Generate one image per prompt; with ``compare``, the original and the calibrated pair.
+) -> list[Picture]:
+    """Generate one image or video per prompt; with ``compare``, original and calibrated pairs.
 
     Args:
         pipeline: a name (see ``load_pipeline``) or a loaded pipeline.
@@ -46,7 +49,7 @@ def generate(
         device: where to run, when the pipeline is loaded here.
 
     Returns:
-        One image per prompt.
+        One image per prompt; of a pipeline that makes videos, the frames of each.
 
     Raises:
         ConfigError: there is no prompt, or nothing to compare with.
@@ -84,6 +87,7 @@ def _settings(
         ),
         "height": sampling and sampling.height,
         "width": sampling and sampling.width,
+        "num_frames": sampling and sampling.num_frames,
     }
     if sampling and sampling.true_cfg_scale > 1.0:
         # Pipelines with this argument run the second branch only beside a negative prompt.
@@ -93,15 +97,24 @@ def _settings(
 
 def _images(
     pipe: Any, prompts: Sequence[str], seed: int, settings: dict[str, Any]
-) -> list[Image.Image]:
+) -> list[Picture]:
     images = []
     for index, prompt in enumerate(prompts):
         generator = torch.Generator("cpu").manual_seed(seed + index)
-        images.append(pipe(prompt, generator=generator, **settings).images[0])
+        # Images or videos: pipelines name them differently, but they are always first.
+        images.append(pipe(prompt, generator=generator, output_type="pil", **settings)[0][0])
     return images
 
 
-def _beside(left: Image.Image, right: Image.Image) -> Image.Image:
+def _beside(left: Picture, right: Picture) -> Picture:
+    if isinstance(left, list) and isinstance(right, list):
+        return [_pair(a, b) for a, b in zip(left, right, strict=True)]
+    assert isinstance(left, Image.Image)
+    assert isinstance(right, Image.Image)
+    return _pair(left, right)
+
+
+def _pair(left: Image.Image, right: Image.Image) -> Image.Image:
     gap = max(2, left.width // 64)
     canvas = Image.new("RGB", (left.width + gap + right.width, left.height), "white")
     canvas.paste(left, (0, 0))

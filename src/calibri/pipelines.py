@@ -89,3 +89,31 @@ def pipeline_bytes(pipe: Any) -> int:
     """Add up the sizes of all weights of a pipeline."""
     modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
     return sum(p.numel() * p.element_size() for part in modules for p in part.parameters())
+
+
+def compile_transformers(pipe: Any, backend: Any = "inductor") -> None:
+    """Compile the repeated blocks of each transformer, or all of one whose class names none.
+
+    Call it after hooks were put on: torch ignores those that come later.
+
+    Args:
+        pipe: a diffusers pipeline.
+        backend: of ``torch.compile``.
+
+    Raises:
+        ConfigError: nothing can be compiled here.
+    """
+    try:
+        sample = torch.ones(2, device=pipe._execution_device)
+        torch.compile(lambda values: values * 2 + 1, backend=backend)(sample)
+    except Exception as error:
+        raise ConfigError(
+            f"torch.compile does not work here: {_first_line(error)}. It needs a C++ compiler on a "
+            "CPU and Triton on a GPU. Set sampling.compile to false."
+        ) from error
+    for network in networks_of(pipe):
+        transformer: Any = network.transformer
+        if getattr(transformer, "_repeated_blocks", None):
+            transformer.compile_repeated_blocks(backend=backend)
+        else:
+            transformer.compile(backend=backend)

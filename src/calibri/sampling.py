@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from calibri.config import SamplingConfig
-from calibri.embeddings import NEGATIVE, call_arguments
+from calibri.embeddings import NEGATIVE, call_arguments, required_arguments
 from calibri.encoding import make_encoder
 from calibri.errors import ConfigError, UnsupportedModelError
+from calibri.frames import evenly_spaced
 from calibri.prompts import Prompt
 from calibri.schedules import changed_shift
 
@@ -27,6 +28,8 @@ from calibri.schedules import changed_shift
 _EXCESS = {"ZImage": 0.0, "Krea2": 0.0, "Cosmos": 1.0}
 # Pipelines with a language model in front, which samples by the seed of the first image alone.
 _SHARED_DRAWS = "GlmImage"
+# What pipelines call the number of frames of a video.
+_FRAMES = ("num_frames", "video_length", "frames")
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,8 @@ class Sampler:
         before_call: told the prompt embeddings of each call of the pipeline.
 
     Raises:
-        UnsupportedModelError: the pipeline's prompt embeddings are not known, or it makes videos.
-        ConfigError: the guidance has no effect on this pipeline.
+        UnsupportedModelError: the pipeline does not sample from a prompt alone.
+        ConfigError: the guidance or the number of frames has no effect on this pipeline.
     """
 
     def __init__(self, pipe: Any, config: SamplingConfig) -> None:
@@ -62,13 +65,16 @@ class Sampler:
 
     def _check(self) -> None:
         name = type(self.pipe).__name__
-        if "num_frames" in self._call:
+        needed = set(required_arguments(self.pipe)) - {"prompt"}
+        if "prompt" not in self._call or needed:
+            also = f" but with {', '.join(sorted(needed))}" if needed else ""
             raise UnsupportedModelError(
-                f"{name} makes videos, and rewards look at images. Use an image pipeline."
+                f"{name} is not called with a prompt alone{also}. Use a pipeline that samples from "
+                "text."
             )
-        if "prompt" not in self._call:
-            raise UnsupportedModelError(
-                f"{name} is not called with a prompt. Use a pipeline that samples from text."
+        if self.config.num_frames is not None and self._frames is None:
+            raise ConfigError(
+                f"{name} makes images, so sampling.num_frames has no effect. Leave it out."
             )
         if name.startswith(_SHARED_DRAWS):
             raise UnsupportedModelError(
@@ -91,6 +97,11 @@ class Sampler:
         if "true_cfg_scale" in self._call and not embedded:
             del scales["guidance_scale"]
         return {name: scale for name, scale in scales.items() if name in self._call}
+
+    @property
+    def _frames(self) -> str | None:
+        """The argument that holds the number of frames, of a pipeline that makes videos."""
+        return next((name for name in _FRAMES if name in self._call), None)
 
     @property
     def cfg_scale(self) -> float:
@@ -146,13 +157,14 @@ class Sampler:
             shift: factor on the shift of the scheduler, see ``calibri.schedules``.
 
         Returns:
-            uint8 (N, 3, H, W) on the CPU.
+            uint8 (N, 3, H, W) on the CPU; of videos ``frames_scored`` frames each,
+            (N, frames, 3, H, W).
         """
         arguments = self._arguments(noises)
         if num_inference_steps is not None:
             arguments["num_inference_steps"] = num_inference_steps
         with torch.no_grad(), self._encoder.answering(), changed_shift(self.pipe, shift):
-            images = self.pipe(**arguments).images
+            images = self._pictures(self.pipe(**arguments))
         pixels: Tensor = (images.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
         return pixels
 
@@ -192,8 +204,8 @@ class Sampler:
             last_steps: steps that carry a gradient, which bounds memory; None for all.
 
         Returns:
-            float32 (N, 3, H, W) in [0, 1] on the CPU; rounded to bytes they are those of
-            ``sample``.
+            float32 (N, 3, H, W) in [0, 1] on the CPU, or (N, frames, 3, H, W); rounded to bytes
+            they are those of ``sample``.
 
         Raises:
             UnsupportedModelError: the images have no gradient.
@@ -206,7 +218,7 @@ class Sampler:
         # Pipelines are decorated with torch.no_grad; what it decorates is their own code.
         run = inspect.unwrap(type(self.pipe).__call__)
         with torch.set_grad_enabled(not first), self._encoder.answering():
-            images: Tensor = run(self.pipe, **arguments).images
+            images = self._pictures(run(self.pipe, **arguments))
             images = images.float().clamp(0, 1).cpu()
         if not images.requires_grad:
             raise UnsupportedModelError(
@@ -221,14 +233,29 @@ class Sampler:
         if self.before_call is not None:
             self.before_call(encoded)
         size = {"height": self.config.height, "width": self.config.width}
+        if self._frames is not None:
+            size[self._frames] = self.config.num_frames
         return {
             **encoded,
             **self._scales(),
-            **{name: pixels for name, pixels in size.items() if pixels is not None},
+            **{name: length for name, length in size.items() if length is not None},
             "num_inference_steps": self.config.num_inference_steps,
             "generator": [torch.Generator("cpu").manual_seed(noise.seed) for noise in noises],
             "output_type": "pt",
         }
+
+    def _pictures(self, output: Any) -> Tensor:
+        """Take images, or frames of videos, out of what the pipeline returned."""
+        # Pipelines name it differently, but it is always first.
+        pictures = output[0]
+        if not isinstance(pictures, Tensor) or pictures.ndim not in (4, 5):
+            raise UnsupportedModelError(
+                f"{type(self.pipe).__name__} returned neither images nor videos as a tensor. Use "
+                "another pipeline."
+            )
+        if pictures.ndim == 5:
+            pictures = evenly_spaced(pictures, self.config.frames_scored)
+        return pictures
 
 
 def _enable_gradient(

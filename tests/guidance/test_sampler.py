@@ -7,7 +7,7 @@ from calibri.artifact import Calibration
 from calibri.artifact.calibration import Sampling
 from calibri.coefficients import Coefficients
 from calibri.config import SamplingConfig
-from calibri.errors import ConfigError, UnsupportedModelError
+from calibri.errors import ConfigError
 from calibri.generation import generate
 from calibri.guidance import BranchResolver
 from calibri.prompts import make_prompts
@@ -90,11 +90,6 @@ def test_guidance_that_a_pipeline_would_ignore_is_refused():
     rig = BY_NAME["QwenImage"]
     with pytest.raises(ConfigError, match="true_cfg_scale"):
         Sampler(rig.build(), SamplingConfig(guidance_scale=4.0))
-
-
-def test_video_pipelines_are_refused():
-    with pytest.raises(UnsupportedModelError, match="videos"):
-        Sampler(BY_NAME["Wan"].build(), SamplingConfig())
 
 
 def test_images_of_a_calibration_are_made_with_its_true_cfg_scale():

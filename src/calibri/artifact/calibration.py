@@ -23,6 +23,7 @@ class Sampling(Record):
         true_cfg_scale: classifier-free guidance of the pipelines that call it so.
         height: image height in pixels, or None for the pipeline's own.
         width: image width in pixels, or None for the pipeline's own.
+        num_frames: of a video, or None for the pipeline's own.
         dtype: dtype of the transformer, for example ``"bfloat16"``.
     """
 
@@ -31,6 +32,7 @@ class Sampling(Record):
     true_cfg_scale: FiniteFloat = 1.0
     height: PositiveInt | None = None
     width: PositiveInt | None = None
+    num_frames: PositiveInt | None = None
     dtype: str
 
 

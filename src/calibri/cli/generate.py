@@ -25,8 +25,12 @@ from calibri.errors import ConfigError, RunError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from calibri.generation import Picture
+
 VISIBLE = 256
-_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".gif": "GIF"}
+_ANIMATED = (".webp", ".gif")
+_FRAMES_PER_SECOND = 16
 
 
 _Pipeline = Annotated[
@@ -80,6 +84,8 @@ def generate(
 
     calibri generate shapes --calibration runs/NAME "two small green triangles" --compare
     calibri generate shapes "a red circle" "a blue square" --calibration runs/NAME --output out
+
+    Videos are written as animated WebP, or as GIF to a file that ends so.
     """
     targets = target_files(output, prompts, seed)
     source = None if calibration is None else calibration_source(calibration)
@@ -132,25 +138,44 @@ def _slug(prompt: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "image"
 
 
-def save(image: Image, target: Path, enlarge: bool) -> int:
-    """Write an image, print its path and return how many times it was enlarged.
+def save(picture: Picture, target: Path, enlarge: bool) -> int:
+    """Write an image or a video, print its path and return how many times it was enlarged.
+
+    Args:
+        picture: an image, or the frames of a video.
+        target: the file; a video that its kind cannot hold is written beside it as WebP.
+        enlarge: make small ones visible, without smoothing.
 
     Raises:
         RunError: the file cannot be written.
     """
-    from PIL.Image import Resampling
-
     from calibri.run import write_atomically
     from calibri.run.files import plain_words
 
-    factor = -(-VISIBLE // min(image.size)) if enlarge else 1
-    size = (image.width * factor, image.height * factor)
-    buffer = io.BytesIO()
-    image.resize(size, Resampling.NEAREST).save(buffer, format=_FORMATS[target.suffix.lower()])
+    frames = picture if isinstance(picture, list) else [picture]
+    factor = -(-VISIBLE // min(frames[0].size)) if enlarge else 1
+    if isinstance(picture, list) and target.suffix.lower() not in _ANIMATED:
+        target = target.with_suffix(".webp")
+    data = _encoded([_enlarged(frame, factor) for frame in frames], target.suffix.lower())
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"Could not make {target.parent}: {plain_words(error)}.") from error
-    write_atomically(target, buffer.getvalue())
+    write_atomically(target, data)
     verbatim(out(), str(target))
     return factor
+
+
+def _enlarged(image: Image, factor: int) -> Image:
+    from PIL.Image import Resampling
+
+    return image.resize((image.width * factor, image.height * factor), Resampling.NEAREST)
+
+
+def _encoded(frames: list[Image], suffix: str) -> bytes:
+    video = dict(save_all=True, append_images=frames[1:], duration=1000 // _FRAMES_PER_SECOND)
+    buffer = io.BytesIO()
+    # loop=0 is without end.
+    options = video | dict(loop=0) if len(frames) > 1 else {}
+    frames[0].save(buffer, format=_FORMATS[suffix], **options)
+    return buffer.getvalue()
