@@ -295,6 +295,8 @@ def test_an_image_that_is_dropped_leaves_the_mean_of_the_others(monkeypatch):
         ({"rewards.objective": "weighing,other", "rewards.mixing": "rank"}, None, "'rank' has"),
         ({"rewards.constraints": ("other >= 0.9 of baseline",)}, None, "Constraints have"),
         ({"space.members": 2}, None, "start without weight"),
+        ({"space.shift": True}, None, "The shift of the sampling"),
+        ({"search.num_inference_steps": 2}, None, "through all"),
         ({}, 4, "last 4 steps .* there are 3 steps"),
         ({}, 0, "last 0 steps"),
     ],

@@ -12,6 +12,8 @@ from calibri.evaluator import Ledger, MemoryRecords
 from calibri.gradient import GradientOptimiser, updates_per_generation
 from calibri.progress import Progress
 from calibri.rewards import BatchedReward, RewardInfo
+from calibri.run import read_journal
+from calibri.runner import calibrate
 
 TINY = {
     "device": "cpu",
@@ -24,6 +26,7 @@ TINY = {
     "search.popsize": 9,
     "search.bucket_size": 4,
     "search.bucket_growth": 1,
+    "search.race_keep": 1,
     "search.validate_every": 1,
     "search.num_validation_prompts": 12,
 }
@@ -60,13 +63,12 @@ class StopAfter(Progress):
             raise KeyboardInterrupt
 
 
-def search(records=None, progress=None, rate=0.02, **values):
+def search(records=None, progress=None, **values):
     progress = progress or Progress()
     engine = Engine(load_config(values=TINY | {k.replace("__", "."): v for k, v in values.items()}))
     ledger = Ledger(MemoryRecords() if records is None else records)
     evaluator = engine.evaluator(ledger, progress.unit)
-    optimiser = GradientOptimiser(engine, evaluator, progress, rate)
-    return engine, *optimiser.run()
+    return engine, *GradientOptimiser(engine, evaluator, progress).run()
 
 
 def test_a_reward_rises_and_the_record_says_by_how_much():
@@ -115,7 +117,34 @@ def test_a_mixture_follows_its_weighted_scaled_slopes():
 
 
 def test_vectors_stay_within_their_bounds():
-    _, vector, _ = search(rate=0.5, search__scale_bounds=(0.9, 1.1), search__output_bounds=(1, 1.2))
+    _, vector, _ = search(
+        search__learning_rate=0.5,
+        search__scale_bounds=(0.9, 1.1),
+        search__output_bounds=(1, 1.2),
+    )
     assert vector.min() >= 0.9
     assert vector.max() <= 1.2
     assert torch.is_grad_enabled()
+
+
+def test_a_generation_costs_about_what_a_race_costs():
+    values = {"search.popsize": 64, "search.bucket_size": 8, "search.bucket_growth": 2}
+    race = {"search.race_first": 0.25, "search.race_keep": 0.5}
+    engine = Engine(load_config(values=TINY | values | race))
+    # 64 candidates on 4 prompts and 32 on the other 12, three images for one with a gradient.
+    assert updates_per_generation(engine) == (64 * 4 + 32 * 12) // (3 * 16)
+
+
+def test_the_configuration_chooses_it(tmp_path):
+    values = TINY | {
+        "search.method": "gradient",
+        "search.generations": 1,
+        "search.last_steps": 1,
+        "evaluation.num_prompts": 4,
+        "evaluation.step_multiples": (1,),
+        "evaluation.num_samples": 0,
+    }
+    summary = calibrate(load_config(values=values), name="run", runs=tmp_path)
+    assert summary.search.generations[0].sigma == 0.02
+    records = read_journal(tmp_path / "run" / "journal.jsonl")
+    assert [r["phase"] for r in records].count("gradient") == 3
