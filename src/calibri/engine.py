@@ -29,7 +29,7 @@ from calibri.rewards.mixing import parse_mixture
 from calibri.sampling import Noise, Sampler
 from calibri.scaling import Scaler
 from calibri.seeds import derive_seed
-from calibri.sites import networks_of
+from calibri.sites import Networks, networks_of
 from calibri.units import Backend, Measure
 from calibri.warm_start import warm_start
 from calibri.workers import Workers, default_workers, worker_devices
@@ -94,6 +94,7 @@ class Engine:
         self.scaler = Scaler(networks_of(self.pipe), self.resolver)
         if config.sampling.compile:
             compile_transformers(self.pipe)
+        _check_branches(config, self.scaler.networks)
         self.space: SearchSpace = config.space.build(self.scaler.sites, self.sampler.cfg_scale)
         check_factors(self.space.factors, self.pipe)
         self.start: Vector = self._start()
@@ -240,6 +241,15 @@ def _features_of(reward: FeatureReward) -> Measure:
         return reward.features(images)
 
     return features
+
+
+def _check_branches(config: RunConfig, networks: Networks) -> None:
+    apart = all(network.branch is not None for network in networks)
+    if apart and config.space.branches == "separate" and config.space.members == 1:
+        raise ConfigError(
+            "Each branch of guidance has a transformer of its own in this pipeline, so half of "
+            "separate scales would have no effect. Set space.branches to 'shared'."
+        )
 
 
 def _check_options(config: RunConfig, names: Iterable[str]) -> None:

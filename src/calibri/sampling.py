@@ -22,6 +22,7 @@ from calibri.errors import ConfigError, UnsupportedModelError
 from calibri.frames import evenly_spaced
 from calibri.prompts import Prompt
 from calibri.schedules import changed_shift
+from calibri.sites import networks_of
 
 # Pipelines that combine as c + g (c - u), which is guidance w = 1 + g, and the g above which they
 # run the unconditional branch.
@@ -106,7 +107,9 @@ class Sampler:
     @property
     def cfg_scale(self) -> float:
         """The w of classifier-free guidance, u + w (c - u); 1 without it."""
-        if not any(name.startswith(NEGATIVE) for name in self._call):
+        negative = any(name.startswith(NEGATIVE) for name in self._call)
+        # A network of its own for the second branch needs no negative prompt.
+        if not negative and all(network.branch is None for network in networks_of(self.pipe)):
             return 1.0
         scales = self._scales()
         scale = scales.get("true_cfg_scale", scales.get("guidance_scale", 1.0))
@@ -242,6 +245,8 @@ class Sampler:
             "num_inference_steps": self.config.num_inference_steps,
             "generator": [torch.Generator("cpu").manual_seed(noise.seed) for noise in noises],
             "output_type": "pt",
+            # Its default would contradict the guidance that was chosen.
+            **{name: None for name in ("guidance_schedule",) if name in self._call},
         }
 
     def _pictures(self, output: Any) -> Tensor:

@@ -6,8 +6,12 @@ import torch
 import calibri
 from calibri.artifact import Calibration, Sampling
 from calibri.coefficients import Coefficients, SearchSpace
-from calibri.errors import CalibrationError, FuseError
+from calibri.config import validate_config
+from calibri.engine import Engine
+from calibri.errors import CalibrationError, ConfigError, FuseError
 from calibri.guidance import BranchResolver
+from calibri.prompts import make_prompts
+from calibri.sampling import Noise, Sampler
 from calibri.scaling import Scaler
 from calibri.sites import networks_of, sites_of
 from tests.guidance.two_transformers import ideogram_4, sample_ideogram, sample_wan, wan_2_2
@@ -222,3 +226,36 @@ def test_a_calibration_of_both_does_not_fit_one_and_none_is_loaded_twice():
     calibri.load(pipe, made)
     with pytest.raises(CalibrationError, match="already loaded"):
         calibri.load(pipe, made)
+
+
+def engine(monkeypatch, pipe, **space):
+    monkeypatch.setattr("calibri.engine.load_pipeline", lambda *args, **kwargs: pipe)
+    size = dict(height=64, width=64, num_inference_steps=2)
+    return Engine(
+        validate_config(
+            {
+                "device": "cpu",
+                "sampling": size | {"guidance_scale": SCALE},
+                "space": {"granularity": "gate"} | space,
+            }
+        )
+    )
+
+
+def test_a_search_on_ideogram_has_scales_for_both_and_starts_at_the_stock_images(monkeypatch):
+    pipe = ideogram_4()
+    made = engine(monkeypatch, pipe)
+    assert made.space.start_weights == (SCALE, 1 - SCALE)
+    assert made.space.size == 2 * calibri.inspect(pipe.transformer).counts["gate"] + 2
+    noises = [Noise(prompt, 5) for prompt in make_prompts(["a red circle", "a blue square"])]
+    plain = Sampler(pipe, made.config.sampling).sample(noises)
+    assert torch.equal(made.sample(made.space.coefficients(made.space.start), noises), plain)
+    moved = made.space.start.copy()
+    moved[made.space.labels.index("unconditional_transformer.layers.0.ffn_norm2")] = 0.0
+    assert not torch.equal(made.sample(made.space.coefficients(moved), noises), plain)
+
+
+def test_separate_scales_are_refused_where_each_branch_has_its_own_transformer(monkeypatch):
+    with pytest.raises(ConfigError, match="'shared'"):
+        engine(monkeypatch, ideogram_4(), branches="separate")
+    assert engine(monkeypatch, ideogram_4(), branches="separate", members=2).space.members == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -43,6 +44,20 @@ class _QwenText(nn.Module):
         self.language_model = randomise(Qwen3VLTextModel(config), seed=3)
 
 
+class _Decoder(nn.Module):
+    """Shows the mean of the latent channels."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+    config = SimpleNamespace(block_out_channels=(1, 1, 1, 1), batch_norm_eps=0.0)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(4)
+
+    def decode(self, latents: Tensor, return_dict: bool = False) -> tuple[Tensor]:
+        return (latents.mean(1, keepdim=True).repeat_interleave(3, dim=1) / 4,)
+
+
 def ideogram_4() -> Any:
     """Ideogram 4: one transformer for the prompt, one for the unconditional branch."""
     first, second = (
@@ -63,7 +78,7 @@ def ideogram_4() -> Any:
     )
     pipe = diffusers.Ideogram4Pipeline(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
-        vae=None,
+        vae=_Decoder(),
         text_encoder=_QwenText(),
         tokenizer=Tokenizer(),
         transformer=first,
