@@ -268,3 +268,19 @@ def test_what_is_not_their_file_is_refused(tmp_path, content, said):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(CalibrationError, match="No such file"):
         AuthorsFile.read(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"guidance": 1.5}, "also change the guidance of"),
+        ({"guidance": 1.5, "shift": 2.0}, "the guidance and the shift"),
+    ],
+)
+def test_what_their_file_has_no_place_for_is_refused(change, said):
+    found = import_authors_vector(flux_gate(1).vector, FLUX).coefficients
+    with pytest.raises(CalibrationError, match=said):
+        export_authors_vector(found.model_copy(update=change), FLUX)
+    with_knots = {"knots": 2, "scales": found.scales * 2}
+    with pytest.raises(CalibrationError, match="2 knots"):
+        export_authors_vector(found.model_copy(update=with_knots), FLUX)
