@@ -125,3 +125,10 @@ def test_a_choice_depends_on_its_arguments_alone():
 def test_one_prompt_is_refused():
     with pytest.raises(ValueError, match="2 or more prompts"):
         select(np.zeros((3, 1)), 0)
+
+
+def test_a_later_checkpoint_is_preferred_while_it_is_not_clearly_behind():
+    prompts = np.random.default_rng(0).normal(size=(3, 400))
+    close = prompts + np.array([[0.55], [0.56], [0.53]])
+    far = prompts + np.array([[0.55], [0.86], [0.53]])
+    assert (select(close, 0), select(far, 0)) == (2, 1)

@@ -96,7 +96,8 @@ def select(
         resamples: draws of the null distribution.
 
     Returns:
-        The eligible checkpoint with the largest mean difference, or None.
+        The last eligible checkpoint within one standard error of the best eligible one, or None: a
+        search is more likely to have gained since than to have lost what cannot be seen.
 
     Raises:
         ValueError: fewer than 2 prompts, or another shape.
@@ -116,7 +117,11 @@ def select(
     )
     chance = _t_values(signs @ kept.T / kept.shape[1], kept).max(axis=1)
     eligible = _t_values(means[None], kept)[0] > max(0.0, np.quantile(chance, 1 - error_rate))
-    return int(rows[np.argmax(np.where(eligible, means, -np.inf))]) if eligible.any() else None
+    if not eligible.any():
+        return None
+    behind = kept[np.argmax(np.where(eligible, means, -np.inf))] - kept
+    error = behind.std(axis=1, ddof=1) / math.sqrt(kept.shape[1])
+    return int(rows[np.flatnonzero(eligible & (behind.mean(axis=1) <= error))[-1]])
 
 
 def _t_values(means: Array, table: Array) -> Array:
