@@ -1,4 +1,5 @@
 import base64
+import hashlib
 import io
 import math
 import re
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from calibri.errors import RewardError
+from calibri.rewards import endpoint
 from calibri.rewards.endpoint import JudgeReward, UnifiedReward, read_score
 from calibri.rewards.json_client import JsonClient
 from tests.rewards import chat_server
@@ -46,6 +48,17 @@ def number(body: dict) -> int:
 
 def captions(count: int) -> list[str]:
     return [f"caption {i} {{x}} {{prompt}} \u00e4\U0001f600" for i in range(count)]
+
+
+def test_the_authors_own_text_shows_in_the_variant(monkeypatch):
+    ours = UnifiedReward(model="m").info.variant
+    assert ours.startswith("m/template-")
+    theirs = "their words about [{prompt}]"
+    digest = hashlib.sha256(theirs.encode()).hexdigest()
+    monkeypatch.setattr(endpoint, "_AUTHORS_TEMPLATE_SHA256", digest)
+    exact = UnifiedReward(model="m", template=theirs).info.variant
+    assert exact.startswith("m/authors-template-")
+    assert UnifiedReward(model="m", template=theirs + " ").info.variant.startswith("m/template-")
 
 
 def test_each_image_gets_the_score_of_its_own_reply(server, images):

@@ -17,7 +17,7 @@ from transformers import Mask2FormerConfig, Mask2FormerModel, SwinConfig
 from calibri.errors import RewardError
 from calibri.rewards import geneval, mask2former
 from calibri.rewards.checkpoints import Checkpoint
-from calibri.rewards.geneval import GenEval, crop_object
+from calibri.rewards.geneval import GenEval, GenEvalSoft, crop_object
 from calibri.rewards.geneval_rules import COLORS, NAMES, Detection, Requirement, Task
 from calibri.rewards.mask2former import (
     detector_pixels,
@@ -290,6 +290,26 @@ def test_images_score_one_or_zero_by_their_prompts_task(
     assert judged.explain(images[1], TASKS["two cats"]) == ["expected 2 cat, found 1"]
     assert judged.info.kind == "corpus"
     assert "hf" in judged.info.variant
+
+
+def test_soft_scores_are_graded_from_the_same_detections(
+    detector_folder: Path, clip_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = [Detection("cat", 0.95, (0, 0, 5, 5)), Detection("cat", 0.6, (5, 0, 9, 5))]
+    monkeypatch.setattr(geneval, "detect", lambda *args: shown)
+    colored = Task("colors", (Requirement("cat", 2, "red"),))
+    soft = GenEvalSoft(
+        at(detector_folder),
+        metadata={**TASKS, "red": colored},
+        clip=at(clip_folder),
+        config=lambda: tiny_clip("quick_gelu"),
+    )
+    monkeypatch.setattr(soft, "colors", lambda image, objects: ["red", "blue"])
+    # Counting sees the first cat only; a single object may be there once, not twice.
+    scores = soft.score(pictures(4, 16, 16), ["cat", "two cats", "cats", "red"])
+    assert scores.tolist() == [0.0, 0.5, 1.0, 0.75]
+    assert (soft.info.name, soft.info.kind) == ("geneval-soft", "pointwise")
+    assert soft.info.variant.startswith("graded, ")
 
 
 def test_the_tiny_models_run_end_to_end(

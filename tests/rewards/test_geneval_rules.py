@@ -18,6 +18,7 @@ from calibri.rewards.geneval_rules import (
     Requirement,
     Task,
     faults,
+    grade,
     parse_task,
     read_tasks,
     relations,
@@ -304,3 +305,70 @@ def test_a_file_of_tasks_is_read_by_prompt(tmp_path: Path) -> None:
 
 def test_the_ten_colours() -> None:
     assert len(set(COLORS)) == 10
+
+
+def graded(task: Task, found: dict[str, list[Detection]], color: dict[Detection, str]) -> float:
+    """The grades again, clause by clause and without looking back."""
+
+    def number(need: Requirement) -> bool:
+        return len(found.get(need.name, [])) == need.count
+
+    def hits(need: Requirement) -> int:
+        same = [x for x in found.get(need.name, []) if color[x] == need.color]
+        return len(same) if number(need) else 0
+
+    def holds(place: int) -> bool:
+        need = task.include[place]
+        return number(need) and (need.color is None or hits(need) == need.count) and placed(place)
+
+    def placed(place: int) -> bool:
+        need = task.include[place]
+        if need.position is None:
+            return True
+        relation, target = need.position
+        pairs = itertools.product(found[need.name], found.get(task.include[target].name, []))
+        return holds(target) and all(beside(relation, a.box, b.box) for a, b in pairs)
+
+    parts: list[float] = []
+    for place, need in enumerate(task.include):
+        seen = len(found.get(need.name, []))
+        parts.append(max(0.0, 1 - abs(seen - need.count) / need.count))
+        if need.color is not None:
+            parts.append(hits(need) / need.count)
+        if need.position is not None:
+            parts.append(1.0 if holds(place) else 0.0)
+    return sum(parts) / len(parts)
+
+
+@pytest.mark.parametrize("seed", range(400))
+def test_grades_of_random_scenes(seed: int) -> None:
+    rng = random.Random(seed)
+    names = ("cat", "dog")
+    things = [
+        thing(rng.choice(names), rng.uniform(-40, 40), rng.uniform(-40, 40))
+        for _ in range(rng.randrange(6))
+    ]
+    color = {x: rng.choice(("red", "blue")) for x in things}
+    colored = rng.choice(("red", None))
+    position = (rng.choice(RELATIONS), 0) if rng.random() < 0.7 else None
+    task = Task(
+        "made up",
+        (
+            Requirement("cat", rng.randint(1, 2), colored),
+            Requirement("dog", rng.randint(1, 2), rng.choice(("blue", None)), position),
+        ),
+    )
+    found = grouped(*things)
+    value = grade(task, found, lambda objects: [color[x] for x in objects])
+    assert value == pytest.approx(graded(task, found, color))
+    assert 0 <= value <= 1
+    if value == 1:
+        assert not list(faults(task, found, lambda objects: [color[x] for x in objects]))
+
+
+@pytest.mark.parametrize(
+    ("seen", "asked", "expected"), [(0, 1, 0), (1, 1, 1), (5, 1, 0), (3, 2, 0.5), (3, 4, 0.75)]
+)
+def test_a_number_counts_by_how_near_it_is(seen: int, asked: int, expected: float) -> None:
+    task = Task("counting", (Requirement("cat", asked),))
+    assert grade(task, grouped(*[thing("cat")] * seen), no_colors) == expected

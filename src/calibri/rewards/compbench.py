@@ -13,12 +13,14 @@ from torch import Tensor
 from calibri.errors import RewardError
 from calibri.rewards.blip_vqa import DEFAULT, IMAGE_SIZE, MAX_TOKENS, BlipVqa
 from calibri.rewards.checkpoints import Checkpoint
+from calibri.rewards.noun_chunks import rule_based_noun_chunks
 from calibri.rewards.reward import RewardInfo
 
 MAX_CHUNKS = 8
 # Noun chunks that name no object.
 SKIPPED = frozenset({"top", "the side", "the left", "the right"})
 SPACY_MODEL = "en_core_web_sm"
+RULES = "rules"
 
 NounChunks = Callable[[str], Sequence[str]]
 
@@ -57,7 +59,8 @@ def spacy_noun_chunks() -> NounChunks:
     except (ImportError, OSError) as error:
         raise RewardError(
             "Reward 'compbench-attribute' needs the noun chunks of each prompt. Give them as a "
-            'JSON file {"a prompt": ["a noun chunk", ...]}, or install spaCy: pip install spacy && '
+            'JSON file {"a prompt": ["a noun chunk", ...]}, set noun_chunks to "rules" to guess '
+            "them, or install spaCy: pip install spacy && "
             f"python -m spacy download {SPACY_MODEL}"
         ) from error
     return lambda prompt: [chunk.text for chunk in language(prompt).noun_chunks]
@@ -68,7 +71,8 @@ class CompBenchAttribute(BlipVqa):
 
     Args:
         checkpoint: weights and tokenizer.
-        noun_chunks: a JSON file or mapping from prompts to noun chunks; None asks spaCy.
+        noun_chunks: a JSON file or mapping from prompts to noun chunks; ``"rules"`` finds them by
+            rules, which is a variant; None asks spaCy, as the benchmark does.
         **options: ``architecture``, ``device``, ``dtype`` and ``batch_size``.
     """
 
@@ -82,7 +86,9 @@ class CompBenchAttribute(BlipVqa):
         super().__init__(checkpoint, **options)
         self._source = noun_chunks
         self._find: NounChunks | None = None
-        how = f"spaCy {SPACY_MODEL}" if noun_chunks is None else "given noun chunks"
+        how = "given noun chunks"
+        if noun_chunks is None or noun_chunks == RULES:
+            how = f"spaCy {SPACY_MODEL}" if noun_chunks is None else "noun chunks by rules"
         self.info = RewardInfo(
             name="compbench-attribute",
             variant=f"{checkpoint}, PIL bicubic to {IMAGE_SIZE} x {IMAGE_SIZE}, {MAX_TOKENS} "
@@ -112,6 +118,8 @@ class CompBenchAttribute(BlipVqa):
     def _make_find(self) -> NounChunks:
         if self._source is None:
             return spacy_noun_chunks()
+        if self._source == RULES:
+            return rule_based_noun_chunks
         given = self._source
         known = given if isinstance(given, Mapping) else read_noun_chunks(Path(given))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers import CLIPConfig
 from calibri.errors import RewardError
 from calibri.rewards.checkpoints import Checkpoint
 from calibri.rewards.clip import CLIP_L14, embed_images, embed_texts, load_clip, vit_l14
-from calibri.rewards.geneval_rules import COLORS, Detection, Task, faults, read_tasks, select
+from calibri.rewards.geneval_rules import COLORS, Detection, Task, faults, grade, read_tasks, select
 from calibri.rewards.hub import load_tokenizer
 from calibri.rewards.images import ROUND, clip_pixels, to_pil
 from calibri.rewards.mask2former import detect, load_detector
@@ -128,10 +129,14 @@ class GenEval(ModelReward):
 
     def explain(self, image: Tensor, task: Task) -> list[str]:
         """Say what is wrong with uint8 (3, H, W), in words; nothing when it is right."""
-        model: Any = self.model
-        found = select(detect(model.detector, image, self.device, self.dtype), task.tag)
         picture = to_pil(image)
+        found = self.found(image, task)
         return list(faults(task, found, lambda objects: self.colors(picture, objects)))
+
+    def found(self, image: Tensor, task: Task) -> dict[str, list[Detection]]:
+        """Detect what a task looks at in uint8 (3, H, W): by class, best first."""
+        model: Any = self.model
+        return select(detect(model.detector, image, self.device, self.dtype), task.tag)
 
     def colors(self, image: Image.Image, objects: Sequence[Detection]) -> list[str]:
         """Name the colours of objects of one class, by CLIP on their crops."""
@@ -162,6 +167,39 @@ class GenEval(ModelReward):
             by_tag.setdefault(self._task(prompt).tag, []).append(score)
         means = [sum(values) / len(values) for values in by_tag.values()]
         return sum(means) / len(means)
+
+
+class GenEvalSoft(GenEval):
+    """How far an image shows what is asked for, from 0 to 1: graded, for a search.
+
+    Args:
+        checkpoint: detector, a Mask2Former for COCO instances.
+        **options: as for ``GenEval``.
+    """
+
+    def __init__(self, checkpoint: Checkpoint = DEFAULT, **options: Any) -> None:
+        super().__init__(checkpoint, **options)
+        self.info = replace(
+            self.info,
+            name="geneval-soft",
+            variant=f"graded, {self.info.variant}",
+            unit="mean over numbers, colours and positions of how nearly they are met",
+            kind="pointwise",
+        )
+
+    def score_batch(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Score one batch: uint8 (N, 3, H, W) and N prompts of the metadata to grades (N,).
+
+        Raises:
+            RewardError: a prompt has no task.
+        """
+        tasks = [self._task(prompt) for prompt in prompts]
+        return torch.tensor([self._grade(x, task) for x, task in zip(images, tasks, strict=True)])
+
+    def _grade(self, image: Tensor, task: Task) -> float:
+        picture = to_pil(image)
+        found = self.found(image, task)
+        return grade(task, found, lambda objects: self.colors(picture, objects))
 
 
 def _as_tensor(image: Image.Image) -> Tensor:

@@ -214,9 +214,54 @@ def _fault(
     if need.position is None:
         return None
     relation, target = need.position
-    others = matched[target]
-    if others is None:
+    if matched[target] is None:
         return f"nothing for {need.name} to be {relation}"
-    if all(relation in relations(x, y) for x in objects for y in others):
+    if _is_placed(need.position, objects, matched):
         return None
     return f"expected {need.name} {relation} the other"
+
+
+def _is_placed(
+    position: tuple[str, int],
+    objects: Sequence[Detection],
+    matched: Sequence[Sequence[Detection] | None],
+) -> bool:
+    relation, target = position
+    others = matched[target]
+    return others is not None and all(relation in relations(x, y) for x in objects for y in others)
+
+
+def grade(task: Task, found: Mapping[str, Sequence[Detection]], colors_of: ColorsOf) -> float:
+    """Say how far confident detections are what the task asks for: a reward, not the benchmark.
+
+    The mean over parts: the number of each class, which must be met exactly, and its colour and its
+    position where they are asked for. A number or colour counts ``1 - |seen - asked| / asked``, at
+    least 0; a position all or nothing. Colour and position count 0 where the number is wrong.
+
+    Args:
+        task: the task; what it excludes is left to the exact numbers.
+        found: detections by class.
+        colors_of: names the colours of objects of one class; asked only when the number is right.
+
+    Returns:
+        From 0 to 1.
+    """
+    parts: list[float] = []
+    matched: list[Sequence[Detection] | None] = []
+    for need in task.include:
+        objects = found.get(need.name, ())
+        parts.append(_nearness(len(objects), need.count))
+        holds = len(objects) == need.count
+        if need.color is not None:
+            seen = list(colors_of(objects)).count(need.color) if holds else 0
+            parts.append(_nearness(seen, need.count))
+            holds = holds and seen == need.count
+        if need.position is not None:
+            holds = holds and _is_placed(need.position, objects, matched)
+            parts.append(float(holds))
+        matched.append(objects if holds else None)
+    return sum(parts) / len(parts)
+
+
+def _nearness(seen: int, asked: int) -> float:
+    return max(0.0, 1 - abs(seen - asked) / asked)

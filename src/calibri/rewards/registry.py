@@ -27,6 +27,7 @@ _REWARDS: dict[str, tuple[str, str]] = {
     "compbench-clip": ("calibri.rewards.clipscore", "CompBenchClip"),
     "dino-diversity": ("calibri.rewards.dino", "DinoDiversity"),
     "geneval": ("calibri.rewards.geneval", "GenEval"),
+    "geneval-soft": ("calibri.rewards.geneval", "GenEvalSoft"),
     "hpsv2.1": ("calibri.rewards.hpsv2", "HpsV21"),
     "hpsv3": ("calibri.rewards.hpsv3", "HPSv3Reward"),
     "imagereward": ("calibri.rewards.imagereward", "ImageReward"),
