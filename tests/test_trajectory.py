@@ -199,7 +199,7 @@ def test_a_search_over_knots_gives_an_artifact_and_a_report(tmp_path):
 
 def test_a_preset_needs_constant_scales():
     with pytest.raises(ConfigError, match="space.knots to 1"):
-        Engine(config(knots=2, members=2, preset="skip-middle-block"))
+        Engine(config(knots=2, members=2, start="skip-middle-block"))
 
 
 def test_a_forward_without_a_timestep_by_name_is_refused():
