@@ -56,6 +56,7 @@ def test_a_covariance_that_is_decomposed_rarely_is_learnt_all_the_same():
     np.testing.assert_allclose(distribution.covariance, distribution.covariance.T, atol=1e-12)
 
 
+@settings(deadline=None)
 @given(dimension=st.integers(1, 1000), popsize=st.integers(4, 300))
 def test_weights_keep_the_size_of_the_distribution_under_a_random_order(dimension, popsize):
     rates = Rates.of(dimension, popsize)

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibri.search import bucket_size, first_prompts, images_of_generation, race_scores, survivors
@@ -9,6 +9,7 @@ scores = st.lists(st.floats(-100, 100), min_size=4, max_size=40).map(np.array)
 shares = st.floats(0.01, 1.0)
 
 
+@settings(deadline=None)
 @given(partial=scores, keep=shares)
 def test_no_one_who_leaves_was_better_than_one_who_stays(partial, keep):
     kept = survivors(partial, keep)
@@ -19,6 +20,7 @@ def test_no_one_who_leaves_was_better_than_one_who_stays(partial, keep):
     assert len(left) == 0 or partial[left].max() <= partial[kept].min()
 
 
+@settings(deadline=None)
 @given(partial=scores, keep=shares, shift=st.floats(-50, 50), data=st.data())
 def test_told_scores_rank_survivors_first_and_the_others_as_they_were(partial, keep, shift, data):
     kept = survivors(partial, keep)
@@ -64,6 +66,7 @@ def test_bad_scores_are_refused():
         race_scores(np.zeros(4), [0, 1], np.zeros(3))
 
 
+@settings(deadline=None)
 @given(
     popsize=st.integers(4, 100),
     bucket=st.integers(1, 64),
@@ -85,6 +88,7 @@ def test_the_race_of_the_default_costs_three_fifths():
     assert images_of_generation(64, 8, 0.25, 1.0) == 520
 
 
+@settings(deadline=None)
 @given(first=st.integers(1, 64), more=st.integers(0, 64), generations=st.integers(1, 300))
 def test_buckets_grow_from_the_first_to_the_last(first, more, generations):
     sizes = [bucket_size(first, first + more, g, generations) for g in range(generations + 5)]
