@@ -86,7 +86,7 @@ def networks_of(pipe: Any) -> tuple[Network, ...]:
     if isinstance(pipe, nn.Module):
         return (Network(pipe),)
     parts = {name: getattr(pipe, name, None) for name in _TRANSFORMERS}
-    if parts["transformer_2"] is not None and pipe.config.boundary_ratio is None:
+    if parts["transformer_2"] is not None and getattr(pipe.config, "boundary_ratio", 1) is None:
         del parts["transformer_2"]  # which the pipeline then never runs
     branches = _BRANCHES if parts["unconditional_transformer"] is not None else {}
     networks = tuple(
