@@ -1,8 +1,8 @@
 """B1 and B2: images per second and text encoder calls, ours against the reference procedure.
 
-Both run on the shipped pipeline in this process, each in the shape of its own generation: the
-reference's 13 candidates x 16 prompts, and the 32 candidates and the original x 16 prompts of
-``calibri calibrate``. Their images are compared before anything is timed.
+Both run on the shipped pipeline in this process, each with the candidates and the bucket of its own
+generation: the reference's 13 x 16, and whatever ``calibri calibrate`` asks for. Their images are
+compared before anything is timed.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from calibri.coefficients import Coefficients
 from calibri.config import load_config
 from calibri.engine import Engine
 from calibri.evaluator import Evaluator, Ledger, MemoryRecords
+from calibri.optimise import Optimiser
 from calibri.pipelines import load_pipeline
-from calibri.prompts import bucket
+from calibri.progress import Progress
 from calibri.rewards import Reward
 from calibri.runner import planned_images
 
@@ -98,18 +99,14 @@ def largest_difference(pair: Pair, count: int = 8) -> int:
     return found
 
 
-def our_generation(pair: Pair, evaluator: Evaluator, number: int) -> int:
-    """Score one generation as ``calibri calibrate`` does, and count its images."""
-    engine = pair.engine
-    search = engine.config.search
-    prompts = bucket(engine.prompts.train, search.bucket_size, engine.config.seed, number)
-    noises = engine.noises("search", number, prompts, search.images_per_prompt)
-    rng = np.random.default_rng(number)
-    start = engine.space.start
-    moved = start + search.sigma0 * rng.standard_normal((search.popsize or 32, start.size))
-    candidates = [engine.space.coefficients(vector) for vector in (start, *moved)]
-    evaluator.score("search", number, candidates, noises, engine.measures(held_out=False))
-    return len(candidates) * len(noises)
+class Stepwise(Optimiser):
+    """Our search, one generation at a time."""
+
+    def step(self) -> int:
+        """Run a generation and count its images."""
+        before = self._evaluator.images
+        self._generation()
+        return self._evaluator.images - before
 
 
 def throughput(pair: Pair, repeats: int) -> tuple[list[Row], dict[str, Any]]:
@@ -121,7 +118,8 @@ def throughput(pair: Pair, repeats: int) -> tuple[list[Row], dict[str, Any]]:
     planned = sum(planned_images(pair.engine).values())
     started = time.perf_counter()
     with pair.engine.evaluator(Ledger(MemoryRecords()), images=planned) as evaluator:
-        images = our_generation(pair, evaluator, 1000)  # warm up; workers load their models
+        search = Stepwise(pair.engine, evaluator, Progress())
+        images = [search.step()]  # warm up; workers load their models
         first = time.perf_counter() - started
         with threads(count):
             pair.reference.score(pair.reference.gates.start, *pair.reference.bucket())
@@ -131,14 +129,14 @@ def throughput(pair: Pair, repeats: int) -> tuple[list[Row], dict[str, Any]]:
                 pair.reference.step()
 
         our_times, their_times = alternating(
-            lambda repeat: our_generation(pair, evaluator, repeat), theirs, repeats
+            lambda repeat: images.append(search.step()), theirs, repeats
         )
     before = pair.reference.search.popsize * pair.reference.settings.bucket_size
-    ours = Spread(tuple(images / t for t in our_times))
+    ours = Spread(tuple(n / t for n, t in zip(images[1:], our_times, strict=True)))
     reference = Spread(tuple(before / t for t in their_times))
     pairs = zip(ours.values, reference.values, strict=True)
     ratio = Spread(tuple(a / b for a, b in pairs))
-    startup = max(0.0, first - images / ours.median)
+    startup = max(0.0, first - images[0] / ours.median)
     steps = pair.engine.config.sampling.num_inference_steps
     guidance = pair.engine.config.sampling.guidance_scale
     what = f"{steps} steps, guidance {guidance:g}"
@@ -183,17 +181,21 @@ def encoder_calls(pair: Pair) -> tuple[list[Row], dict[str, Any]]:
         pair.reference.step()
     backend = pair.engine.in_process()
     sampling = pair.engine.config.sampling
-    evaluator = Evaluator(
-        backend, sampling.batch_size, sampling.num_inference_steps, Ledger(MemoryRecords())
-    )
-    with evaluator, counted(pair.engine.pipe.text_encoder) as ours:
-        our_generation(pair, evaluator, 2000)
-        first = list(ours)
-        our_generation(pair, Evaluator(backend, 32, 1, Ledger(MemoryRecords())), 2000)
-    again = ours[len(first) :]
+
+    def first_generation() -> list[int]:
+        evaluator = Evaluator(
+            backend, sampling.batch_size, sampling.num_inference_steps, Ledger(MemoryRecords())
+        )
+        with counted(pair.engine.pipe.text_encoder) as calls:
+            Stepwise(pair.engine, evaluator, Progress()).step()
+        return calls
+
+    first, again = first_generation(), first_generation()
+    backend.close()
+    what, size = "texts encoded in a generation", pair.engine.config.search.bucket_size
     rows = [
-        Row("B2", "texts encoded in a generation, reference", f"{sum(theirs)} in {len(theirs)}"),
-        Row("B2", "texts encoded in a generation, ours", f"{sum(first)} in {len(first)}", "16"),
+        Row("B2", f"{what}, reference", f"{sum(theirs)} in {len(theirs)} calls"),
+        Row("B2", f"{what}, ours", f"{sum(first)} in {len(first)} calls", str(size)),
         Row("B2", "texts encoded when the prompts come again, ours", str(sum(again)), "0"),
     ]
     return rows, {"reference": sum(theirs), "ours": sum(first), "ours_again": sum(again)}

@@ -18,7 +18,7 @@ def test_repeats_alternate():
 
 
 def test_spread_shows_the_middle_and_the_range():
-    assert Spread((3.0, 1.0, 10.0)).text(1) == "3.0 (1.0 to 10.0)"
+    assert Spread((1.0, 10.0, 3.0)).text(1) == "3.0 (1.0 to 10.0)"
 
 
 def test_figures_are_kept_beside_the_machine_and_name_no_one(tmp_path):

@@ -67,6 +67,8 @@ def test_the_whole_way_resumes(tmp_path, monkeypatch, capsys):
         "search.generations": 2,
         "search.popsize": 4,
         "search.bucket_size": 2,
+        "search.bucket_growth": 1,
+        "search.race_keep": 1,
         "search.num_validation_prompts": 4,
         "evaluation.num_prompts": 4,
     }
