@@ -11,5 +11,8 @@ PAGES = Path(__file__).parents[2] / "docs" / "rewards"
 def test_every_reward_has_a_page_that_the_overview_names(name):
     page = (PAGES / f"{name}.md").read_text()
     assert page.startswith(f"# {name}\n")
-    assert "cannot see" in page
+    for row in ("unit", "range", "checkpoint", "licence", "memory", "differentiable"):
+        assert f"\n| {row} | " in page, row
+    for heading in ("What it cannot see", "How far it was checked"):
+        assert f"\n## {heading}\n" in page, heading
     assert name in (PAGES / "README.md").read_text()

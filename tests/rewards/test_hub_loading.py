@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from calibri.errors import RewardError
+from calibri.rewards import convert
 from calibri.rewards.checkpoints import Checkpoint
 from calibri.rewards.convert import convert_checkpoint
 from calibri.rewards.hub import load_tokenizer, read_converted, read_json, read_sharded
@@ -29,6 +31,7 @@ NAMES = [
     "compbench-clip",
     "dino-diversity",
     "geneval",
+    "geneval-soft",
     "hpsv2.1",
     "imagereward",
     "jpeg-compressibility",
@@ -116,6 +119,25 @@ def test_on_the_hub_the_conversion_is_looked_for_beside_the_published_file(
         read_converted(Checkpoint("some/repository"), "old.pt")
     convert_checkpoint(published)
     assert same(read_converted(Checkpoint("some/repository"), "old.pt"))
+
+
+def test_a_conversion_that_cannot_be_written_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save({"w": torch.ones(3)}, tmp_path / "old.pt")
+    (tmp_path / "old.safetensors").mkdir()
+    with pytest.raises(RewardError, match=r"Cannot write '.*old\.safetensors'"):
+        convert_checkpoint(tmp_path / "old.pt")
+    (tmp_path / "old.safetensors").rmdir()
+
+    def full(tensors: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(convert, "save_file", full)
+    with pytest.raises(RewardError, match="No space left on device"):
+        convert_checkpoint(tmp_path / "old.pt")
+    assert [path.name for path in tmp_path.iterdir()] == ["old.pt"]
 
 
 def test_shards_of_a_converted_checkpoint_are_read(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -29,7 +31,8 @@ def convert_checkpoint(path: Path) -> Path:
         The path of the new file: the same name with ``.safetensors``.
 
     Raises:
-        RewardError: the file is missing, holds more than tensors and plain values, or no tensors.
+        RewardError: the file is missing, holds more than tensors and plain values, or no tensors,
+            or the new file cannot be written.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -43,8 +46,22 @@ def convert_checkpoint(path: Path) -> Path:
         raise RewardError(f"'{path}' holds no tensors by name. Check that it is a checkpoint.")
     target = path.with_suffix(".safetensors")
     # Tensors that share memory cannot be saved together.
-    save_file({name: value.contiguous().clone() for name, value in tensors.items()}, target)
+    _write({name: value.contiguous().clone() for name, value in tensors.items()}, target)
     return target
+
+
+def _write(tensors: dict[str, Tensor], target: Path) -> None:
+    # Half a file would be read as damaged weights later.
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        save_file(tensors, temporary)
+        temporary.replace(target)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise RewardError(
+            f"Cannot write '{target}': {error}. It needs about as much room as the original, in a "
+            "folder that can be written to; nothing was changed."
+        ) from error
 
 
 def _tensors(content: object) -> dict[str, Tensor]:
