@@ -43,6 +43,7 @@ def test_memory_is_that_of_the_weights_and_of_the_reward():
     assert sizes["transformer"] == pytest.approx(2 * 0.001977648)
     assert sizes["reward hpsv3"] == pytest.approx(16.6, rel=0.01)
     assert planned.resident_gigabytes == pytest.approx(sum(sizes.values()))
+    assert planned.in_turns_gigabytes == sizes["reward hpsv3"]
     assert planned.offloaded_gigabytes == max(sizes.values())
     wide = plan(rewards=rewards, dtype="float32")
     assert wide.resident_gigabytes == pytest.approx(2 * planned.resident_gigabytes)

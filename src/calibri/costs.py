@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -26,6 +26,7 @@ from calibri.sites import find_sites
 from calibri.throughput import MACHINES, MEASURED_STEPS, Machine, Speed, machine_here, measure
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_REWARD = "reward"  # what the names of rewards' networks begin with
 
 
 class ComponentSize(Record):
@@ -48,7 +49,8 @@ class Plan(Record):
         image_teraflop: one image, by part; its prompt encoded with it.
         components: with their memory; activations come on top.
         resident_gigabytes: all networks at once.
-        offloaded_gigabytes: the largest alone.
+        in_turns_gigabytes: the pipeline or the rewards, whichever is larger (``rewards.offload``).
+        offloaded_gigabytes: the largest network alone.
         machine: title of the machine, when it is one of the table.
         machine_gigabytes: its memory.
         procedures: the paper's and this configuration's.
@@ -67,6 +69,7 @@ class Plan(Record):
     image_teraflop: dict[str, float]
     components: list[ComponentSize]
     resident_gigabytes: float
+    in_turns_gigabytes: float
     offloaded_gigabytes: float
     machine: str | None
     machine_gigabytes: int | None
@@ -132,6 +135,7 @@ def plan(
         image_teraflop=counted.image(),
         components=components,
         resident_gigabytes=sum(component.gigabytes for component in components),
+        in_turns_gigabytes=_in_turns(components),
         offloaded_gigabytes=max(component.gigabytes for component in components),
         machine=chosen.title if chosen else None,
         machine_gigabytes=chosen.gigabytes if chosen else None,
@@ -187,11 +191,16 @@ def _sizes(networks: Mapping[str, nn.Module], config: RunConfig) -> list[Compone
     for name in reward_names(config)[1]:
         billions = REWARD_COSTS.get(name, (0.0, 0.0))[1]
         if billions:
-            counts[f"reward {name}"] = int(billions * 1e9)
+            counts[f"{_REWARD} {name}"] = int(billions * 1e9)
     return [
         ComponentSize(name=name, parameters=count, gigabytes=count * width / 1e9)
         for name, count in counts.items()
     ]
+
+
+def _in_turns(components: Sequence[ComponentSize]) -> float:
+    rewards = sum(c.gigabytes for c in components if c.name.startswith(_REWARD))
+    return max(rewards, sum(c.gigabytes for c in components) - rewards)
 
 
 def _notes(config: RunConfig) -> list[str]:

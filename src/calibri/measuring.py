@@ -24,7 +24,6 @@ from calibri.progress import Progress
 from calibri.prompts import bucket
 from calibri.results import FidelityResult, Figure, FirstMeasurement, VarianceComponents
 from calibri.rewards.mixing import scale_of
-from calibri.search import default_popsize
 from calibri.seeds import derive_seed
 from calibri.units import Scores
 from calibri.variance import expected_tau, recommend, reliability, variance_components
@@ -210,7 +209,7 @@ class _Measurement:
     def configured(self) -> tuple[int, int]:
         """Candidates and prompts of the first generation, as configured."""
         search = self._engine.config.search
-        return search.popsize or default_popsize(self._engine.space.size), search.bucket_size
+        return search.popsize_for(self._engine.space.size), search.bucket_size
 
     def split(self, components: VarianceComponents) -> tuple[int, int]:
         """Candidates and prompts of the first generation, as measured."""

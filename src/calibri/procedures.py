@@ -49,6 +49,8 @@ class Procedure(Record):
     """What one way of searching costs.
 
     Attributes:
+        bucket_size: prompts of the first generation.
+        final_bucket_size: prompts of the last.
         with_original: the original model is scored beside the candidates of each generation.
         images: phase to images.
         petaflop: transformer, text encoders, VAE and rewards.
@@ -59,6 +61,7 @@ class Procedure(Record):
     generations: int
     popsize: int
     bucket_size: int
+    final_bucket_size: int
     with_original: bool
     images: dict[str, int]
     petaflop: dict[str, float]
@@ -142,6 +145,7 @@ class Counted:
             generations=generations,
             popsize=popsize,
             bucket_size=search.bucket_size,
+            final_bucket_size=search.final_bucket_size,
             with_original=False,
             images=images,
             petaflop=petaflop,
@@ -159,6 +163,7 @@ class Counted:
             generations=search.generations,
             popsize=search.popsize_for(size),
             bucket_size=search.bucket_size,
+            final_bucket_size=search.final_bucket_size,
             with_original=True,
             images=images,
             petaflop=petaflop,

@@ -20,7 +20,8 @@ from calibri.results import VarianceComponents
 
 Scores = NDArray[np.float64]
 
-_BUCKETS = (4, 6, 8, 12, 16, 24, 32, 48, 64)
+# With fewer prompts a search fits those of its bucket, and decays late in a run.
+_BUCKETS = (6, 8, 12, 16, 24, 32, 48, 64)
 _LEAST_POPSIZE = 8
 # A split must promise this much more than the configured one to replace it.
 _WORTH = 1.1

@@ -11,10 +11,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:Fut
 
 
 def test_plan_shows_the_paper_beside_the_configuration(calibri):
-    shown = calibri("plan", "flux.1-dev", "--generations", 7, "--machine", "a100").stdout
+    search = "search={popsize: 10, bucket_size: 3, bucket_growth: 1, race_keep: 1, generations: 7}"
+    shown = calibri("plan", "flux.1-dev", "--set", search, "--machine", "a100").stdout
     rows = {line.split("  ")[0].strip(): line.split() for line in shown.splitlines() if line}
     assert rows["generations"][-2:] == ["200", "7"]
-    assert rows["images, search"][-2:] == ["51,200", f"{7 * 33 * 16:,}"]
+    assert rows["images, search"][-2:] == ["51,200", f"{7 * 11 * 3}"]
     assert rows["hours on an H100, as published"][-2:] == ["32", "-"]
     assert any(label.startswith("hours on an A100, eager") for label in rows)
     assert "15 evaluations of the transformer of 21.5 TFLOP each, in all 339 TFLOP" in shown
@@ -42,11 +43,20 @@ def test_plan_refuses_what_it_cannot_find(calibri, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("resident", "largest", "text"),
-    [(50.3, 23.8, "Not even"), (50.3, 21.5, "One network"), (21.5, 9.0, "Everything fits on")],
+    ("resident", "in_turns", "largest", "text"),
+    [
+        (50.3, 33.7, 23.8, "Not even"),
+        (50.3, 33.7, 21.5, "One network"),
+        (33.7, 21.5, 16.8, "Pipeline and rewards in turns"),
+        (21.5, 9.0, 9.0, "Everything fits on"),
+    ],
 )
-def test_plan_says_whether_the_networks_fit(resident, largest, text):
-    sizes = {"resident_gigabytes": resident, "offloaded_gigabytes": largest}
+def test_plan_says_whether_the_networks_fit(resident, in_turns, largest, text):
+    sizes = {
+        "resident_gigabytes": resident,
+        "in_turns_gigabytes": in_turns,
+        "offloaded_gigabytes": largest,
+    }
     planned = plan(machine="4090").model_copy(update=sizes)
     assert _memory(planned)[-1].startswith(text)
 

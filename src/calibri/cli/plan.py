@@ -176,7 +176,9 @@ def _rows(planned: Plan) -> list[_Row]:
 
 def _candidates(procedure: Procedure) -> str:
     beside = " + the original" if procedure.with_original else ""
-    return f"{procedure.popsize}{beside} x {procedure.bucket_size}"
+    first, last = procedure.bucket_size, procedure.final_bucket_size
+    prompts = f"{first}" if first == last else f"{first} to {last}"
+    return f"{procedure.popsize}{beside} x {prompts}"
 
 
 def _count(procedure: Procedure, phase: str) -> str:
@@ -202,8 +204,9 @@ def _whole(hours: Hours) -> str:
 def _memory(planned: Plan) -> list[str]:
     parts = ", ".join(f"{c.name} {c.gigabytes:.2g}" for c in planned.components)
     everything = f"{planned.resident_gigabytes:.3g} GB with everything on the device"
+    turns = f"{planned.in_turns_gigabytes:.3g} GB when pipeline and rewards take turns"
     largest = f"{planned.offloaded_gigabytes:.3g} GB with one network at a time"
-    lines = [f"Memory of the weights: {everything}, {largest} ({parts})."]
+    lines = [f"Memory of the weights: {everything}, {turns}, {largest} ({parts})."]
     if planned.machine and planned.machine_gigabytes:
         lines.append(f"{_fits(planned)} on the {planned.machine_gigabytes} GB of one.")
     return lines
@@ -213,5 +216,7 @@ def _fits(planned: Plan) -> str:
     room = _USABLE * (planned.machine_gigabytes or 0)
     if planned.resident_gigabytes < room:
         return "Everything fits"
+    if planned.in_turns_gigabytes < room:
+        return "Pipeline and rewards in turns (rewards.offload) fit"
     offloaded = planned.offloaded_gigabytes < room
     return "One network at a time fits" if offloaded else "Not even the largest network fits"
