@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import time
 from collections.abc import Callable, Mapping
 from http.client import HTTPException, HTTPResponse, IncompleteRead
@@ -14,6 +13,7 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
 from calibri.errors import RewardError
+from calibri.rewards.retrying import Pauses, asked_pause, may_pass
 
 _LONGEST_WAIT = 20.0
 _LARGEST_REPLY = 1 << 24
@@ -65,10 +65,9 @@ class JsonClient:
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
-        self._timeout, self._attempts, self._first_wait = timeout, attempts, first_wait
+        self._timeout, self._attempts = timeout, attempts
+        self._pauses = Pauses(first_wait, _LONGEST_WAIT)
         self._sleep = sleep
-        # Jitter keeps clients apart; it must differ between processes and touches no result.
-        self._random = random.Random()
         loopback = urlsplit(base_url).hostname in _LOOPBACK
         self._opener = build_opener(_NoRedirects, *([ProxyHandler({})] if loopback else []))
 
@@ -89,11 +88,7 @@ class JsonClient:
                         f"'{url}' failed {attempt} times, at last with: {error}. Check that the "
                         "server runs and answers, then try again."
                     ) from error
-                self._sleep(self._wait(attempt, error.wait))
-
-    def _wait(self, attempt: int, asked: float) -> float:
-        usual = self._first_wait * 2.0 ** (attempt - 1) * self._random.uniform(0.5, 1.0)
-        return min(max(usual, asked), _LONGEST_WAIT)
+                self._sleep(self._pauses.after(attempt, error.wait))
 
     def _once(self, request: Request) -> bytes:
         deadline = time.monotonic() + self._timeout
@@ -138,10 +133,9 @@ def _read(response: HTTPResponse, deadline: float) -> bytes:
 
 def _refusal(url: str, error: HTTPError) -> Exception:
     said = error.read(300).decode(errors="replace")
-    if error.code == 429 or error.code >= 500:
-        asked = error.headers.get("Retry-After", "")
+    if may_pass(error.code):
         return _TryAgainError(
-            f"status {error.code}: {said!r}", float(asked) if asked.isdecimal() else 0.0
+            f"status {error.code}: {said!r}", asked_pause(error.headers.get("Retry-After"))
         )
     return RewardError(
         f"'{url}' refused the request with status {error.code}: {said!r}. Check the address, the "

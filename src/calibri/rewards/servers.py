@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import random
 import secrets
 import socket
 import threading
@@ -16,12 +15,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from calibri.errors import RewardError
+from calibri.rewards.retrying import Pauses, asked_pause, may_pass
 
 MAX_REPLY_BYTES = 16 * 2**20
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0  # seconds
 _PER_SERVER = 2  # requests at a time: one is scored while the next one travels
 _GET_ATTEMPTS = 3  # what is asked before the work starts should fail soon
-_PASSING = frozenset({408, 429, 500, 502, 503, 504})
 
 Parts = Mapping[str, tuple[str, bytes]]
 
@@ -69,8 +68,7 @@ class Servers:
         self._turn = 0
         self._faults = dict.fromkeys(self.urls, 0)
         self._rests_until = dict.fromkeys(self.urls, 0.0)
-        # Pauses only: clients that failed together must not come back together.
-        self._random = random.Random(secrets.randbits(64))
+        self._pauses = Pauses(_FIRST_PAUSE, _LONGEST_PAUSE)
 
     def get(self, url: str, path: str, until: float) -> Answer:
         """Get a JSON object from one of the servers.
@@ -146,9 +144,8 @@ class Servers:
         with self._lock:
             if time.monotonic() < self._rests_until[url]:
                 return  # another request met the same fault
-            grown = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** self._faults[url])
             self._faults[url] += 1
-            rest = max(grown * self._random.uniform(0.5, 1.0), min(pause, _LONGEST_PAUSE))
+            rest = self._pauses.after(self._faults[url], asked=pause)
             self._rests_until[url] = time.monotonic() + rest
 
     def _once(
@@ -195,8 +192,9 @@ def _cut(connected: socket.socket) -> None:
 
 
 def _read(url: str, response: http.client.HTTPResponse, content: bytes) -> Mapping[str, Any]:
-    if response.status in _PASSING:
-        raise _Fault(f"status {response.status} {_reason(content)}", _retry_after(response))
+    if may_pass(response.status):
+        reason = f"status {response.status} {_reason(content)}"
+        raise _Fault(reason, asked_pause(response.headers.get("Retry-After")))
     if response.status != 200:
         raise RewardError(
             f"{url} refused with status {response.status}: {_reason(content)}. The same request "
@@ -217,11 +215,6 @@ def _reason(content: bytes) -> str:
     with contextlib.suppress(ValueError, RecursionError, AttributeError):
         return str(json.loads(content).get("error", ""))[:500]
     return content[:200].decode("utf-8", "replace")
-
-
-def _retry_after(response: http.client.HTTPResponse) -> float:
-    value = response.headers.get("Retry-After", "")
-    return float(value) if value.isascii() and value.isdigit() else 0.0
 
 
 def _check_url(url: str) -> None:
