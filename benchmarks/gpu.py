@@ -148,36 +148,37 @@ def block_cache(bench: Bench) -> None:
         bench.add_forward("G5", f"eager, {share:.0%} of forwards skipped", geometry, rows, one)
 
 
-def parts(bench: Bench) -> None:
-    """G6: text encoder, VAE and reward, each alone, as a share of a candidate's time."""
+def _alone(bench: Bench, name: str, images: int, work: Callable[[], object]) -> None:
+    with torch.no_grad():
+        seconds = bench.time(work).median / images
+    share = {"share_of_G1": seconds / bench.image_seconds} if bench.image_seconds else {}
+    bench.add("G6", f"{name}, {images} images", image_seconds=seconds, **share)
+
+
+def text_encoder(bench: Bench) -> None:
+    """G6: the text encoder alone, as a share of an image's time."""
+    encoder = models.make_text_encoder(bench.device, bench.dtype, tiny=bench.tiny)
+    images, tokens = (2, 5) if bench.tiny else (16, 512)
+    ids = torch.arange(images * tokens).view(images, tokens).remainder(60).to(bench.device)
+    _alone(bench, "T5 XXL", images, lambda: encoder(ids))
+
+
+def vae_decoder(bench: Bench) -> None:
+    """G6: the VAE decoder alone, as a share of an image's time."""
+    vae: Any = models.make_vae(bench.device, bench.dtype, tiny=bench.tiny)
+    images, side = (2, 8) if bench.tiny else (16, 64)
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(images, 16, side, side, generator=generator)
+    latents = latents.to(bench.device, bench.dtype)
+    _alone(bench, "VAE decoder", images, lambda: vae.decode(latents))
+
+
+def reward(bench: Bench) -> None:
+    """G6: the reward alone, as a share of an image's time."""
+    network = models.make_reward(bench.device, bench.dtype, tiny=bench.tiny)
     images = 2 if bench.tiny else 16
-    tokens = 5 if bench.tiny else 512
-    side = 8 if bench.tiny else 64
-    size: dict[str, Any] = {"device": bench.device, "dtype": bench.dtype}
-
-    def text() -> Callable[[], object]:
-        encoder = models.make_text_encoder(**size, tiny=bench.tiny)
-        ids = torch.randint(0, 50, (images, tokens)).to(bench.device)
-        return lambda: encoder(ids)
-
-    def vae() -> Callable[[], object]:
-        decoder: Any = models.make_vae(**size, tiny=bench.tiny)
-        latents = torch.randn(images, 16, side, side).to(**size)
-        return lambda: decoder.decode(latents)
-
-    def reward() -> Callable[[], object]:
-        network = models.make_reward(**size, tiny=bench.tiny)
-        given = models.reward_inputs(network, images, **size)
-        return lambda: network(*given)
-
-    for name, make in (("T5 XXL", text), ("VAE decoder", vae), ("HPSv3", reward)):
-        work = make()
-        with torch.no_grad():
-            seconds = bench.time(work).median / images
-        share = {"share_of_G1": seconds / bench.image_seconds} if bench.image_seconds else {}
-        bench.add("G6", f"{name}, {images} images", image_seconds=seconds, **share)
-        del work
-        free(bench)
+    given = models.reward_inputs(network, images, bench.device, bench.dtype)
+    _alone(bench, "HPSv3", images, lambda: network(*given))
 
 
 def overlap(bench: Bench) -> None:
@@ -252,7 +253,9 @@ ITEMS: tuple[tuple[str, Callable[[Bench], None]], ...] = (
     ("G3", compile_blocks),
     ("G3", cuda_graphs),
     ("G4", fp8),
-    ("G6", parts),
+    ("G6", text_encoder),
+    ("G6", vae_decoder),
+    ("G6", reward),
     ("G8", guidance),
 )
 
