@@ -37,6 +37,46 @@ def test_images_equal_a_plain_call_of_the_pipeline(pipe, guidance_scale):
         assert ((plain * 255).round() - image).abs().max() <= 1
 
 
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_images_are_bit_for_bit_those_of_joined_embeddings(pipe, guidance_scale):
+    ours = sampler(pipe, guidance_scale=guidance_scale)
+    noises = [*NOISES, Noise(PROMPTS[0], 77)]
+    guided = guidance_scale > 1
+    encoded = [
+        pipe.encode_prompt(
+            n.prompt.text, None, None, negative_prompt="", do_classifier_free_guidance=guided
+        )
+        for n in noises
+    ]
+    embeds, negative, pooled, negative_pooled = (
+        torch.cat(parts) if parts[0] is not None else None for parts in zip(*encoded, strict=True)
+    )
+    plain = pipe(
+        prompt_embeds=embeds,
+        negative_prompt_embeds=negative,
+        pooled_prompt_embeds=pooled,
+        negative_pooled_prompt_embeds=negative_pooled,
+        num_inference_steps=2,
+        guidance_scale=guidance_scale,
+        generator=[torch.Generator().manual_seed(n.seed) for n in noises],
+        output_type="pt",
+    ).images
+    expected = (plain * 255).round().to(torch.uint8)
+    assert torch.equal(ours.sample(noises), expected)
+    # The batch is now remembered.
+    assert torch.equal(ours.sample(noises), expected)
+
+
+def test_a_pipeline_that_writes_into_its_embeddings_does_not_change_later_images(pipe):
+    ours = sampler(pipe)
+    expected = ours.sample(NOISES)
+    ours.before_call = lambda arguments: arguments["prompt_embeds"].mul_(0)
+    blank = ours.sample(NOISES)
+    ours.before_call = None
+    assert not torch.equal(blank, expected)
+    assert torch.equal(ours.sample(NOISES), expected)
+
+
 def test_an_image_does_not_depend_on_its_neighbours_or_its_place(pipe):
     images = sampler(pipe).sample(NOISES)
     backwards = sampler(pipe).sample(NOISES[::-1])

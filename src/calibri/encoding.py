@@ -215,7 +215,8 @@ class EmbeddingsEncoder(PromptEncoder):
         if self._negative_prompt is None or returns_both(self._names):
             return dict(encoded)
         text = self._negative_prompt
-        return encoded | self._memory.get(NEGATIVE, lambda: self._encoded(text, NEGATIVE))
+        negative = self._memory.get(NEGATIVE, lambda: self._encoded(text, NEGATIVE))
+        return {**encoded, **negative}
 
     def _encoded(self, text: str, prefix: str = "") -> dict[str, Any]:
         """Encode one prompt: what ``__call__`` of the pipeline accepts, by name."""

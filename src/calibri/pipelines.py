@@ -13,7 +13,7 @@ from torch import nn
 from calibri.config import SHIPPED
 from calibri.errors import ConfigError, UnsupportedModelError
 from calibri.shapes import PIPELINE_PATH
-from calibri.sites import networks_of
+from calibri.sites import find_sites, networks_of
 
 
 def resolve_device(device: str) -> torch.device:
@@ -92,9 +92,10 @@ def pipeline_bytes(pipe: Any) -> int:
 
 
 def compile_transformers(pipe: Any, backend: Any = "inductor") -> None:
-    """Compile the repeated blocks of each transformer, or all of one whose class names none.
+    """Compile every block of the transformers: in them is the time, and no decision of ours.
 
-    Call it after hooks were put on: torch ignores those that come later.
+    What comes before the blocks, which rows are conditional for one, differs from batch to batch
+    and would be compiled again. Call this after hooks were put on: torch ignores later ones.
 
     Args:
         pipe: a diffusers pipeline.
@@ -107,13 +108,12 @@ def compile_transformers(pipe: Any, backend: Any = "inductor") -> None:
         sample = torch.ones(2, device=pipe._execution_device)
         torch.compile(lambda values: values * 2 + 1, backend=backend)(sample)
     except Exception as error:
+        # What the backend raised, which torch wraps in words about the graph.
+        cause = getattr(error, "inner_exception", error)
         raise ConfigError(
-            f"torch.compile does not work here: {_first_line(error)}. It needs a C++ compiler on a "
+            f"torch.compile does not work here: {_first_line(cause)}. It needs a C++ compiler on a "
             "CPU and Triton on a GPU. Set sampling.compile to false."
         ) from error
     for network in networks_of(pipe):
-        transformer: Any = network.transformer
-        if getattr(transformer, "_repeated_blocks", None):
-            transformer.compile_repeated_blocks(backend=backend)
-        else:
-            transformer.compile(backend=backend)
+        for path in dict.fromkeys(site.block for site in find_sites(network.transformer)):
+            network.transformer.get_submodule(path).compile(backend=backend)
