@@ -188,6 +188,16 @@ def test_the_cls_token_is_dropped_unless_the_checkpoint_says_otherwise(
     assert abs(kept / oracle(folder, IMAGES[0], TEXTS[0]) - 1) > 1e-4
 
 
+def test_what_a_configuration_leaves_out_is_as_published(folder: Path, tmp_path: Path) -> None:
+    bare = write(tmp_path, checkpoint_tensors())
+    config = json.loads((bare / "config.json").read_text())
+    for name in ("mm_projector_type", "mm_vision_select_layer", "mm_vision_select_feature"):
+        del config[name]
+    (bare / "config.json").write_text(json.dumps(config))
+    expected = oracle(folder, IMAGES[0], TEXTS[0])
+    assert float(score(bare).score(IMAGES[:1], TEXTS[:1])) == pytest.approx(expected, rel=2e-5)
+
+
 def test_rows_beyond_the_tokenizer_take_no_probability(folder: Path) -> None:
     wide = oracle(folder, IMAGES[0], TEXTS[0], rows=len(t5_tokenizer()) + ROWS_TO_SPARE)
     assert abs(float(score(folder).score(IMAGES[:1], TEXTS[:1])) / wide - 1) > 1e-2
