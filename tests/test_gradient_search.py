@@ -133,6 +133,8 @@ def test_a_generation_costs_about_what_a_race_costs():
     engine = Engine(load_config(values=TINY | values | race))
     # 64 candidates on 4 prompts and 32 on the other 12, three images for one with a gradient.
     assert updates_per_generation(engine) == (64 * 4 + 32 * 12) // (3 * 16)
+    # Two updates of 12 images for 32 of candidates; the original is scored in both searches.
+    assert updates_per_generation(Engine(load_config(values=TINY | {"search.popsize": 8}))) == 2
 
 
 def test_the_configuration_chooses_it(tmp_path):
