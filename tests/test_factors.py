@@ -1,6 +1,7 @@
 """Factors on embedded guidance and on the shift: searched, scored in batches, saved and applied."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from calibri.sampling import Noise, Sampler
 from calibri.scaling import Scaler
 from calibri.sites import find_sites
 from calibri.units import decode, make_unit
+from tests.test_ensemble import flux_pipeline
 from tests.tiny import flux_inputs, forward, tiny_flux, tiny_sd3
 
 FLUX = tiny_flux()
@@ -236,3 +238,34 @@ def test_factors_survive_a_folder_and_damage_is_told(tmp_path):
     (folder / "calibri.json").write_text(json.dumps(document))
     with pytest.raises(CalibrationError, match="disagree"):
         Calibration.from_pretrained(folder)
+
+
+def flux_images(pipe, guidance_scale):
+    generator = torch.Generator().manual_seed(0)
+    return pipe(
+        prompt_embeds=torch.randn(2, 5, 16, generator=generator),
+        pooled_prompt_embeds=torch.randn(2, 12, generator=generator),
+        height=64,
+        width=64,
+        num_inference_steps=3,
+        guidance_scale=guidance_scale,
+        generator=generator,
+        output_type="latent",
+    ).images
+
+
+@pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
+def test_both_factors_on_a_flux_pipeline_that_shifts_by_image_size():
+    pipe = flux_pipeline()
+    # The pipeline's shift is exp(mu), and mu grows linearly from one of these to the other.
+    sizes = {"base_shift": 0.5, "max_shift": 1.15}
+    more = {name: mu + math.log(1.5) for name, mu in sizes.items()}
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, **more)
+    stock = flux_images(pipe, 7.0)
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, **sizes)
+    before = flux_images(pipe, 3.5)
+    applied = load(pipe, made(pipe.transformer, guidance=2.0, shift=1.5))
+    torch.testing.assert_close(flux_images(pipe, 3.5), stock, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(before, stock, atol=1e-3)
+    applied.unload()
+    assert torch.equal(flux_images(pipe, 3.5), before)
