@@ -163,8 +163,8 @@ def read_json(path: Path) -> bytes:
     if document.get("format_version") not in _READABLE:
         raise CalibrationError(
             f"{path} has format version {document.get('format_version')!r}; this version of "
-            f"Calibri reads up to version {FORMAT_VERSION}. Update Calibri, or ask for the calibration "
-            "in the older format."
+            f"Calibri reads up to version {FORMAT_VERSION}. Update Calibri, or ask for the "
+            "calibration in the older format."
         )
     return data
 
