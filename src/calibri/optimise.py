@@ -92,20 +92,28 @@ class Optimiser:
         engine: scores candidates.
         evaluator: keeps their scores.
         progress: is told of every generation and checkpoint.
+        config: how to search, when it is not the engine's.
     """
 
-    def __init__(self, engine: Engine, evaluator: Evaluator, progress: Progress) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        evaluator: Evaluator,
+        progress: Progress,
+        config: SearchConfig | None = None,
+    ) -> None:
         self._engine = engine
         self._evaluator = evaluator
         self._progress = progress
-        self._config: SearchConfig = engine.config.search
+        self._config = config or engine.config.search
         self._state = _State()
         self._checkpoints = Checkpoints(engine, evaluator, progress)
         self._scales: dict[str, Scale] = {}
 
     @cached_property
     def _search(self) -> CMASearch:
-        return make_search(self._engine.space, self._engine.config, self._engine.start)
+        config = self._engine.config.model_copy(update={"search": self._config})
+        return make_search(self._engine.space, config, self._engine.start)
 
     @property
     def _done(self) -> int:
@@ -178,7 +186,8 @@ class Optimiser:
     ) -> dict[str, Scores]:
         candidates = [self._engine.space.coefficients(vector) for vector in vectors]
         measures = self._engine.measures(held_out=False)
-        return self._evaluator.score(phase, step, candidates, noises, measures)
+        steps = self._config.num_inference_steps
+        return self._evaluator.score(phase, step, candidates, noises, measures, steps)
 
     def _measure_scales(self) -> dict[str, Scale]:
         """Mean and spread of each reward of a mixture, from the original model."""

@@ -125,71 +125,6 @@ class Checkpoint(Record):
     vetoed_by: list[str] = []
 
 
-class SearchResult(Record):
-    """What the search did and which coefficients it returns.
-
-    Attributes:
-        coefficients: parameter name to value, in the order of the flat vector.
-        stopped: why the search ended, in words.
-        images: images sampled by the search and its validation.
-        dropped: (prompt, seed) pairs left out because an image could not be scored.
-    """
-
-    coefficients: dict[str, float]
-    generations: list[Generation]
-    checkpoints: list[Checkpoint]
-    stopped: str
-    images: int
-    seconds: float
-    dropped: int = 0
-
-
-class SiteRecord(Record):
-    """One site, as ``calibri inspect`` lists it and the report draws it."""
-
-    name: str
-    block: str
-    layer: str
-    stream: str
-    parameter: str
-
-
-class SampleRow(Record):
-    """Images of one prompt and one noise seed: setting label to file name under ``images/``."""
-
-    prompt: str
-    seed: int
-    files: dict[str, str]
-
-
-class RunSummary(Record):
-    """Everything a report needs to know about a finished run; kept as ``results.json``.
-
-    Attributes:
-        verdict: the outcome in one or two sentences, for people.
-        coefficients: label of each entry of the flat vector (``transformer_blocks.0.attn[0]``,
-            ``conditional/...``, ``output``) to its value.
-        start: label to the value of the uncalibrated model (1, or the guidance weights).
-        machine: what the run ran on: ``cpu``, ``threads``, ``torch`` and so on.
-    """
-
-    name: str
-    pipeline: str
-    transformer_class: str
-    calibri_version: str
-    created: str
-    verdict: str
-    config: dict[str, object]
-    granularity: str
-    sites: list[SiteRecord]
-    coefficients: dict[str, float]
-    start: dict[str, float]
-    search: SearchResult
-    evaluation: Evaluation | None
-    samples: list[SampleRow]
-    machine: dict[str, str]
-
-
 class VarianceComponents(Record):
     """Variances of the effects that a score is the sum of (``calibri.variance``).
 
@@ -252,3 +187,70 @@ class FirstMeasurement(Record):
     bucket_size: int
     num_inference_steps: int | None
     reasons: list[str]
+
+
+class SearchResult(Record):
+    """What the search did and which coefficients it returns.
+
+    Attributes:
+        coefficients: parameter name to value, in the order of the flat vector.
+        stopped: why the search ended, in words.
+        images: images sampled by the search and its validation.
+        dropped: (prompt, seed) pairs left out because an image could not be scored.
+        measured: what was measured before, and how the search was run because of it.
+    """
+
+    coefficients: dict[str, float]
+    generations: list[Generation]
+    checkpoints: list[Checkpoint]
+    stopped: str
+    images: int
+    seconds: float
+    dropped: int = 0
+    measured: FirstMeasurement | None = None
+
+
+class SiteRecord(Record):
+    """One site, as ``calibri inspect`` lists it and the report draws it."""
+
+    name: str
+    block: str
+    layer: str
+    stream: str
+    parameter: str
+
+
+class SampleRow(Record):
+    """Images of one prompt and one noise seed: setting label to file name under ``images/``."""
+
+    prompt: str
+    seed: int
+    files: dict[str, str]
+
+
+class RunSummary(Record):
+    """Everything a report needs to know about a finished run; kept as ``results.json``.
+
+    Attributes:
+        verdict: the outcome in one or two sentences, for people.
+        coefficients: label of each entry of the flat vector (``transformer_blocks.0.attn[0]``,
+            ``conditional/...``, ``output``) to its value.
+        start: label to the value of the uncalibrated model (1, or the guidance weights).
+        machine: what the run ran on: ``cpu``, ``threads``, ``torch`` and so on.
+    """
+
+    name: str
+    pipeline: str
+    transformer_class: str
+    calibri_version: str
+    created: str
+    verdict: str
+    config: dict[str, object]
+    granularity: str
+    sites: list[SiteRecord]
+    coefficients: dict[str, float]
+    start: dict[str, float]
+    search: SearchResult
+    evaluation: Evaluation | None
+    samples: list[SampleRow]
+    machine: dict[str, str]

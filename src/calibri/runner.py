@@ -8,7 +8,7 @@ import io
 import os
 import platform
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ import transformers
 from PIL import Image
 
 from calibri.artifact import Calibration, Sampling
-from calibri.coefficients import Coefficients, parameter_name
+from calibri.coefficients import Coefficients, Vector, parameter_name
 from calibri.config import RunConfig, validate_config
 from calibri.engine import Engine
 from calibri.errors import Interrupted
 from calibri.evaluation import Comparer, sample_settings, verdict
 from calibri.evaluator import Evaluator, Ledger
 from calibri.gradient import GradientOptimiser
+from calibri.measuring import PHASE, Design, choose_design, measure_first, search_update
 from calibri.optimise import Optimiser, scale_prompts
 from calibri.pipelines import transformer_of
 from calibri.procedures import images_by_phase
@@ -95,7 +96,13 @@ def default_run_name() -> str:
 
 def planned_images(engine: Engine) -> dict[str, int]:
     """Count the images that a run will sample at most, by phase."""
-    return images_by_phase(engine.config, engine.space.size, scale_prompts(engine))
+    images = images_by_phase(engine.config, engine.space.size, scale_prompts(engine))
+    design = _design(engine, images)
+    return images | ({PHASE: design.images} if design else {})
+
+
+def _design(engine: Engine, images: Mapping[str, int]) -> Design | None:
+    return choose_design(engine.config, sum(images.values()), len(engine.prompts.train))
 
 
 def _run(folder: RunFolder, engine: Engine, progress: Progress) -> RunSummary:
@@ -103,8 +110,7 @@ def _run(folder: RunFolder, engine: Engine, progress: Progress) -> RunSummary:
         planned = planned_images(engine)
         ledger = Ledger(journal)
         with engine.evaluator(ledger, progress.unit, sum(planned.values())) as evaluator:
-            progress.phase("search", planned["search"] + planned["validation"])
-            vector, search = _optimiser(engine, evaluator, progress).run()
+            vector, search = _search(engine, evaluator, progress)
             coefficients = engine.space.coefficients(vector)
             comparer = Comparer(engine, evaluator, coefficients, engine.prompts.test)
             evaluation = comparer.run(progress)
@@ -115,9 +121,21 @@ def _run(folder: RunFolder, engine: Engine, progress: Progress) -> RunSummary:
         return summary
 
 
-def _optimiser(engine: Engine, evaluator: Evaluator, progress: Progress) -> Optimiser:
-    kind = GradientOptimiser if engine.config.search.method == "gradient" else Optimiser
-    return kind(engine, evaluator, progress)
+def _search(
+    engine: Engine, evaluator: Evaluator, progress: Progress
+) -> tuple[Vector, SearchResult]:
+    config = engine.config.search
+    planned = images_by_phase(engine.config, engine.space.size, scale_prompts(engine))
+    design = _design(engine, planned)
+    measured = None
+    if design is not None:
+        measured = measure_first(engine, evaluator, progress, design)
+        config = search_update(config, measured)
+    progress.phase("search", planned["search"] + planned["validation"])
+    if config.method == "gradient":
+        return GradientOptimiser(engine, evaluator, progress).run()
+    vector, result = Optimiser(engine, evaluator, progress, config).run()
+    return vector, result.model_copy(update={"measured": measured})
 
 
 @contextlib.contextmanager
@@ -234,7 +252,7 @@ def _calibration(summary: RunSummary, engine: Engine, coefficients: Coefficients
         ),
         objective=config.rewards.objective,
         rewards=summary.evaluation.variants if summary.evaluation else {},
-        reward_options=memorable(summary.config["rewards"]["options"]),
+        reward_options=memorable(config.rewards.options),
         provenance={
             "run": summary.name,
             "seed": config.seed,

@@ -1,0 +1,74 @@
+"""A run that measures first and is run by what it found."""
+
+import pytest
+
+from calibri.config import load_config
+from calibri.engine import Engine
+from calibri.errors import Interrupted
+from calibri.progress import Progress
+from calibri.runner import calibrate, planned_images, resume
+
+VALUES = {
+    "device": "cpu",
+    "sampling.num_inference_steps": 2,
+    "sampling.workers": 1,
+    "space.granularity": "block",
+    "search.probe": True,
+    "search.generations": 2,
+    "search.popsize": 4,
+    "search.bucket_size": 6,
+    "search.bucket_growth": 1,
+    "search.race_keep": 1.0,
+    "search.num_validation_prompts": 4,
+    "rewards.held_out": (),
+    "evaluation.num_prompts": 4,
+    "evaluation.step_multiples": (1,),
+    "evaluation.num_samples": 0,
+}
+
+
+class Stop(Progress):
+    def __init__(self, units):
+        self.left = units
+
+    def unit(self, images, new):
+        self.left -= new
+        if self.left < 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+def test_what_was_measured_is_told_and_used_and_survives_an_interruption(tmp_path):
+    config = load_config(values=VALUES)
+    whole = calibrate(config, name="whole", runs=tmp_path)
+    measured = whole.search.measured
+    assert measured.candidates == 8
+    assert 0 < measured.images <= planned_images(Engine(config))["measuring"]
+    generation = whole.search.generations
+    per_generation = generation[1].images - generation[0].images
+    assert per_generation == (measured.popsize + 1) * measured.bucket_size
+    with pytest.raises(Interrupted):
+        calibrate(config, name="cut", runs=tmp_path, progress=Stop(12))
+    again = resume(tmp_path / "cut")
+    assert again.search.measured == measured
+    assert again.search.coefficients == whole.search.coefficients
+
+
+@pytest.mark.slow
+def test_generations_are_sampled_at_their_own_number_of_steps(tmp_path):
+    values = VALUES | {"search.probe": False, "search.num_inference_steps": 1}
+    steps = []
+
+    class Watch(Progress):
+        def generation(self, generation):
+            steps.append(generation.baseline)
+
+    summary = calibrate(load_config(values=values), name="one", runs=tmp_path, progress=Watch())
+    full = calibrate(
+        load_config(values=VALUES | {"search.probe": False}), name="two", runs=tmp_path
+    )
+    assert steps[0] != full.search.generations[0].baseline
+    original = summary.evaluation.setting(calibrated=False, num_inference_steps=2)
+    assert (
+        original.scores == full.evaluation.setting(calibrated=False, num_inference_steps=2).scores
+    )
