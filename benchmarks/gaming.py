@@ -2,7 +2,7 @@
 
 The objective is the mean saturation of the pixels, which no one should maximise: it rises best when
 pictures go wrong. The held-out rewards are the judge and the programmatic score of the shipped
-world. Run it with ``python -m benchmarks.gaming``; each of its three runs takes one to a few minutes.
+world. Run it with ``python -m benchmarks.gaming``; each of its three runs takes some minutes.
 """
 
 from __future__ import annotations
