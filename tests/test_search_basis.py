@@ -1,0 +1,44 @@
+"""The steps of a search: what a step along each column means."""
+
+import numpy as np
+import pytest
+
+from calibri.coefficients import SearchSpace
+from calibri.optimise import search_basis
+from calibri.pipelines import load_pipeline
+from calibri.sites import find_sites
+
+
+@pytest.fixture(scope="module")
+def sites():
+    return find_sites(load_pipeline("shapes", device="cpu").transformer)
+
+
+def column(space, label):
+    return search_basis(space)[:, space.labels.index(label)]
+
+
+def test_without_guidance_every_gate_and_the_output_take_the_same_step(sites):
+    space = SearchSpace.build(sites, "gate")
+    np.testing.assert_array_equal(search_basis(space), np.eye(space.size))
+
+
+@pytest.mark.parametrize("branches", ["shared", "separate"])
+@pytest.mark.parametrize("w", [2.0, 3.0, 7.0])
+def test_under_guidance_outputs_step_along_scale_and_guidance_and_gates_less(sites, branches, w):
+    space = SearchSpace.build(sites, "gate", guidance_scale=w, branches=branches)
+    scaled = space.coefficients(space.start + column(space, "conditional/output"))
+    ratio = np.divide(scaled.output_weights, space.start_weights)
+    assert ratio[0] == pytest.approx(ratio[1])
+    assert 1 < ratio[0] < 2
+    guided = space.coefficients(space.start + 0.1 * column(space, "unconditional/output"))
+    assert sum(guided.output_weights) == pytest.approx(1)
+    assert abs(guided.output_weights[0] - w) == pytest.approx(0.1 * w)
+    gates = search_basis(space)[: space.num_scales, : space.num_scales]
+    np.testing.assert_allclose(gates, np.eye(space.num_scales) / np.sqrt(w))
+
+
+def test_factors_take_longer_steps_and_every_basis_can_be_inverted(sites):
+    space = SearchSpace.build(sites, "gate", guidance_scale=3.0, search_shift=True)
+    np.testing.assert_array_equal(column(space, "shift")[-1:], [4.0])
+    assert np.linalg.matrix_rank(search_basis(space)) == space.size
