@@ -15,7 +15,7 @@ from calibri.evaluator import Evaluator, complete
 from calibri.progress import Progress
 from calibri.results import Checkpoint, Figure
 from calibri.rewards.mixing import Scale
-from calibri.search import select
+from calibri.search import reached_plateau, select
 from calibri.seeds import derive_seed
 from calibri.statistics import paired_difference
 from calibri.units import Scores
@@ -90,8 +90,11 @@ class Checkpoints:
 
     @property
     def stop_reason(self) -> str:
-        """Why held-out rewards end the search; empty while they do not."""
+        """Why the search should end; empty while it should go on."""
         checkpoints = [scored.checkpoint for scored in self._scored]
+        gains = [checkpoint.difference.mean for checkpoint in checkpoints]
+        if reached_plateau(gains, self._engine.config.search.plateau):
+            return "the reward has reached its plateau"
         return guard_reason(checkpoints, self._engine.config.rewards)
 
     def choose(self) -> tuple[Vector, list[Checkpoint]]:

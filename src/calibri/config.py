@@ -196,8 +196,8 @@ class SearchConfig(_Section):
         tail: fraction of the generations so far whose means are averaged.
         validate_every: generations between checkpoints.
         num_validation_prompts: held-out prompts that choose among checkpoints.
-        plateau: fewest generations over which a rise of the reward is looked for; a search ends
-            when twice as many would hardly bring more (``calibri.search.reached_plateau``).
+        plateau: fewest checkpoints over which a rise of the reward is looked for; after twice as
+            many a search may end before its budget (``calibri.search.reached_plateau``).
     """
 
     method: Literal["calibri", "reference", "gradient"] = "calibri"
@@ -218,7 +218,7 @@ class SearchConfig(_Section):
     tail: float = Field(0.25, gt=0.0, le=1.0)
     validate_every: int = Field(5, ge=1)
     num_validation_prompts: int = Field(192, ge=2)
-    plateau: int = Field(10, ge=4)
+    plateau: int = Field(8, ge=4)
 
     def popsize_for(self, dimension: int) -> int:
         """Candidates per generation of a search of this many numbers."""

@@ -25,7 +25,6 @@ from calibri.search import (
     bucket_size,
     first_prompts,
     race_scores,
-    reached_plateau,
     survivors,
     tail_mean,
 )
@@ -90,10 +89,6 @@ class _State:
     means: list[Vector] = field(default_factory=list)
     generations: list[Generation] = field(default_factory=list)
 
-    @property
-    def gains(self) -> list[float]:
-        return [g.mean - g.baseline for g in self.generations]
-
 
 class Optimiser:
     """One search on one engine.
@@ -139,7 +134,8 @@ class Optimiser:
         stopped = ""
         while not stopped:
             vector = self._generation()
-            stopped = self._stop_reason()
+            if self._done >= self._config.generations:
+                stopped = f"the budget of {self._config.generations} generations is used up"
             if stopped or self._done % self._config.validate_every == 0:
                 self._checkpoints.add(vector, self._done, self._scales)
                 stopped = stopped or self._checkpoints.stop_reason
@@ -222,14 +218,6 @@ class Optimiser:
         )
         self._state.generations.append(generation)
         self._progress.generation(generation)
-
-    def _stop_reason(self) -> str:
-        config = self._config
-        if self._done >= config.generations:
-            return f"the budget of {config.generations} generations is used up"
-        if reached_plateau(self._state.gains, config.plateau):
-            return "the reward reached its plateau"
-        return ""
 
     def _result(self, stopped: str) -> tuple[Vector, SearchResult]:
         vector, checkpoints = self._checkpoints.choose()
