@@ -33,7 +33,7 @@ def images_of_generation(popsize: int, bucket_size: int, first: float, keep: flo
 
 def num_survivors(popsize: int, keep: float) -> int:
     """Candidates that stay: a share of them, rounded up."""
-    # A hair less, so that a share such as 0.1 of 30 is 3.
+    # A hair less, so that 0.07 of 100, which floating point puts above 7, is 7.
     return math.ceil(keep * popsize - 1e-9)
 
 
