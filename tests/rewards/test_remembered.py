@@ -91,6 +91,10 @@ def test_a_calibration_cannot_hand_arguments_to_a_reward_of_another_package():
     # A label of the user's own for one of ours does not make theirs ours.
     with pytest.raises(RewardError, match="another package"):
         recall({"judge": {"reward": "theirs", "x": 1}}, {"judge": {"reward": "theirs"}}, ["judge"])
+    with pytest.raises(RewardError, match="another package"):
+        recall({"mine": {"x": 1}}, {"mine": {"reward": "theirs"}}, ["mine"])
+    with pytest.raises(RewardError, match="another package"):
+        recall({"judge": {"template": "x"}}, {"judge": {"reward": "theirs"}}, ["judge"])
 
 
 def test_a_crafted_calibration_cannot_have_a_token_sent():

@@ -86,7 +86,7 @@ def recall(
     found: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys((*names, *given)):
         agreed = given.get(name, {})
-        old = memorable({name: remembered.get(name, {})}).get(name, {}) if name in names else {}
+        old = memorable({name: remembered.get(name, {})}).get(name, {})
         own = is_own(str(agreed.get("reward", old.get("reward", name))))
         for key, value in old.items():
             if key not in agreed and not (own and _stays_here(key, value)):
