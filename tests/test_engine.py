@@ -52,7 +52,7 @@ def test_a_held_out_file_must_not_share_prompts(tmp_path):
         sets(**{"prompts.train": train, "prompts.held_out": test})
 
 
-@pytest.mark.parametrize(("count", "words"), [(1, "bucket of 2"), (20, "4 held-out prompts")])
+@pytest.mark.parametrize(("count", "words"), [(1, "bucket of 4"), (20, "4 held-out prompts")])
 def test_too_few_prompts_are_refused_with_the_numbers(tmp_path, count, words):
     path = write(tmp_path / "few.txt", [f"prompt {i}" for i in range(count)])
     with pytest.raises(PromptError, match=words):

@@ -202,13 +202,13 @@ class Full:
 
     def __init__(self, sampler, most):
         self.sampler, self.most, self.sizes = sampler, most, []
-        self.config = sampler.config
+        self.config, self.prepare = sampler.config, sampler.prepare
 
-    def sample(self, noises, steps):
+    def sample(self, noises, steps, shift):
         if len(noises) > self.most:
             raise torch.OutOfMemoryError("full")
         self.sizes.append(len(noises))
-        return self.sampler.sample(noises, steps)
+        return self.sampler.sample(noises, steps, shift)
 
 
 def test_a_unit_that_does_not_fit_is_halved_and_the_size_remembered(engine, candidates):

@@ -16,6 +16,7 @@ from calibri.config import COMPOSITIONAL, SHIPPED, PromptConfig, RunConfig
 from calibri.errors import ConfigError, PromptError
 from calibri.evaluator import Evaluator, Ledger, OnUnit, ignore
 from calibri.factors import check_factors
+from calibri.frames import mean_over_frames
 from calibri.guidance import BranchResolver
 from calibri.in_process import Grouped, InProcess
 from calibri.metrics import diversity
@@ -88,6 +89,8 @@ class Engine:
             else None
         )
         self.sampler = Sampler(self.pipe, config.sampling)
+        if self.residence is not None:
+            self.sampler.offload_encoders()
         self.resolver = BranchResolver(self.pipe) if self.sampler.guided else None
         if self.resolver is not None:
             self.sampler.before_call = self.resolver.expect
@@ -176,10 +179,10 @@ class Engine:
     def measure(self, name: str) -> Measure:
         """Find a measure by name: a reward, ``DIVERSITY`` or ``FEATURES``."""
         if name == DIVERSITY:
-            return Grouped(diversity)
+            return Grouped(mean_over_frames(diversity))
         if name == FEATURES and self.feature_reward is not None:
-            return _features_of(self.feature_reward)
-        score = self.rewards[name].score
+            return mean_over_frames(_features_of(self.feature_reward))
+        score = mean_over_frames(self.rewards[name].score)
         return Grouped(score) if self._is_grouped(name) else score
 
     @property

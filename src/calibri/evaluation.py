@@ -15,6 +15,7 @@ from calibri.coefficients import Coefficients
 from calibri.config import SHIPPED, validate_config
 from calibri.engine import DIVERSITY, FEATURES, Engine, PromptSets, prompts_from
 from calibri.evaluator import Evaluator, Ledger, MemoryRecords, complete
+from calibri.frames import film_strip
 from calibri.metrics import frechet_distance
 from calibri.progress import Progress
 from calibri.prompts import Prompt
@@ -292,7 +293,7 @@ def sample_settings(
     """Sample the same noise with every setting of an evaluation, to look at.
 
     Returns:
-        Label of each setting to uint8 (N, 3, H, W).
+        Label of each setting to uint8 (N, 3, H, W), the frames of videos side by side.
     """
     config = engine.config
     steps = config.sampling.num_inference_steps
@@ -305,7 +306,8 @@ def sample_settings(
     images = {}
     for setting in settings:
         candidate = coefficients if setting.calibrated else original
-        images[setting.label] = engine.sample(candidate, noises, setting.num_inference_steps)
+        sampled = engine.sample(candidate, noises, setting.num_inference_steps)
+        images[setting.label] = film_strip(sampled)
         progress.unit(len(noises), True)
     return images
 

@@ -139,6 +139,7 @@ class InProcess:
             self._residence.use(name)
 
     def _sample(self, unit: Unit, rows: Sequence[Row]) -> Tensor:
+        self._sampler.prepare([noise.prompt for _, noise in rows])
         size = min(self._rows_at_once or len(rows), len(rows))
         try:
             return torch.cat([self._batch(unit, batch) for batch in _batches(unit, rows, size)])

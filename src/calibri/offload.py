@@ -144,7 +144,8 @@ def share_device(pipe: Any, rewards: Iterable[Reward], device: torch.device) -> 
     """Let a pipeline and the rewards on its device take turns on it.
 
     Args:
-        pipe: a diffusers pipeline on ``device``; left alone where ``movable_modules`` is empty.
+        pipe: a diffusers pipeline on ``device``; left alone where ``movable_modules`` is empty. Its
+            text encoders are no part of this, see ``Sampler.offload_encoders``.
         rewards: all of a run; those without a network, or on another device, stay where they are.
         device: of the pipeline.
 
@@ -152,7 +153,10 @@ def share_device(pipe: Any, rewards: Iterable[Reward], device: torch.device) -> 
         Groups ``PIPELINE`` and ``REWARDS``.
     """
     sharing = [r for r in rewards if isinstance(r, ModelReward) and _is_same(r.device, device)]
-    return Residence(device, {PIPELINE: movable_modules(pipe), REWARDS: sharing})
+    movable = movable_modules(pipe)
+    encoders = [part for name, part in pipe.components.items() if name.startswith("text_encoder")]
+    staying = [module for module in movable if not any(module is part for part in encoders)]
+    return Residence(device, {PIPELINE: staying, REWARDS: sharing})
 
 
 def _is_same(one: torch.device, other: torch.device) -> bool:
