@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -46,6 +47,7 @@ from tests.rewards.tiny_models import (
     tiny_blip_vision,
 )
 
+PUBLISHED_SIZE = blip_vqa.IMAGE_SIZE  # other tests make it small
 IMAGES = pictures(3, 24, 36)
 ARCHITECTURE = Architecture(tiny_blip_vision, lambda states: tiny_blip_text(states, WIDTH))
 TEXTS = ["a red cat", "sky", "a very long prompt that will never fit in what the model reads"]
@@ -355,3 +357,16 @@ def test_without_noun_chunks_and_spacy_it_says_what_to_do(monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "spacy", None)
     with pytest.raises(RewardError, match="pip install spacy"):
         CompBenchAttribute().noun_chunks("a red cat")
+
+
+def test_questions_are_about_images_of_480_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def vision_model(pixels: torch.Tensor, interpolate_pos_encoding: bool) -> SimpleNamespace:
+        seen.append(tuple(pixels.shape))
+        return SimpleNamespace(last_hidden_state=pixels)
+
+    monkeypatch.setattr(blip_vqa, "IMAGE_SIZE", PUBLISHED_SIZE)
+    monkeypatch.setattr(BlipVqa, "model", SimpleNamespace(vision_model=vision_model))
+    BlipVqa().embed(torch.zeros(2, 3, 30, 50, dtype=torch.uint8))
+    assert seen == [(2, 3, 480, 480)]
