@@ -117,9 +117,20 @@ def test_equal_vectors_are_no_gain():
     assert select(np.zeros((2, 20)), 0) is None
 
 
+def test_what_is_not_eligible_does_not_excuse_a_worse_one():
+    # The outlier's mean is the largest, and its error so large that anything is within it.
+    noise = np.random.default_rng(0).normal(size=(3, 50)) * 0.1
+    outlier = np.zeros(50)
+    outlier[0] = 100.0
+    assert select(np.stack([outlier, 1 + noise[1], 0.2 + noise[2]]), 0) == 1
+
+
 def test_a_choice_depends_on_its_arguments_alone():
-    table = np.random.default_rng(3).normal(size=(5, 40)) + 0.3
-    assert select(table, 7) == select(table.copy(), 7)
+    # Close to the threshold, and with few draws, so that other draws would often decide otherwise.
+    table = np.random.default_rng(3).normal(size=(5, 40)) + 0.03
+    choices = [select(table, seed, resamples=20) for seed in range(40)]
+    assert choices == [select(table.copy(), seed, resamples=20) for seed in range(40)]
+    assert len(set(choices)) > 1
 
 
 def test_one_prompt_is_refused():
