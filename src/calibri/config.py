@@ -187,7 +187,7 @@ class SearchConfig(_Section):
         probe: measure first how noisy scores are and whether fewer steps would do, and choose
             ``popsize``, ``bucket_size`` and ``num_inference_steps`` by it
             (``calibri.measuring``); None for runs of 20,000 images and more.
-        sigma0: first step size, in units of a gate.
+        sigma0: first step size, in units of a gate; under guidance w a w-th of it.
         learning_rate: of ``"gradient"``: size of a step of Adam, in units of a gate.
         last_steps: of ``"gradient"``: steps of the sampler that carry the gradient, which bounds
             memory; None for all.
@@ -210,7 +210,7 @@ class SearchConfig(_Section):
     images_per_prompt: int = Field(1, ge=1)
     num_inference_steps: int | None = Field(None, ge=1, le=1000)
     probe: bool | None = None
-    sigma0: float = Field(0.1, gt=0.0, le=2.0)
+    sigma0: float = Field(0.15, gt=0.0, le=2.0)
     learning_rate: float = Field(0.02, gt=0.0, le=1.0)
     last_steps: int | None = Field(None, ge=1)
     scale_bounds: tuple[float, float] = (-1.0, 2.0)

@@ -59,19 +59,18 @@ def search_basis(space: SearchSpace) -> NDArray[np.float64]:
     """Columns in which a step of the same length changes the images about as much.
 
     A gate is its own column. Guidance w amplifies what tells its branches apart, so that gates take
-    shorter steps under it: on the shipped pipeline, steps of the same length cost twice the reward
-    at w = 3. The two output weights nearly cancel there, so that a step of one alone changes the
-    scale of the prediction by a multiple of itself. Their columns are what they mean: the scale of
-    the prediction, (w, 1 - w), and the guidance, (w, -w); in an ensemble one column of the latter
-    kind for each further member.
+    shorter steps under it (docs/search.md). The two output weights nearly cancel there, so that a
+    step of one alone changes the scale of the prediction by a multiple of itself. Their columns are
+    what they mean: the scale of the prediction, along (w, 1 - w), and the guidance, along (1, -1);
+    in an ensemble one column of the latter kind for each further member.
     """
     w = max(1.0, space.start_weights[0])
-    basis = np.eye(space.size) / math.sqrt(w)
+    basis = np.eye(space.size) / w
     outputs = np.flatnonzero(space.is_output)
     if len(outputs) > 1:
-        directions = -w * np.eye(len(outputs))
-        directions[0] = w
-        directions[:, 0] = np.array(space.start_weights) / math.sqrt(w)
+        directions = -math.sqrt(w) * np.eye(len(outputs))
+        directions[0] = math.sqrt(w)
+        directions[:, 0] = np.array(space.start_weights) / w
         basis[np.ix_(outputs, outputs)] = directions
     for name in space.factors:
         place = space.labels.index(name)
