@@ -15,6 +15,7 @@ from benchmarks.synthetic import (
 )
 
 from benchmarks import synthetic
+from calibri.config import SearchConfig
 
 
 @pytest.mark.parametrize("landscape", LANDSCAPES)
@@ -103,3 +104,14 @@ def test_fractions_are_the_first_crossing_of_the_mean_curve():
     shares = np.array([0.25, 0.5, 0.75, 1.0])
     assert synthetic._fraction(shares, curves, np.full(seeds, 1.5), draws) == [0.75] * 3
     assert synthetic._fraction(shares, curves, np.full(seeds, 3.5), draws) == [None] * 3
+
+
+@pytest.mark.parametrize(("settings", "method"), [(OURS, "calibri"), (REFERENCE, "reference")])
+def test_what_is_measured_is_what_the_product_does(settings, method):
+    config = SearchConfig.model_validate({"method": method})
+    assert settings.sigma0 == config.sigma0
+    assert settings.tail == config.tail
+    assert settings.buckets == (config.bucket_size, config.final_bucket_size)
+    assert settings.race[1] == config.race_keep
+    assert method == "reference" or settings.race[0] == config.race_first
+    assert all(settings.popsize(n) == config.popsize_for(n) for n in range(1, 500))
