@@ -12,12 +12,14 @@ from calibri.results import (
     Comparison,
     Evaluation,
     Figure,
+    FirstMeasurement,
     Generation,
     RunSummary,
     SampleRow,
     SearchResult,
     SettingResult,
     SiteRecord,
+    VarianceComponents,
 )
 
 PROMPTS = (
@@ -114,6 +116,26 @@ def search(generations: int = 40) -> SearchResult:
         stopped="all 40 generations were used",
         images=320 * generations,
         seconds=124.0,
+    )
+
+
+def measurement() -> FirstMeasurement:
+    return FirstMeasurement(
+        candidates=12,
+        num_prompts=16,
+        images_per_prompt=2,
+        images=1248,
+        components=VarianceComponents(
+            candidate=0.0004, prompt=0.04, candidate_prompt=0.002, noise=0.01, residual=0.006
+        ),
+        reliability=0.31,
+        expected_tau=0.38,
+        self_tau=figure(0.4, 0.2, 16),
+        fidelities=[],
+        popsize=40,
+        bucket_size=8,
+        num_inference_steps=None,
+        reasons=["40 candidates x 8 prompts a generation.", "2 steps rank alike: not used."],
     )
 
 
