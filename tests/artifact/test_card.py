@@ -36,6 +36,14 @@ def test_the_snippet_can_be_run_as_it_stands(calibration: Calibration) -> None:
     assert "pipe('a prompt', num_inference_steps=4, guidance_scale=4.5)" in calls
 
 
+def test_the_search_is_not_called_what_it_may_not_be(calibration: Calibration) -> None:
+    by_gradient = calibration.model_copy(update={"provenance": {"method": "gradient"}})
+    card = render_card(by_gradient, "user/repo")
+    assert "| method | gradient |" in card
+    assert "without gradients" not in card
+    assert "found by maximising" in card
+
+
 def test_figures_are_shown_with_their_intervals(calibration: Calibration) -> None:
     card = render_card(calibration, "user/repo")
     assert "| calibrated, 4 steps | 8 | 0.6250 (0.6150 to 0.6350) |" in card

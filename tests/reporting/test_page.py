@@ -13,6 +13,7 @@ import pytest
 
 from calibri.errors import RunError
 from calibri.reporting import render_report, report
+from calibri.reporting.text import count
 from calibri.results import RunSummary
 from calibri.run import RunFolder
 
@@ -67,7 +68,8 @@ def hostile_summary() -> RunSummary:
         is_text = isinstance(value, str) and not value.endswith(".png")
         return HOSTILE + value if is_text else value
 
-    return RunSummary.model_validate(poison(example_run.summary().model_dump(), ""))
+    search = example_run.search().model_copy(update={"measured": example_run.measurement()})
+    return RunSummary.model_validate(poison(example_run.summary(search=search).model_dump(), ""))
 
 
 def test_the_page_loads_nothing(page: Page) -> None:
@@ -88,7 +90,8 @@ def test_the_style_sheet_loads_nothing() -> None:
 def test_every_text_is_escaped() -> None:
     html = render_report(hostile_summary(), example_run.images())
     hostile, harmless = Page(html), Page(render_report(example_run.summary(), example_run.images()))
-    assert hostile.tags.keys() == harmless.tags.keys()
+    assert hostile.tags.keys() - {"ul", "li"} == harmless.tags.keys()
+    assert hostile.tags["li"] == len(example_run.measurement().reasons)
     assert hostile.tags["img"] == harmless.tags["img"] == 32
     assert not [name for _, name, _ in hostile.attributes if name.startswith("on")]
     assert "alert(1)" in hostile.text
@@ -117,6 +120,22 @@ def test_every_figure_of_the_evaluation_is_in_the_table(page: Page) -> None:
         assert setting.label in page.text
         for figure in setting.scores.values():
             assert f"{figure.mean:.3f}{figure.low:.3f} to {figure.high:.3f}" in page.text
+
+
+def test_a_search_without_evaluation_says_what_it_cost() -> None:
+    page = Page(render_report(example_run.summary(evaluation=None), {}))
+    assert f"{count(example_run.search().images)} images" in page.text
+    assert "no gradients" not in page.text
+
+
+def test_what_was_measured_first_is_said(page: Page) -> None:
+    assert "Measured first" not in page.text
+    measured = example_run.measurement()
+    search = example_run.search().model_copy(update={"measured": measured})
+    text = Page(render_report(example_run.summary(search=search), {})).text
+    assert "Measured first" in text
+    assert f"{count(measured.images)} of the images" in text
+    assert all(reason in text for reason in measured.reasons)
 
 
 def test_the_images_are_those_of_the_run(page: Page) -> None:

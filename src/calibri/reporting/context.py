@@ -154,7 +154,7 @@ def _cost_number(summary: RunSummary) -> KeyNumber:
     return KeyNumber(
         value=duration(summary.search.seconds),
         label="of search",
-        note=f"{count(summary.search.images)} images, no gradients",
+        note=f"{count(summary.search.images)} images",
     )
 
 
