@@ -1,7 +1,10 @@
 """A run that measures first and is run by what it found."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from calibri import runner
 from calibri.config import load_config
 from calibri.engine import Engine
 from calibri.errors import Interrupted
@@ -35,6 +38,22 @@ class Stop(Progress):
         self.left -= new
         if self.left < 0:
             raise KeyboardInterrupt
+
+
+def test_the_images_announced_are_those_of_what_was_chosen(monkeypatch):
+    chosen = SimpleNamespace(popsize=9, bucket_size=5, num_inference_steps=None)
+    monkeypatch.setattr(runner, "measure_first", lambda *_: chosen)
+    announced = {}
+
+    class Announced(Progress):
+        def phase(self, name, images):
+            announced[name] = images
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        runner._search(Engine(load_config(values=VALUES)), None, Announced())
+    checkpoints = 2 * VALUES["search.num_validation_prompts"]
+    assert announced == {"search": 2 * (9 + 1) * 5 + checkpoints}
 
 
 @pytest.mark.slow

@@ -124,17 +124,17 @@ def _run(folder: RunFolder, engine: Engine, progress: Progress) -> RunSummary:
 def _search(
     engine: Engine, evaluator: Evaluator, progress: Progress
 ) -> tuple[Vector, SearchResult]:
-    config = engine.config.search
-    planned = images_by_phase(engine.config, engine.space.size, scale_prompts(engine))
-    design = _design(engine, planned)
+    config, size, extra = engine.config, engine.space.size, scale_prompts(engine)
+    design = _design(engine, images_by_phase(config, size, extra))
     measured = None
     if design is not None:
         measured = measure_first(engine, evaluator, progress, design)
-        config = search_update(config, measured)
+        config = config.model_copy(update={"search": search_update(config.search, measured)})
+    planned = images_by_phase(config, size, extra)
     progress.phase("search", planned["search"] + planned["validation"])
-    if config.method == "gradient":
+    if config.search.method == "gradient":
         return GradientOptimiser(engine, evaluator, progress).run()
-    vector, result = Optimiser(engine, evaluator, progress, config).run()
+    vector, result = Optimiser(engine, evaluator, progress, config.search).run()
     return vector, result.model_copy(update={"measured": measured})
 
 
