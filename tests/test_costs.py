@@ -58,6 +58,18 @@ def test_a_model_of_the_paper_is_planned_for_its_machine_and_others_for_none():
     assert plan(machine="A100").machine == "A100"
 
 
+def test_measuring_first_is_said_where_it_happens():
+    def said(**search):
+        notes = plan(prompts={"train": "shapes"}, search=search).notes
+        return any("search.probe" in note for note in notes)
+
+    assert not said()
+    assert said(generations=200)
+    assert said(probe=True)
+    assert not said(generations=200, probe=False)
+    assert not said(generations=200, method="reference")
+
+
 def test_an_unknown_reward_is_said_to_be_left_out():
     assert any("qalign" in note for note in plan(rewards={"objective": "qalign"}).notes)
     assert not any("left out" in note for note in plan().notes)

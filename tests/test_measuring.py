@@ -9,12 +9,12 @@ from calibri.errors import RewardError
 from calibri.evaluator import Ledger, MemoryRecords
 from calibri.measuring import (
     SHARE,
-    WORTHWHILE_IMAGES,
     Design,
     choose_design,
     measure_first,
     search_update,
 )
+from calibri.procedures import WORTHWHILE_IMAGES
 from calibri.progress import Progress
 from calibri.results import FirstMeasurement
 

@@ -20,7 +20,15 @@ from calibri.flops import (
     image_size,
 )
 from calibri.geometries import Geometry
-from calibri.procedures import REWARD_COSTS, TERA, Counted, Procedure, reward_names
+from calibri.procedures import (
+    REWARD_COSTS,
+    TERA,
+    Counted,
+    Procedure,
+    images_by_phase,
+    measures_first,
+    reward_names,
+)
 from calibri.results import Record
 from calibri.sites import find_sites
 from calibri.throughput import MACHINES, MEASURED_STEPS, Machine, Speed, machine_here, measure
@@ -143,7 +151,7 @@ def plan(
             counted.paper(geometry, size, speeds),
             counted.ours(size, speeds),
         ],
-        notes=_notes(config),
+        notes=_notes(config, size),
     )
 
 
@@ -203,9 +211,14 @@ def _in_turns(components: Sequence[ComponentSize]) -> float:
     return max(rewards, sum(c.gigabytes for c in components) - rewards)
 
 
-def _notes(config: RunConfig) -> list[str]:
+def _notes(config: RunConfig, size: int) -> list[str]:
     unknown = [name for name in reward_names(config)[1] if name not in REWARD_COSTS]
     notes = ["Memory is that of the weights; activations come on top and grow with the batch."]
+    if measures_first(config.search, sum(images_by_phase(config, size).values())):
+        notes.append(
+            "Before its search the run is measured (search.probe): about a twentieth more images, "
+            "not counted here, and it may change candidates, prompts and steps."
+        )
     if unknown:
         notes.append(f"The cost of {', '.join(unknown)} is not known and left out.")
     return notes

@@ -20,6 +20,7 @@ from calibri.errors import RewardError
 from calibri.evaluator import Evaluator
 from calibri.fidelity import bias_slope, rank_correlation, refusal
 from calibri.optimise import make_search
+from calibri.procedures import measures_first
 from calibri.progress import Progress
 from calibri.prompts import bucket
 from calibri.results import FidelityResult, Figure, FirstMeasurement, VarianceComponents
@@ -29,8 +30,6 @@ from calibri.units import Scores
 from calibri.variance import expected_tau, recommend, reliability, variance_components
 
 PHASE = "measuring"
-# Runs of fewer images are not worth it, unless asked for.
-WORTHWHILE_IMAGES = 20_000
 SHARE = 0.05
 _CANDIDATES, _PROMPTS, _SEEDS = 20, 32, 2
 _LEAST_CANDIDATES, _LEAST_PROMPTS = 8, 8
@@ -73,8 +72,7 @@ def choose_design(config: RunConfig, planned_images: int, num_prompts: int) -> D
         run's images, but not below 8 candidates on 8 prompts; None when it is off.
     """
     search = config.search
-    wanted = planned_images >= WORTHWHILE_IMAGES if search.probe is None else search.probe
-    if not wanted or search.method != "calibri" or num_prompts < _LEAST_PROMPTS:
+    if not measures_first(search, planned_images) or num_prompts < _LEAST_PROMPTS:
         return None
     full = config.sampling.num_inference_steps
     steps = sorted({max(1, round(share * full)) for share in _STEP_SHARES} - {full}, reverse=True)

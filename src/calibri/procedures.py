@@ -15,6 +15,8 @@ from calibri.throughput import Speed
 TERA, PETA = 1e12, 1e15
 # The authors' loop: 496 prompts, 16 a bucket, are scored before the first and every 10th iteration.
 _PAPER_VALIDATION = 496
+# Runs of fewer images are not worth measuring first, unless asked for.
+WORTHWHILE_IMAGES = 20_000
 # Beside what is counted, the host, the reward's preparation and waiting: at most this much more.
 OVERHEAD = 1.25
 
@@ -92,6 +94,12 @@ def images_by_phase(config: RunConfig, size: int, scale_prompts: int = 0) -> dic
         "validation": checkpoints * search.num_validation_prompts * count,
         "evaluation": settings * evaluation.num_prompts * evaluation.images_per_prompt,
     }
+
+
+def measures_first(search: SearchConfig, planned_images: int) -> bool:
+    """Say whether a run of so many images is to be measured first (``calibri.measuring``)."""
+    wanted = planned_images >= WORTHWHILE_IMAGES if search.probe is None else search.probe
+    return wanted and search.method == "calibri"
 
 
 def bucket_sizes(search: SearchConfig) -> list[int]:
