@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -135,6 +138,13 @@ def test_a_generation_costs_about_what_a_race_costs():
     assert updates_per_generation(engine) == (64 * 4 + 32 * 12) // (3 * 16)
     # Two updates of 12 images for 32 of candidates; the original is scored in both searches.
     assert updates_per_generation(Engine(load_config(values=TINY | {"search.popsize": 8}))) == 2
+
+
+def test_the_page_says_how_many_updates_a_default_generation_has():
+    default = SimpleNamespace(config=load_config(), space=SimpleNamespace(size=23))
+    page = Path(__file__).parents[1] / "docs" / "gradient.md"
+    expected = f"({updates_per_generation(default)} with the default settings"
+    assert expected in page.read_text(encoding="utf-8")
 
 
 def test_the_configuration_chooses_it(tmp_path):
