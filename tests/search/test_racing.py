@@ -101,3 +101,7 @@ def test_buckets_grow_from_the_first_to_the_last(first, more, generations):
 def test_buckets_grow_by_the_same_factor():
     sizes = [bucket_size(100, 1600, g, 5) for g in range(5)]
     assert sizes == [100, 200, 400, 800, 1600]
+
+
+def test_a_race_has_a_survivor_however_small_the_share():
+    assert survivors(np.arange(4.0), 1e-12) == [3]

@@ -32,9 +32,9 @@ def images_of_generation(popsize: int, bucket_size: int, first: float, keep: flo
 
 
 def num_survivors(popsize: int, keep: float) -> int:
-    """Candidates that stay: a share of them, rounded up."""
+    """Candidates that stay: a share of them, rounded up, at least 1."""
     # A hair less, so that 0.07 of 100, which floating point puts above 7, is 7.
-    return math.ceil(keep * popsize - 1e-9)
+    return max(1, math.ceil(keep * popsize - 1e-9))
 
 
 def survivors(partial: Array, keep: float) -> list[int]:
