@@ -69,6 +69,14 @@ def test_what_the_space_cannot_hold_is_refused_in_words(sites):
         warm_start(gate, sites, other.model_copy(update={"scales": renamed}))
 
 
+def test_a_calibration_of_a_deeper_model_is_refused(sites):
+    found = drawn(SearchSpace.build(sites, "block"))
+    last = max(site.block for site in sites)
+    shallow = [site for site in sites if site.block != last]
+    with pytest.raises(ConfigError, match=f"no place for, .*{last}.*another model"):
+        warm_start(SearchSpace.build(shallow, "gate"), shallow, found)
+
+
 def test_a_search_starts_where_a_run_ended(finished_run):
     config = {"device": "cpu", "space": {"start": str(finished_run / "calibration")}}
     engine = Engine(validate_config(config))

@@ -48,6 +48,11 @@ def warm_start(space: SearchSpace, sites: Sequence[Site], found: Coefficients) -
             f"The calibration to start from has no scale for {', '.join(missing[:3])}: it belongs "
             "to another model."
         )
+    if extra := sorted(found.scales[0].keys() - set(own.values())):
+        raise ConfigError(
+            f"The calibration to start from has scales that this model has no place for, "
+            f"{', '.join(extra[:3])}: it belongs to another model."
+        )
     members = _spread(found, space.members, space.knots)
     scales = tuple({name: scales[own[name]] for name in space.names} for scales in members)
     original = space.coefficients(space.start)
