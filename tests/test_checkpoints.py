@@ -73,6 +73,16 @@ def test_prompts_that_were_dropped_once_are_left_out_of_the_choice(engine):
         added(engine, Told([0.3], missing=range(PROMPTS - 1)))
 
 
+def test_too_few_prompts_that_no_checkpoint_dropped_are_refused_in_words(engine):
+    checkpoints = Checkpoints(engine, Told([0.3, 0.5], missing=range(20)), Progress())
+    checkpoints.add(engine.space.start + 1, 1, {})
+    checkpoints._baseline = {}
+    checkpoints._evaluator = Told([0.3, 0.5], missing=range(19, PROMPTS))
+    checkpoints.add(engine.space.start + 2, 2, {})
+    with pytest.raises(RewardError, match="0 of 40 validation prompts .* all 2 checkpoints"):
+        checkpoints.choose()
+
+
 def test_a_flat_reward_ends_the_search_and_a_rising_one_does_not(engine):
     flat = added(engine, Told([0.5] * 8, spread=0.01))
     assert flat.stop_reason == "the reward has reached its plateau"

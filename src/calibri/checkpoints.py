@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from calibri.coefficients import Vector
 from calibri.config import RewardConfig
 from calibri.engine import Engine
+from calibri.errors import RewardError
 from calibri.evaluator import Evaluator, complete
 from calibri.progress import Progress
 from calibri.results import Checkpoint, Figure
@@ -103,10 +104,19 @@ class Checkpoints:
         Returns:
             A checkpoint that is surely better than the original, or else the original; and all
             checkpoints, the chosen one marked.
+
+        Raises:
+            RewardError: fewer than two prompts were dropped at no checkpoint.
         """
         checkpoints = [scored.checkpoint for scored in self._scored]
         table = np.stack([scored.difference for scored in self._scored])
+        count = table.shape[1]
         table = table[:, np.isfinite(table).all(axis=0)]
+        if table.shape[1] < 2:
+            raise RewardError(
+                f"{table.shape[1]} of {count} validation prompts could be scored at all "
+                f"{len(table)} checkpoints; to choose among them takes 2. Check the reward."
+            )
         table[[bool(checkpoint.vetoed_by) for checkpoint in checkpoints]] = -np.inf
         best = select(table, self._engine.config.seed)
         if best is None:
