@@ -5,11 +5,12 @@ import pytest
 
 from calibri.config import SearchConfig, load_config
 from calibri.engine import Engine
-from calibri.errors import RewardError
+from calibri.errors import ConfigError, RewardError
 from calibri.evaluator import Ledger, MemoryRecords
 from calibri.measuring import (
     SHARE,
     Design,
+    check_probe,
     choose_design,
     measure_first,
     search_update,
@@ -169,6 +170,34 @@ def test_prompts_that_could_not_be_scored_are_left_out(engine):
 
     with pytest.raises(RewardError, match="Only 1 of 3 prompts"):
         measure_first(engine, TableEvaluator(broken), Progress(), DESIGN)
+
+
+def test_buckets_that_grow_stay_within_the_prompts(monkeypatch):
+    asked = {}
+
+    def split(components, **given):
+        asked.update(given)
+        return given["popsize"], given["bucket_size"]
+
+    monkeypatch.setattr("calibri.measuring.recommend", split)
+    engine = Engine(configured(search__bucket_growth=3))
+    measure_first(
+        engine, TableEvaluator(lambda c, n, steps: effect(c) + hardness(n)), Progress(), DESIGN
+    )
+    assert 0 <= len(engine.prompts.train) - 3 * asked["num_prompts"] < 3
+
+
+@pytest.mark.parametrize(
+    ("values", "prompts", "says"),
+    [
+        ({"search__method": "reference"}, 500, "chooses for the method 'calibri'"),
+        ({}, 7, "needs 8 training prompts, there are 7"),
+    ],
+)
+def test_measuring_first_what_cannot_be_measured_is_refused(values, prompts, says):
+    with pytest.raises(ConfigError, match=says):
+        check_probe(configured(search__probe=True, **values), prompts)
+    check_probe(configured(**values), prompts)
 
 
 def test_what_was_chosen_is_put_into_the_search(engine):

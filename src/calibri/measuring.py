@@ -16,7 +16,7 @@ import numpy as np
 from calibri.coefficients import Vector
 from calibri.config import RunConfig, SearchConfig
 from calibri.engine import Engine
-from calibri.errors import RewardError
+from calibri.errors import ConfigError, RewardError
 from calibri.evaluator import Evaluator
 from calibri.fidelity import bias_slope, rank_correlation, refusal
 from calibri.optimise import make_search
@@ -84,6 +84,24 @@ def choose_design(config: RunConfig, planned_images: int, num_prompts: int) -> D
     affordable = (design for design in designs if design.images <= SHARE * planned_images)
     least = Design(_LEAST_CANDIDATES, _LEAST_PROMPTS, seeds, tuple(steps))
     return next(affordable, least)
+
+
+def check_probe(config: RunConfig, num_prompts: int) -> None:
+    """Refuse to measure first, where it is asked for, what cannot be measured.
+
+    Raises:
+        ConfigError: the search is of another method, or there are too few training prompts.
+    """
+    if config.search.probe and config.search.method != "calibri":
+        raise ConfigError(
+            f"search.probe chooses for the method 'calibri'; search.method is "
+            f"'{config.search.method}'. Leave search.probe out."
+        )
+    if config.search.probe and num_prompts < _LEAST_PROMPTS:
+        raise ConfigError(
+            f"search.probe needs {_LEAST_PROMPTS} training prompts, there are {num_prompts}. Add "
+            "prompts, or set it to false."
+        )
 
 
 def measure_first(
@@ -219,7 +237,8 @@ class _Measurement:
             bucket_size=bucket_size,
             seeds=engine.config.search.images_per_prompt,
             dimension=engine.space.size,
-            num_prompts=len(engine.prompts.train),
+            # The last bucket is the largest.
+            num_prompts=int(len(engine.prompts.train) / engine.config.search.bucket_growth),
         )
 
 
