@@ -171,3 +171,9 @@ def test_publish_uploads_the_calibration_of_a_run(calibri, run, monkeypatch, sou
 
 def test_a_published_calibration_is_the_one_in_the_folder(run):
     assert Calibration.from_pretrained(run / "calibration").provenance["run"] == "tiny"
+
+
+def test_a_search_starts_from_a_finished_run(calibri, finished_run):
+    shown = calibri("calibrate", "--dry-run", "--start", finished_run)
+    assert shown.exit_code == 0
+    assert f"start: {finished_run / 'calibration'}" in shown.stdout

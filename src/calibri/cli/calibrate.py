@@ -19,7 +19,7 @@ from calibri.cli.options import (
     GranularityName,
 )
 from calibri.cli.outcome import see_through
-from calibri.cli.paths import RUNS
+from calibri.cli.paths import RUNS, calibration_source
 from calibri.cli.quiet import quiet_libraries
 from calibri.errors import ConfigError
 
@@ -81,7 +81,8 @@ _Start = Annotated[
     typer.Option(
         "--start",
         metavar="NAME",
-        help="Start from another calibration (a folder or a repository) or a known guidance.",
+        help="Start from a finished run, another calibration (a folder or a repository) or a known "
+        "guidance.",
         rich_help_panel=SEARCH,
     ),
 ]
@@ -186,7 +187,7 @@ def calibrate(
         "sampling.workers": workers,
         "space.granularity": granularity,
         "space.branches": branches,
-        "space.start": start,
+        "space.start": calibration_source(start) if start else None,
         "rewards.objective": reward[0] if reward else None,
         "rewards.held_out": reward[1:] if reward and len(reward) > 1 else None,
         "prompts.train": prompts,
