@@ -5,6 +5,7 @@ import pytest
 
 from calibri.config import load_config
 from calibri.engine import Engine
+from calibri.errors import NothingScoredError
 from calibri.optimise import Optimiser
 from calibri.progress import Progress
 
@@ -34,19 +35,22 @@ class Recorded:
         self.images, self.seconds, self.dropped = 0, 0.0, 0
         self._rows, self._columns = {}, {}
 
-    def score(self, phase, step, candidates, noises, measures):
+    def score(self, phase, step, candidates, noises, measures, num_inference_steps=None):
         rows = [self._rows.setdefault(repr(c), len(self._rows)) for c in candidates]
         columns = [self._columns.setdefault(n, len(self._columns)) for n in noises]
         self.calls.append((phase, step, rows, columns))
+        if np.isnan(self.table[:, columns]).all():
+            raise NothingScoredError("nothing")
         return {name: self.table[np.ix_(rows, columns)] for name in measures}
 
 
-def raced(engine, keep=0.5, seed=0):
+def raced(engine, keep=0.5, seed=0, dropped=()):
     config = engine.config
     search = config.search.model_copy(update={"race_keep": keep})
     engine.config = config.model_copy(update={"search": search})
     try:
         table = np.random.default_rng(seed).normal(size=(POPSIZE + 1, BUCKET))
+        table[:, list(dropped)] = np.nan
         evaluator = Recorded(table)
         optimiser = Optimiser(engine, evaluator, Progress())
         candidates = optimiser._search.ask()
@@ -78,3 +82,22 @@ def test_without_a_race_everything_is_scored_at_once(engine):
     assert [call[0] for call in calls] == ["search"]
     np.testing.assert_allclose(told, table[1:].mean(axis=1))
     np.testing.assert_allclose(compared, table.mean(axis=1))
+
+
+def test_when_the_first_prompts_were_dropped_the_others_score_all(engine):
+    table, calls, told, compared = raced(engine, dropped=range(FIRST))
+    assert calls[1] == ("race", 0, list(range(POPSIZE + 1)), list(range(FIRST, BUCKET)))
+    np.testing.assert_allclose(told, table[1:, FIRST:].mean(axis=1))
+    np.testing.assert_allclose(compared, table[:, FIRST:].mean(axis=1))
+
+
+def test_when_the_other_prompts_were_dropped_the_first_decide(engine):
+    table, _, told, compared = raced(engine, dropped=range(FIRST, BUCKET))
+    np.testing.assert_allclose(told, table[1:, :FIRST].mean(axis=1))
+    np.testing.assert_allclose(compared, table[:, :FIRST].mean(axis=1))
+
+
+def test_when_all_prompts_were_dropped_the_search_stops(engine):
+    for keep in (0.5, 1.0):
+        with pytest.raises(NothingScoredError):
+            raced(engine, keep=keep, dropped=range(BUCKET))

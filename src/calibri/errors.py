@@ -55,6 +55,10 @@ class RewardError(CalibriError):
     exit_code = 4
 
 
+class NothingScoredError(RewardError):
+    """Every (prompt, seed) pair was dropped, since some image of each could not be scored."""
+
+
 class RunError(CalibriError):
     """A run folder is missing, in use, read-only, full, or belongs to another configuration."""
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from calibri.coefficients import Coefficients
-from calibri.errors import RewardError, RunError
+from calibri.errors import NothingScoredError, RewardError, RunError
 from calibri.sampling import Noise
 from calibri.units import Backend, Measure, Scores, Unit, cut, decode, make_unit
 
@@ -147,7 +147,7 @@ class Evaluator:
 
         Raises:
             RewardError: a measure returned a number that is not finite, and the policy is not to
-                drop it or nothing would be left.
+                drop it; ``NothingScoredError`` when it is, and nothing would be left.
         """
         rows = [(c, noise) for c in range(len(candidates)) for noise in noises]
         steps = num_inference_steps or self._num_inference_steps
@@ -162,7 +162,13 @@ class Evaluator:
         }
         shape = (len(candidates), len(noises))
         tables = {name: v.reshape(*shape, *v.shape[1:]) for name, v in joined.items()}
-        self.dropped += _drop_failed(tables)
+        dropped = _drop_failed(tables)
+        self.dropped += dropped
+        if dropped == len(noises):
+            raise NothingScoredError(
+                f"Each of the {dropped} (prompt, seed) pairs was dropped: some image of every one "
+                "of them could not be scored. Check the reward and the pipeline."
+            )
         return tables
 
     def keep(
@@ -211,18 +217,9 @@ class Evaluator:
 
 
 def _drop_failed(tables: Mapping[str, Scores]) -> int:
-    """Blank every noise that failed for any candidate, so that no candidate gains by it.
-
-    Raises:
-        RewardError: no noise would be left.
-    """
+    """Blank every noise that failed for any candidate, so that no candidate gains by it."""
     finite = np.stack([np.isfinite(v).reshape(*v.shape[:2], -1).all(2) for v in tables.values()])
     columns = np.asarray(~finite.all(axis=(0, 1)))
-    if columns.all():
-        raise RewardError(
-            f"Each of the {len(columns)} (prompt, seed) pairs was dropped: some image of every one "
-            "of them could not be scored. Check the reward and the pipeline."
-        )
     for values in tables.values():
         values[:, columns] = np.nan
     return int(columns.sum())

@@ -14,6 +14,7 @@ from calibri.checkpoints import Checkpoints
 from calibri.coefficients import SearchSpace, Vector
 from calibri.config import RunConfig, SearchConfig
 from calibri.engine import Engine
+from calibri.errors import ConfigError, NothingScoredError
 from calibri.evaluator import Evaluator
 from calibri.progress import Progress
 from calibri.prompts import bucket
@@ -49,6 +50,26 @@ def make_search(space: SearchSpace, config: RunConfig, start: Vector | None = No
 def search_bounds(space: SearchSpace, config: SearchConfig) -> NDArray[np.float64]:
     """Lowest and highest value of every entry of a vector, (n, 2)."""
     return space.bounds(config.scale_bounds, config.output_bounds)
+
+
+def check_start(engine: Engine) -> None:
+    """Refuse bounds that leave out where a search starts or the original model.
+
+    Raises:
+        ConfigError: names the entry and the setting.
+    """
+    space = engine.space
+    low, high = search_bounds(space, engine.config.search).T
+    for vector in (space.start, engine.start):
+        # A little more, since a warm start multiplies and divides by the original's weights.
+        outside = np.flatnonzero((vector < low - 1e-9) | (vector > high + 1e-9))
+        if len(outside):
+            i = outside[0]
+            setting = "output_bounds" if space.is_output[i] else "scale_bounds"
+            raise ConfigError(
+                f"The search starts with {space.labels[i]} = {vector[i]:g}, outside of "
+                f"{low[i]:g} to {high[i]:g}. Widen search.{setting}, or start elsewhere."
+            )
 
 
 # A step of the shift's factor that changes the images about as much as a step of 1 of all gates.
@@ -171,13 +192,23 @@ class Optimiser:
         config, vectors = self._config, [self._engine.space.start, *candidates]
         count = config.images_per_prompt
         first = count * first_prompts(len(noises) // count, config.race_first, config.race_keep)
-        before = self._tables("search", number, vectors, noises[:first])
+        try:
+            before = self._tables("search", number, vectors, noises[:first])
+        except NothingScoredError:
+            if first == len(noises):
+                raise
+            # Nothing to race on: the rest scores all.
+            scores = self._objective(self._tables("race", number, vectors, noises[first:]))
+            return scores[1:], scores
         scores = self._objective(before)
         if first == len(noises):
             return scores[1:], scores
         kept = survivors(scores[1:], config.race_keep)
         rows = [0, *(index + 1 for index in kept)]
-        after = self._tables("race", number, [vectors[row] for row in rows], noises[first:])
+        try:
+            after = self._tables("race", number, [vectors[row] for row in rows], noises[first:])
+        except NothingScoredError:
+            return scores[1:], scores
         whole = {name: np.hstack([before[name][rows], after[name]]) for name in after}
         told = race_scores(scores[1:], kept, self._objective(whole)[1:])
         return told, self._objective(after)
