@@ -286,6 +286,21 @@ def test_an_image_that_is_dropped_leaves_the_mean_of_the_others(monkeypatch):
         gradients("gradient", 1, vector, noises[1:2])
 
 
+def test_frames_of_a_video_are_scored_as_images(monkeypatch):
+    engine = make_engine()
+    noises, vector = noises_of(engine), somewhere(engine)
+    expected = gradient_of(engine, vector, noises)
+    sample = engine.sampler.sample_with_gradient
+    monkeypatch.setattr(
+        engine.sampler,
+        "sample_with_gradient",
+        lambda *args: sample(*args).unsqueeze(1).repeat(1, 2, 1, 1, 1),
+    )
+    found = gradient_of(engine, vector, noises)
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5)
+    np.testing.assert_allclose(found.gradient, expected.gradient, rtol=1e-4, atol=1e-7)
+
+
 @pytest.mark.parametrize(
     ("values", "last_steps", "says"),
     [
@@ -295,6 +310,7 @@ def test_an_image_that_is_dropped_leaves_the_mean_of_the_others(monkeypatch):
         ({"rewards.objective": "weighing,other", "rewards.mixing": "rank"}, None, "'rank' has"),
         ({"rewards.constraints": ("other >= 0.9 of baseline",)}, None, "Constraints have"),
         ({"space.members": 2}, None, "start without weight"),
+        ({"rewards.offload": True}, None, "on the device together"),
         ({"space.shift": True}, None, "The shift of the sampling"),
         ({"search.num_inference_steps": 2}, None, "through all"),
         ({}, 4, "last 4 steps .* there are 3 steps"),

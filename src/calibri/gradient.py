@@ -21,6 +21,7 @@ from calibri.coefficients import Coefficients, SearchSpace, Vector
 from calibri.engine import Engine
 from calibri.errors import ConfigError, RewardError, RunError
 from calibri.evaluator import Evaluator
+from calibri.frames import mean_over_frames
 from calibri.optimise import Optimiser, search_basis, search_bounds
 from calibri.progress import Progress
 from calibri.rewards import DifferentiableReward, Reward
@@ -60,6 +61,19 @@ def jacobian(space: SearchSpace, sites: Sequence[Site]) -> NDArray[np.float64]:
     return np.stack([space.coefficients(unit).site_scales(sites) - origin for unit in units])
 
 
+def check_gradient(
+    engine: Engine, last_steps: int | None = None
+) -> dict[str, DifferentiableReward]:
+    """Find the rewards of an objective that can be differentiated, before any work.
+
+    Raises:
+        ConfigError: the objective or the search space has no gradient, or there are fewer steps.
+        UnsupportedModelError: the pipeline cannot be run with gradients.
+    """
+    engine.sampler.check_gradient(last_steps)
+    return differentiable_rewards(engine)
+
+
 def differentiable_rewards(engine: Engine) -> dict[str, DifferentiableReward]:
     """Find the rewards of the objective, or say why it cannot be searched by gradients.
 
@@ -77,6 +91,11 @@ def differentiable_rewards(engine: Engine) -> dict[str, DifferentiableReward]:
         raise ConfigError(
             "Gradients are taken through all sampling.num_inference_steps steps. Leave "
             "search.num_inference_steps out, or use the black-box search."
+        )
+    if engine.residence is not None:
+        raise ConfigError(
+            "A gradient needs the pipeline and the rewards on the device together. Set "
+            "rewards.offload to false, or use the black-box search."
         )
     if engine.space.factors:
         raise ConfigError(
@@ -116,8 +135,7 @@ class Gradients:
     """
 
     def __init__(self, engine: Engine, evaluator: Evaluator, last_steps: int | None = None) -> None:
-        engine.sampler.check_gradient(last_steps)
-        self._rewards = differentiable_rewards(engine)
+        self._rewards = check_gradient(engine, last_steps)
         self._jacobian = jacobian(engine.space, engine.scaler.sites)
         self._engine = engine
         self._evaluator = evaluator
@@ -216,7 +234,7 @@ class Gradients:
         texts = [noise.prompt.text for _, noise in rows]
         values = {}
         for name, reward in self._rewards.items():
-            scores = reward.score_float(pixels, texts)
+            scores = mean_over_frames(reward.score_float)(pixels, texts)
             (direction,) = torch.autograd.grad(scores.sum(), pixels)
             (gradient,) = torch.autograd.grad(images, scales, direction, retain_graph=True)
             values[name] = (scores.detach().float(), gradient)
