@@ -12,7 +12,7 @@ from calibri.config import load_config
 from calibri.errors import CalibriError, Interrupted, PromptError, RewardError, RunError
 from calibri.progress import Progress
 from calibri.rewards import registry
-from calibri.runner import calibrate, planned_images, resume
+from calibri.runner import _shareable, calibrate, planned_images, resume
 
 TINY = {
     "sampling.num_inference_steps": 2,
@@ -217,3 +217,29 @@ def test_a_chosen_calibration_is_never_worse_than_the_original_on_validation(und
     else:
         assert chosen == []
         assert np.allclose(list(summary.coefficients.values()), list(summary.start.values()))
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"search.method": "gradient", "rewards.objective": "jpeg-compressibility"}, "no gradient"),
+        ({"search.method": "gradient", "search.last_steps": 3}, "there are 2 steps"),
+        ({"search.method": "reference", "search.probe": True}, "chooses for the method 'calibri'"),
+        ({"search.scale_bounds": (1.5, 2.0)}, r"= 1, outside of 1\.5 to 2\. Widen .*scale_bounds"),
+        ({"sampling.guidance_scale": 12.0}, r"outside of -10 to 10\. Widen search\.output_bounds"),
+    ],
+)
+def test_a_search_that_cannot_be_done_is_refused_before_its_folder_is_made(
+    tmp_path, monkeypatch, values, says
+):
+    monkeypatch.setattr("calibri.runner.RunFolder.create", lambda *args: 1 / 0)
+    with pytest.raises(CalibriError, match=says):
+        calibrate(load_config(values=TINY | values), name="none", runs=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_passed_on_holds_no_token():
+    options = {"shapes": {"token": "secret", "batch_size": 3}}
+    shown = _shareable(tiny(rewards__options=options))
+    assert shown["rewards"]["options"] == {"shapes": {"batch_size": 3}}
+    assert shown | {"rewards": None} == tiny().model_dump(mode="json") | {"rewards": None}

@@ -24,9 +24,16 @@ from calibri.engine import Engine
 from calibri.errors import Interrupted
 from calibri.evaluation import Comparer, sample_settings, verdict
 from calibri.evaluator import Evaluator, Ledger
-from calibri.gradient import GradientOptimiser
-from calibri.measuring import PHASE, Design, choose_design, measure_first, search_update
-from calibri.optimise import Optimiser, scale_prompts
+from calibri.gradient import GradientOptimiser, check_gradient
+from calibri.measuring import (
+    PHASE,
+    Design,
+    check_probe,
+    choose_design,
+    measure_first,
+    search_update,
+)
+from calibri.optimise import Optimiser, check_start, scale_prompts
 from calibri.pipelines import transformer_of
 from calibri.procedures import images_by_phase
 from calibri.progress import Progress
@@ -67,6 +74,7 @@ def calibrate(
     path = runs / check_run_name(name or default_run_name())
     check_unused(path)  # before a model is loaded, which can take minutes
     engine = Engine(config)
+    check_search(engine)
     folder = RunFolder.create(path, config.model_dump(mode="json"))
     return _run(folder, engine, progress or Progress())
 
@@ -92,6 +100,20 @@ def resume(path: Path | str, *, progress: Progress | None = None) -> RunSummary:
 def default_run_name() -> str:
     """Name a run by the time it starts."""
     return datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+
+
+def check_search(engine: Engine) -> None:
+    """Refuse a search that cannot be done with this engine, before anything is written or sampled.
+
+    Raises:
+        CalibriError: the start lies outside the bounds, or the method or measuring first does not
+            fit the rest.
+    """
+    config = engine.config.search
+    check_start(engine)
+    check_probe(engine.config, len(engine.prompts.train))
+    if config.method == "gradient":
+        check_gradient(engine, config.last_steps)
 
 
 def planned_images(engine: Engine) -> dict[str, int]:
@@ -199,7 +221,7 @@ def _summary(
         calibri_version=__version__,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         verdict=verdict(evaluation),
-        config=config.model_dump(mode="json"),
+        config=_shareable(config),
         granularity=granularity,
         sites=[
             SiteRecord(
@@ -218,6 +240,13 @@ def _summary(
         samples=samples,
         machine=_machine(),
     )
+
+
+def _shareable(config: RunConfig) -> dict[str, Any]:
+    """Write out a configuration without secrets: results and report are passed on."""
+    options = memorable(config.rewards.options)
+    rewards = config.rewards.model_copy(update={"options": options})
+    return config.model_copy(update={"rewards": rewards}).model_dump(mode="json")
 
 
 def _machine() -> dict[str, str]:

@@ -255,10 +255,11 @@ def _show_plan(config: RunConfig) -> None:
     from calibri.engine import Engine
     from calibri.optimise import make_search
     from calibri.pipelines import transformer_of
-    from calibri.runner import planned_images
+    from calibri.runner import check_search, planned_images
 
     with loading(f"Loading {config.pipeline}"):
         engine = Engine(config)
+    check_search(engine)
     console = out()
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     verbatim(console, text)
