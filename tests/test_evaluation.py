@@ -85,6 +85,12 @@ def test_the_original_against_itself_differs_by_nothing():
     assert ours.diversity > 0
 
 
+def test_images_that_are_not_scored_together_have_no_diversity():
+    made = calibration(load_pipeline("shapes", device="cpu"))
+    result = evaluate(made, num_prompts=2, rewards=["shapes"], step_multiples=(1,), batch_size=1)
+    assert [setting.diversity for setting in result.settings] == [None, None]
+
+
 def test_a_change_shows_in_the_paired_difference():
     pipe = load_pipeline("shapes", device="cpu")
     result = evaluate(calibration(pipe), num_prompts=4, rewards=["shapes"], step_multiples=(1,))

@@ -243,7 +243,8 @@ class EvaluationConfig(_Section):
 
     Attributes:
         num_prompts: held-out prompts.
-        images_per_prompt: noise seeds per prompt; two or more give a diversity.
+        images_per_prompt: noise seeds per prompt; two or more give a diversity, if they fit into
+            ``sampling.batch_size``.
         step_multiples: the original model is also sampled at these multiples of the steps.
         num_samples: prompts shown in the report's image grid.
     """

@@ -224,7 +224,8 @@ class Comparer:
 
     def _score(self, step: int, setting: _Setting) -> dict[str, Scores]:
         measures: dict[str, Measure] = dict(self._engine.measures(held_out=True))
-        if self._count > 1:
+        # Images of a prompt that are not scored together cannot be compared.
+        if 1 < self._count <= self._engine.config.sampling.batch_size:
             measures[DIVERSITY] = self._engine.measure(DIVERSITY)
         if self._feature_reward is not None:
             measures[FEATURES] = self._engine.measure(FEATURES)
