@@ -1,8 +1,11 @@
 import pytest
+import torch
 
 from calibri.config import load_config
-from calibri.engine import prompt_sets
-from calibri.errors import PromptError
+from calibri.engine import Engine, PromptSets, prompt_sets
+from calibri.errors import ConfigError, PromptError
+from calibri.prompts import make_prompts
+from calibri.rewards import RewardInfo
 from calibri.shapes import held_out
 
 SMALL = {
@@ -57,3 +60,26 @@ def test_too_few_prompts_are_refused_with_the_numbers(tmp_path, count, words):
     path = write(tmp_path / "few.txt", [f"prompt {i}" for i in range(count)])
     with pytest.raises(PromptError, match=words):
         sets(**{"prompts.train": path})
+
+
+class Comparing:
+    """Scores every image, by comparing it with the others of its prompt if its name says so."""
+
+    def __init__(self, name):
+        kind = "groupwise" if name == "comparing" else "pointwise"
+        self.info = RewardInfo(name, "1", kind=kind)
+
+    def score(self, images, prompts):
+        return torch.zeros(len(prompts))
+
+
+def test_a_guard_that_compares_images_needs_those_of_a_prompt_in_one_batch(monkeypatch):
+    monkeypatch.setattr("calibri.engine.make_reward", Comparing)
+    monkeypatch.setattr("calibri.engine.load_pipeline", lambda *args, **kwargs: 1 / 0)
+    values = {
+        "rewards.held_out": ("comparing",),
+        "sampling.batch_size": 2,
+        "search.images_per_prompt": 3,
+    }
+    with pytest.raises(ConfigError, match=r"'comparing' .* search\.images_per_prompt is 3"):
+        Engine(load_config(values=values), PromptSets(make_prompts(["a circle"]), (), ()))

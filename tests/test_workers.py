@@ -4,6 +4,11 @@ import io
 import json
 import os
 import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -19,7 +24,7 @@ from calibri.runner import calibrate
 from calibri.sampling import Noise
 from calibri.units import Unit, cut, make_unit
 from calibri.worker_process import serve
-from calibri.workers import Workers, cores, default_workers, worker_devices
+from calibri.workers import Workers, _Worker, cores, default_workers, worker_devices
 
 NOISES = [
     Noise(prompt, 5 + i)
@@ -143,6 +148,139 @@ def test_what_a_worker_refuses_is_raised_here_after_the_others_are_finished(engi
     assert 0 < len(found) < len(units_of(candidates * 200))
 
 
+def test_a_worker_that_cannot_be_started_ends_the_run_at_once(candidates, monkeypatch):
+    monkeypatch.setattr("calibri.workers.sys.executable", "false")
+    pool = Workers(Watched(), configured(2), ["cpu", "cpu"])
+    monkeypatch.setattr("calibri.workers.sys.executable", "/nowhere/python")
+    with pytest.raises(RunError, match="cannot be used: FileNotFoundError"):
+        dict(pool.run(units_of(candidates), {}))
+    pool.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (RewardError("no weights"), "no weights"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "do not fit on 'cpu': CUDA out of memory"),
+    ],
+)
+def test_a_worker_that_cannot_load_tries_once_and_says_why(candidates, monkeypatch, error, says):
+    tries = []
+
+    def load(config, prompts):
+        tries.append(config)
+        raise error
+
+    monkeypatch.setattr("calibri.worker_process.Engine", load)
+    unit = json.dumps(units_of(candidates)[0][1].to_json())
+    greeting = json.dumps({"config": configured(1).model_dump(mode="json"), "threads": 1})
+    answers = io.BytesIO()
+    serve(io.BytesIO("\n".join([greeting, unit, unit]).encode()), answers)
+    found = [json.loads(line) for line in answers.getvalue().splitlines()]
+    assert len(tries) == 1
+    assert len(found) == 2
+    assert all(says in answer["message"] for answer in found)
+
+
+def test_an_error_of_a_class_that_only_the_worker_knows_is_told(candidates):
+    speaking = _Worker.__new__(_Worker)
+    speaking._write = lambda message: None
+    speaking._read = lambda: {"error": "OfAnotherPackage", "message": "what it said"}
+    speaking._forget_words = lambda: None
+    with pytest.raises(RunError, match="what it said"):
+        speaking.compute(units_of(candidates)[0][1])
+
+
+def test_what_others_have_finished_is_kept_when_this_process_stops(candidates):
+    given = threading.Event()
+
+    class Quick:
+        def compute(self, unit):
+            if given.is_set():
+                time.sleep(60)
+            given.set()
+            return {"shapes": [1.0]}
+
+    class Interrupted(Watched):
+        def run(self, units, measures):
+            given.wait()
+            time.sleep(0.2)
+            raise KeyboardInterrupt
+            yield
+
+    pool = Workers(Interrupted(), configured(1), ["cpu"])
+    pool._others = [Quick()]
+    found = []
+    with pytest.raises(KeyboardInterrupt):
+        found.extend(pool.run(units_of(candidates), {}))
+    assert [scores for _, scores in found] == [{"shapes": [1.0]}]
+
+
+PRINTING = """
+import sys
+for line in sys.stdin:
+    print('x' * 10000, file=sys.stderr, flush=True)
+    if 'farewell' in line:
+        sys.exit('the reason')
+    if 'one more' in line:
+        print('{"scores": {}}', flush=True)
+"""
+
+
+def test_what_a_worker_says_is_forgotten_with_its_answer_and_told_with_its_death(
+    monkeypatch, tmp_path
+):
+    script = tmp_path / "worker.py"
+    script.write_text(PRINTING)
+    script.with_name("python").write_text(f"#!/bin/sh\nexec {sys.executable} {script}\n")
+    script.with_name("python").chmod(0o755)
+    monkeypatch.setattr("calibri.workers.sys.executable", str(script.with_name("python")))
+
+    class Saying:
+        rows = ()
+
+        def __init__(self, text):
+            self.text = text
+
+        def to_json(self):
+            return {self.text: 1}
+
+    worker = _Worker(configured(1), "cpu", 1)
+    for _ in range(20):
+        assert worker.compute(Saying("one more")) == {}
+    assert os.fstat(worker._said.fileno()).st_size <= 10001
+    with pytest.raises(RunError, match="saying: the reason"):
+        worker.compute(Saying("farewell"))
+    worker.stop()
+    with pytest.raises(RunError, match="were stopped"):
+        worker._restart()
+
+
+def test_workers_import_from_where_this_process_does(monkeypatch, tmp_path):
+    (tmp_path / "yaml.py").write_text("raise SystemExit('a file of the working directory')")
+    monkeypatch.chdir(tmp_path)
+    worker = _Worker(configured(1), "cpu", 1)
+    worker.stop()
+    started = map(str, worker._process.args)
+    command = [part.replace("from calibri.worker_process", "import yaml #") for part in started]
+    assert subprocess.run(command, capture_output=True).returncode == 0
+
+
+def test_a_worker_that_fails_is_given_no_other_unit(candidates):
+    asked = []
+
+    class Failing:
+        def compute(self, unit):
+            asked.append(unit)
+            raise RunError("died")
+
+    pool = Workers(Watched(), configured(1), ["cpu"])
+    pool._others = [Failing()]
+    with pytest.raises(RunError, match="died"):
+        dict(pool.run(units_of(candidates), {}))
+    assert len(asked) == 1
+
+
 @pytest.mark.slow
 def test_a_run_of_two_workers_ends_as_one_of_one(tmp_path):
     def run(workers):
@@ -190,11 +328,44 @@ def test_overlapped_measuring_gives_the_same_scores(engine, candidates):
     units = units_of(candidates)
     alone = dict(engine.in_process().run(units, measures(engine)))
     backend = engine.in_process()
-    from concurrent.futures import ThreadPoolExecutor
-
     backend._measuring = ThreadPoolExecutor(1)
     assert dict(backend.run(units, measures(engine))) == alone
     backend.close()
+
+
+def test_what_was_measured_while_sampling_stopped_is_kept(engine, candidates, monkeypatch):
+    (first, second, *_) = units_of(candidates)
+    backend = engine.in_process()
+    backend._measuring = ThreadPoolExecutor(1)
+    sample = backend.sample
+
+    def stopping(unit, rows):
+        if unit is second[1]:
+            raise KeyboardInterrupt
+        return sample(unit, rows)
+
+    monkeypatch.setattr(backend, "sample", stopping)
+    found = []
+    with pytest.raises(KeyboardInterrupt):
+        found.extend(backend.run([first, second], measures(engine)))
+    backend.close()
+    assert found == list(engine.in_process().run([first], measures(engine)))
+
+
+def test_one_thread_alone_measures_also_what_failed_at_first(engine, candidates):
+    threads = []
+
+    def failing_at_first(images, prompts):
+        threads.append(threading.current_thread().name)
+        return torch.full((len(prompts),), 1.0 if len(threads) > 1 else torch.nan)
+
+    backend = engine.in_process()
+    backend._measuring = ThreadPoolExecutor(1, "measuring")
+    ((_, scores),) = backend.run([(0, units_of(candidates)[0][1])], {"m": failing_at_first})
+    backend.close()
+    assert scores == {"m": [1.0, 1.0]}
+    assert {name.split("_")[0] for name in threads} == {"measuring"}
+    assert len(threads) == 2
 
 
 class Full:
@@ -225,6 +396,17 @@ def test_a_unit_that_does_not_fit_is_halved_and_the_size_remembered(engine, cand
         )
 
 
+def test_images_to_look_at_that_do_not_fit_are_sampled_in_smaller_batches(
+    engine, candidates, monkeypatch
+):
+    expected = engine.sample(candidates[0], NOISES)
+    full = Full(engine.sampler, 1)
+    monkeypatch.setattr(engine, "sampler", full)
+    found = engine.sample(candidates[0], NOISES)
+    assert full.sizes == [1] * 3
+    np.testing.assert_allclose(found, expected, atol=1)
+
+
 def test_an_image_that_does_not_fit_ends_the_run_in_words(engine, candidates):
     backend = engine.in_process()
     backend._sampler = Full(engine.sampler, 0)
@@ -247,8 +429,19 @@ def test_workers_get_gpus_of_their_own_or_a_sentence(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert worker_devices("cpu", 3) == ["cpu"] * 3
     assert worker_devices("cuda", 2) == ["cuda:0", "cuda:1"]
+    assert worker_devices("cuda:1", 1) == ["cuda:1"]
+    assert worker_devices("cuda:1", 2) == ["cuda:1", "cuda:0"]
     with pytest.raises(ConfigError, match="torch sees 2"):
         worker_devices("cuda", 3)
+
+
+def test_too_few_gpus_are_found_out_before_a_model_is_loaded(monkeypatch):
+    monkeypatch.setattr("calibri.engine.resolve_device", torch.device)
+    monkeypatch.setattr("calibri.engine.load_pipeline", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    config = configured(3).model_copy(update={"device": "cuda"})
+    with pytest.raises(ConfigError, match="torch sees 2"):
+        Engine(config, PromptSets((), (), ()))
 
 
 def test_an_evaluator_closes_its_backend(engine):

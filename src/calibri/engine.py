@@ -31,7 +31,7 @@ from calibri.sampling import Noise, Sampler
 from calibri.scaling import Scaler
 from calibri.seeds import derive_seed
 from calibri.sites import Networks, networks_of
-from calibri.units import Backend, Measure
+from calibri.units import Backend, Measure, make_unit
 from calibri.warm_start import warm_start
 from calibri.workers import Workers, default_workers, worker_devices
 
@@ -71,6 +71,7 @@ class Engine:
 
     def __init__(self, config: RunConfig, prompts: PromptSets | None = None) -> None:
         self.config = config
+        worker_devices(str(resolve_device(config.device)), config.sampling.workers or 1)
         self.prompts = prompts or prompt_sets(config)
         rewards = config.rewards
         self.mixture = parse_mixture(rewards.objective, rewards.mixing, rewards.constraints)
@@ -176,6 +177,10 @@ class Engine:
             name: self.measure(name) for name in names if not (alone and self._is_grouped(name))
         }
 
+    @property
+    def _searched_names(self) -> Iterable[str]:
+        return dict.fromkeys((*self.mixture.names, *self.guard_measures()))
+
     def measure(self, name: str) -> Measure:
         """Find a measure by name: a reward, ``DIVERSITY`` or ``FEATURES``."""
         if name == DIVERSITY:
@@ -199,7 +204,7 @@ class Engine:
         if self.prompts.train:
             counts["search"] = self.config.search.images_per_prompt
         for section, count in counts.items():
-            names = self.rewards if section == "evaluation" else self.mixture.names
+            names = self.rewards if section == "evaluation" else self._searched_names
             grouped = [name for name in names if self._is_grouped(name)]
             if grouped and not 2 <= count <= self.config.sampling.batch_size:
                 raise ConfigError(
@@ -214,19 +219,19 @@ class Engine:
         noises: Sequence[Noise],
         num_inference_steps: int | None = None,
     ) -> torch.Tensor:
-        """Sample images with one set of coefficients: uint8 (N, 3, H, W)."""
+        """Sample images with one set of coefficients: uint8 (N, 3, H, W).
+
+        Raises:
+            RunError: one image alone does not fit into memory.
+        """
         if self.residence is not None:
             self.residence.use(PIPELINE)
-        scales = torch.from_numpy(coefficients.site_scales(self.scaler.sites))
         size = self.config.sampling.batch_size
-        images = []
-        for first in range(0, len(noises), size):
-            batch = noises[first : first + size]
-            rows = scales.expand(len(batch), *scales.shape)
-            guidance = torch.tensor([coefficients.guidance])
-            self.scaler.set(rows, coefficients.member_branches, guidance)
-            images.append(self.sampler.sample(batch, num_inference_steps, coefficients.shift))
-        return torch.cat(images)
+        steps = num_inference_steps or self.config.sampling.num_inference_steps
+        unit = make_unit([coefficients], [(0, noise) for noise in noises], (), steps)
+        backend = InProcess(self.sampler, self.scaler, self.config.rewards.on_failure)
+        parts = (unit.rows[first : first + size] for first in range(0, len(noises), size))
+        return torch.cat([backend.sample(unit, part) for part in parts])
 
     def noises(
         self, purpose: str, step: int, prompts: Sequence[Prompt], count: int = 1

@@ -77,7 +77,7 @@ class InProcess:
         self, units: Iterable[tuple[int, Unit]], measures: Mapping[str, Measure]
     ) -> Iterator[tuple[int, Scored]]:
         for index, unit in units:
-            images = self._sample(unit, unit.rows)
+            images = self.sample(unit, unit.rows)
             yield index, self._finish(unit, measures, _measured(images, unit.rows, measures))
 
     def _overlapped(
@@ -88,7 +88,12 @@ class InProcess:
     ) -> Iterator[tuple[int, Scored]]:
         waiting: tuple[int, Unit, Future[dict[str, Tensor]]] | None = None
         for index, unit in units:
-            images = self._sample(unit, unit.rows)
+            try:
+                images = self.sample(unit, unit.rows)
+            except BaseException:  # a fault or Ctrl-C: keep what was measured meanwhile
+                if waiting is not None:
+                    yield waiting[0], self._finish(waiting[1], measures, waiting[2].result())
+                raise
             future = thread.submit(_aside, images, unit.rows, measures)
             if waiting is not None:
                 yield waiting[0], self._finish(waiting[1], measures, waiting[2].result())
@@ -103,7 +108,7 @@ class InProcess:
         measures: Mapping[str, Measure],
     ) -> Iterator[tuple[int, Scored]]:
         def sample(item: tuple[int, Unit]) -> Tensor:
-            return self._sample(item[1], item[1].rows).cpu()
+            return self.sample(item[1], item[1].rows).cpu()
 
         def score(item: tuple[int, Unit], images: Tensor) -> tuple[int, Scored]:
             index, unit = item
@@ -124,9 +129,9 @@ class InProcess:
         if again:
             rows = [unit.rows[i] for i in again]
             self._turn(PIPELINE)
-            images = self._sample(unit, rows)
+            images = self.sample(unit, rows)
             self._turn(REWARDS)
-            fresh = _measured(images, rows, measures)
+            fresh = self._measured_again(images, rows, measures)
             index = torch.tensor(again)
             values = {name: v.index_copy(0, index, fresh[name]) for name, v in values.items()}
         if self._on_failure != "drop":
@@ -134,11 +139,24 @@ class InProcess:
                 _check_finite(name, scores, unit.rows)
         return {name: encode(scores) for name, scores in values.items()}
 
+    def _measured_again(
+        self, images: Tensor, rows: Sequence[Row], measures: Mapping[str, Measure]
+    ) -> dict[str, Tensor]:
+        # Rewards remember prompts and batch sizes: two threads must not score at once.
+        if self._measuring is None:
+            return _measured(images, rows, measures)
+        return self._measuring.submit(_aside, images, rows, measures).result()
+
     def _turn(self, name: str) -> None:
         if self._residence is not None:
             self._residence.use(name)
 
-    def _sample(self, unit: Unit, rows: Sequence[Row]) -> Tensor:
+    def sample(self, unit: Unit, rows: Sequence[Row]) -> Tensor:
+        """Sample rows of a unit, fewer at once from now on when they do not fit into memory.
+
+        Raises:
+            RunError: one image alone does not fit.
+        """
         self._sampler.prepare([noise.prompt for _, noise in rows])
         size = min(self._rows_at_once or len(rows), len(rows))
         try:
@@ -154,7 +172,7 @@ class InProcess:
         self._rows_at_once = size // 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        return self._sample(unit, rows)
+        return self.sample(unit, rows)
 
     def _batch(self, unit: Unit, rows: Sequence[Row]) -> Tensor:
         """Sample rows that share a noise schedule."""

@@ -15,12 +15,13 @@ import torch
 
 from calibri.config import validate_config
 from calibri.engine import Engine, PromptSets
-from calibri.errors import CalibriError
+from calibri.errors import CalibriError, RunError
+from calibri.rewards.reward import is_out_of_memory
 from calibri.units import Scored, Unit
 
 
 class _Server:
-    """An engine without prompts of its own, made when the first unit comes."""
+    """An engine without prompts of its own."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self._engine = Engine(validate_config(config), PromptSets((), (), ()))
@@ -40,11 +41,12 @@ def serve(questions: BinaryIO, answers: BinaryIO) -> None:
     """
     greeting = json.loads(questions.readline())
     torch.set_num_threads(greeting["threads"])
-    # Loaded before the first unit comes; what fails here fails again, and is told, then.
+    # Loaded before the first unit comes; what fails here is told then.
     server = _made(greeting["config"])
     for line in questions:
         try:
-            server = _Server(greeting["config"]) if server is None else server
+            if isinstance(server, CalibriError):
+                raise server
             answer: dict[str, Any] = {"scores": server.compute(Unit.from_json(json.loads(line)))}
         except CalibriError as error:
             answer = {"error": type(error).__name__, "message": str(error)}
@@ -52,11 +54,18 @@ def serve(questions: BinaryIO, answers: BinaryIO) -> None:
         answers.flush()
 
 
-def _made(config: dict[str, Any]) -> _Server | None:
+def _made(config: dict[str, Any]) -> _Server | CalibriError:
     try:
         return _Server(config)
-    except CalibriError:
-        return None
+    except CalibriError as error:
+        return error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return RunError(
+            f"The models of another worker do not fit on '{config['device']}': {error}. Everything "
+            "finished before is kept. Lower sampling.workers, and resume the run."
+        )
 
 
 def main() -> None:

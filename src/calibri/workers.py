@@ -29,6 +29,8 @@ from calibri.units import Backend, Measure, Scored, Unit
 _Todo = collections.deque[tuple[int, Unit]]
 _Outcome = tuple[int, Scored | CalibriError]
 
+# Modules come from where this process finds them: -m would look in the working directory first.
+_MAIN = "import sys; sys.path[:] = sys.argv[1:]; from calibri.worker_process import main; main()"
 _ATTEMPTS = 3
 _MOST = 8
 # What a process costs beside its models, in units that pay it back.
@@ -60,7 +62,7 @@ def cores() -> int:
 
 
 def worker_devices(device: str, count: int) -> list[str]:
-    """Give every worker its device: the GPUs in turn, or the CPU.
+    """Give every worker its device: the GPUs in turn from the given one on, or the CPU.
 
     Raises:
         ConfigError: there are fewer GPUs than workers.
@@ -73,7 +75,8 @@ def worker_devices(device: str, count: int) -> list[str]:
             f"sampling.workers is {count}, one GPU each, but torch sees {found}. Lower it, or set "
             "CUDA_VISIBLE_DEVICES."
         )
-    return [f"cuda:{index}" for index in range(count)]
+    first = torch.device(device).index or 0
+    return [f"cuda:{(first + index) % found}" for index in range(count)]
 
 
 class Workers:
@@ -108,7 +111,13 @@ class Workers:
         running = len(self._others)
         failed: list[CalibriError] = []
         while here is not None or running or not done.empty():
-            here = _advance(here, done)
+            try:
+                here = _advance(here, done)
+            except BaseException:  # a fault here or Ctrl-C: keep what the others have finished
+                todo.clear()
+                finished = [outcome for outcome in _arrived(done, wait=False) if outcome]
+                yield from ((i, s) for i, s in finished if not isinstance(s, CalibriError))
+                raise
             for outcome in _arrived(done, wait=here is None and running > 0):
                 if outcome is None:
                     running -= 1
@@ -164,13 +173,17 @@ def _taken(todo: _Todo) -> Iterator[tuple[int, Unit]]:
 
 
 def _drain(worker: _Worker, todo: _Todo, done: SimpleQueue[_Outcome | None]) -> None:
-    """Let one worker take units until none are left."""
-    for index, unit in _taken(todo):
-        try:
+    """Let one worker take units until none are left or one fails, which ends the run."""
+    try:
+        for index, unit in _taken(todo):
             done.put((index, worker.compute(unit)))
-        except CalibriError as error:
-            done.put((index, error))
-    done.put(None)
+    except Exception as error:
+        todo.clear()
+        if not isinstance(error, CalibriError):
+            error = RunError(f"A worker cannot be used: {error!r}.")
+        done.put((-1, error))
+    finally:
+        done.put(None)  # without it the run would wait for ever
 
 
 class _Worker:
@@ -181,12 +194,19 @@ class _Worker:
         config = config.model_copy(update={"device": device, "sampling": single})
         self._greeting = {"config": config.model_dump(mode="json"), "threads": threads}
         self._stopped = False
+        self._starting = threading.Lock()  # none may start once all are stopped
         self._start()
+
+    def _restart(self) -> None:
+        with self._starting:
+            if self._stopped:
+                raise RunError("The workers were stopped.")
+            self._start()
 
     def _start(self) -> None:
         self._said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - outlives this function
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "calibri.worker_process"],
+            [sys.executable, "-c", _MAIN, *sys.path],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
@@ -210,10 +230,11 @@ class _Worker:
                 if self._stopped:
                     raise RunError("The workers were stopped.") from None
                 last = self._last_words()
-                self._start()
+                self._restart()
                 continue
+            self._forget_words()
             if "error" in answer:
-                raise getattr(errors, answer["error"])(answer["message"])
+                raise getattr(errors, answer["error"], RunError)(answer["message"])
             scores: Scored = answer["scores"]
             return scores
         raise RunError(
@@ -243,8 +264,15 @@ class _Worker:
         self._close()
         return lines[-1] if lines else (f"signal {-code}" if code < 0 else f"exit code {code}")
 
+    def _forget_words(self) -> None:
+        # What was said before an answer explains no later death, and would fill the disk. The
+        # worker writes at the same offset.
+        os.ftruncate(self._said.fileno(), 0)
+        os.lseek(self._said.fileno(), 0, os.SEEK_SET)
+
     def stop(self) -> None:
-        self._stopped = True
+        with self._starting:
+            self._stopped = True
         self._process.kill()
         self._process.wait()
         self._close()
