@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from calibri.config import SamplingConfig
-from calibri.errors import UnsupportedModelError
+from calibri.errors import ConfigError, UnsupportedModelError
 from calibri.pipelines import load_pipeline
 from calibri.prompts import make_prompts
 from calibri.sampling import Noise, Sampler
@@ -113,6 +113,12 @@ def test_steps_can_be_changed_for_one_call(pipe):
 def test_nfe_counts_both_branches(pipe):
     assert sampler(pipe).nfe() == 2
     assert sampler(pipe, guidance_scale=3.0).nfe(5) == 10
+
+
+def test_a_size_that_the_pipeline_refuses_is_said(pipe):
+    asked = sampler(pipe, height=512, width=512)
+    with pytest.raises(ConfigError, match="height 512, width 512"):
+        asked.sample(NOISES[:1])
 
 
 def test_an_unknown_pipeline_is_refused():

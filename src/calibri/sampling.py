@@ -162,12 +162,19 @@ class Sampler:
         Returns:
             uint8 (N, 3, H, W) on the CPU; of videos ``frames_scored`` frames each,
             (N, frames, 3, H, W).
+
+        Raises:
+            ConfigError: the pipeline refuses the configured size.
         """
         arguments = self._arguments(noises)
         if num_inference_steps is not None:
             arguments["num_inference_steps"] = num_inference_steps
         with torch.no_grad(), self._encoder.answering(), changed_shift(self.pipe, shift):
-            images = self._pictures(self.pipe(**arguments))
+            try:
+                images = self._pictures(self.pipe(**arguments))
+            except ValueError as error:
+                self._explain(error)
+                raise
         pixels: Tensor = (images.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
         return pixels
 
@@ -248,6 +255,16 @@ class Sampler:
             # Its default would contradict the guidance that was chosen.
             **{name: None for name in ("guidance_schedule",) if name in self._call},
         }
+
+    def _explain(self, error: ValueError) -> None:
+        """Diffusers refuses a size by a ValueError; without a size it is no one's setting."""
+        size = {name: getattr(self.config, name) for name in ("height", "width", "num_frames")}
+        asked = ", ".join(f"{name} {length}" for name, length in size.items() if length)
+        if asked:
+            raise ConfigError(
+                f"{type(self.pipe).__name__} could not sample at {asked}: {error} Choose another "
+                "size in sampling, or leave it out for the pipeline's own."
+            ) from error
 
     def _pictures(self, output: Any) -> Tensor:
         """Take images, or frames of videos, out of what the pipeline returned."""
