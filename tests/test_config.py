@@ -53,6 +53,12 @@ def test_wrong_overrides_are_refused_by_name(override, words):
         load_config(overrides=[override])
 
 
+@pytest.mark.parametrize("key", ["space.preset", "spice.start"])
+def test_an_unknown_key_says_where_the_known_ones_are(key):
+    with pytest.raises(ConfigError, match=r"no such setting.*--dry-run"):
+        load_config(overrides=[f"{key}=1"])
+
+
 def test_every_wrong_key_is_named():
     with pytest.raises(ConfigError) as error:
         validate_config({"sede": 1, "sampling": {"num_inference_steps": 0}})

@@ -316,10 +316,16 @@ def validate_config(data: Mapping[str, Any]) -> RunConfig:
         return RunConfig.model_validate(data)
     except ValidationError as error:
         lines = [
-            f"  {'.'.join(map(str, item['loc']))}: {item['msg']} (got {item['input']!r})"
+            f"  {'.'.join(map(str, item['loc']))}: {_said(item['type'], item['msg'])} "
+            f"(got {item['input']!r})"
             for item in error.errors()
         ]
         raise ConfigError("The configuration is not valid:\n" + "\n".join(lines)) from error
+
+
+def _said(kind: str, message: str) -> str:
+    known = "There is no such setting; `calibri calibrate --dry-run` lists all"
+    return known if kind == "extra_forbidden" else message
 
 
 def _read_yaml(path: Path | str) -> dict[str, Any]:
