@@ -61,9 +61,9 @@ def test_members_under_guidance_need_separate_branches(tmp_path):
     ("guidance_scale", "members", "expected"),
     [
         (1.0, 1, [[1.0]]),
-        (3.0, 1, [[3, 3], [-2, -3]]),
+        (3.0, 1, [[1, 3**0.5], [-2 / 3, -(3**0.5)]]),
         (1.0, 3, [[1, 1, 1], [0, -1, 0], [0, 0, -1]]),
-        (3.0, 2, [[3, 3, 3], [-2, -3, 0], [0, 0, -3]]),
+        (3.0, 2, [[1, 3**0.5, 3**0.5], [-2 / 3, -(3**0.5), 0], [0, 0, -(3**0.5)]]),
     ],
 )
 def test_steps_of_the_weights_are_the_scale_and_the_push_away_from_each_member(
@@ -82,7 +82,7 @@ def test_steps_of_the_weights_are_the_scale_and_the_push_away_from_each_member(
     )
     make_search(space, config())
     weights = np.flatnonzero(space.is_output)
-    assert seen["basis"][np.ix_(weights, weights)].tolist() == expected
+    np.testing.assert_allclose(seen["basis"][np.ix_(weights, weights)], expected)
     assert np.linalg.matrix_rank(seen["basis"]) == space.size
 
 

@@ -57,8 +57,11 @@ def test_flags_win_over_the_file_and_set_wins_over_flags(calibri, tiny, tmp_path
     assert (config.space.granularity, config.search.popsize) == ("layer", 4)
     assert "transformer  SD3Transformer2DModel" in facts
     assert "popsize      4" in facts
-    # (4 candidates and the original) x 2 prompts x 7 generations
-    assert "70 search" in facts
+    # 4 candidates and the original on the first prompt, 2 and the original on the others: 1 in
+    # the first generations, 2 and 3 in the later ones, when the bucket has grown to 3 and 4.
+    buckets = [int(2 * 2 ** (number / 6) + 1e-9) for number in range(7)]
+    images = sum(5 + 3 * (bucket - 1) for bucket in buckets)
+    assert f"{images} search" in facts
     assert not (tmp_path / "runs").exists()
 
 

@@ -138,7 +138,7 @@ def test_a_packed_sequence_refuses_scales_per_row():
     scaler.set(torch.ones(3, 1, len(scaler.sites) + 1))
     with pytest.raises(GuidanceError, match="1 rows for 3 images"):
         run(model, specimen.draw())
-    hook = scaler._hooks[0]
+    hook = scaler._hooks[0]._hooks[0]
     hook.scale = torch.ones(3)
     with pytest.raises(GuidanceError, match="packed sequence"):
         hook(model, (), (torch.ones(6, 2), torch.ones(6, 2)))
@@ -186,7 +186,7 @@ def test_the_outputs_of_two_modalities_share_the_output_weight():
     assert [s.path for s in find_output_sites(model)] == ["proj_out", "audio_proj_out"]
     scaler = Scaler(model)
     scaler.set(torch.full((1, 1, len(scaler.sites) + 1), 0.25))
-    assert [float(hook.scale) for hook in scaler._hooks[-2:]] == [0.25, 0.25]
+    assert [float(hook.scale) for hook in scaler._hooks[0]._hooks[-2:]] == [0.25, 0.25]
 
 
 def test_a_batch_on_another_axis_is_known():
