@@ -49,7 +49,7 @@ def engine():
 
 @pytest.fixture
 def pool(engine):
-    made = Workers(engine.in_process(), configured(2), ["cpu", "cpu"])
+    made = Workers(engine.in_process(), configured(2), ["cpu", "cpu"], 1)
     yield made
     made.close()
 
@@ -131,7 +131,7 @@ def test_a_killed_worker_is_started_again_and_nothing_is_lost(engine, candidates
 @pytest.mark.slow
 def test_a_unit_that_kills_every_worker_ends_the_run_in_words(engine, candidates, monkeypatch):
     monkeypatch.setattr("calibri.workers.sys.executable", "false")
-    pool = Workers(Watched(), configured(2), ["cpu", "cpu"])
+    pool = Workers(Watched(), configured(2), ["cpu", "cpu"], 1)
     with pytest.raises(RunError, match="died 3 times .* exit code 1"):
         dict(pool.run(units_of(candidates), measures(engine)))
     pool.close()
@@ -140,7 +140,7 @@ def test_a_unit_that_kills_every_worker_ends_the_run_in_words(engine, candidates
 @pytest.mark.slow
 def test_what_a_worker_refuses_is_raised_here_after_the_others_are_finished(engine, candidates):
     config = configured(2, objective="missing", held_out=[])
-    pool = Workers(engine.in_process(), config, ["cpu", "cpu"])
+    pool = Workers(engine.in_process(), config, ["cpu", "cpu"], 1)
     found = []
     with pytest.raises(RewardError, match="no reward 'missing'"):
         found.extend(pool.run(units_of(candidates * 200), measures(engine)))
@@ -150,7 +150,7 @@ def test_what_a_worker_refuses_is_raised_here_after_the_others_are_finished(engi
 
 def test_a_worker_that_cannot_be_started_ends_the_run_at_once(candidates, monkeypatch):
     monkeypatch.setattr("calibri.workers.sys.executable", "false")
-    pool = Workers(Watched(), configured(2), ["cpu", "cpu"])
+    pool = Workers(Watched(), configured(2), ["cpu", "cpu"], 1)
     monkeypatch.setattr("calibri.workers.sys.executable", "/nowhere/python")
     with pytest.raises(RunError, match="cannot be used: FileNotFoundError"):
         dict(pool.run(units_of(candidates), {}))
@@ -208,7 +208,7 @@ def test_what_others_have_finished_is_kept_when_this_process_stops(candidates):
             raise KeyboardInterrupt
             yield
 
-    pool = Workers(Interrupted(), configured(1), ["cpu"])
+    pool = Workers(Interrupted(), configured(1), ["cpu"], 1)
     pool._others = [Quick()]
     found = []
     with pytest.raises(KeyboardInterrupt):
@@ -274,7 +274,7 @@ def test_a_worker_that_fails_is_given_no_other_unit(candidates):
             asked.append(unit)
             raise RunError("died")
 
-    pool = Workers(Watched(), configured(1), ["cpu"])
+    pool = Workers(Watched(), configured(1), ["cpu"], 1)
     pool._others = [Failing()]
     with pytest.raises(RunError, match="died"):
         dict(pool.run(units_of(candidates), {}))
@@ -470,3 +470,23 @@ def test_in_turns_many_images_are_sampled_before_any_is_scored(engine, candidate
     assert (shared.residence.here, shared.residence.moves) == ("rewards", 2)
     shared.sample(candidates[0], NOISES)
     assert (shared.residence.here, shared.residence.moves) == ("pipeline", 3)
+
+
+@pytest.mark.parametrize("images", [10, 10**5])
+def test_a_process_has_as_many_threads_whatever_the_number_of_workers(monkeypatch, images):
+    seen = []
+
+    class Pool(Watched):
+        def __init__(self, here, config, devices, threads):
+            seen.append((len(devices), threads))
+
+    monkeypatch.setattr("calibri.engine.Workers", Pool)
+    monkeypatch.setattr("calibri.engine.cores", lambda: 4)
+    monkeypatch.setattr("calibri.workers.cores", lambda: 4)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    for workers in (1, 2, 3):
+        made = Engine(configured(workers), PromptSets((), (), ()))
+        made.evaluator(Ledger(MemoryRecords()), images=images)
+    # A run too short for workers keeps all threads, in this process when there is one worker.
+    expected = [(2, 4), (3, 4)] if images == 10 else [(1, 1), (2, 1), (3, 1)]
+    assert seen == expected

@@ -33,7 +33,7 @@ from calibri.seeds import derive_seed
 from calibri.sites import Networks, networks_of
 from calibri.units import Backend, Measure, make_unit
 from calibri.warm_start import warm_start
-from calibri.workers import Workers, default_workers, worker_devices
+from calibri.workers import Workers, cores, default_workers, worker_devices
 
 # Measures that are no rewards: of the pixels of a prompt's images, and for a Frechet distance.
 DIVERSITY, FEATURES = "diversity", "features"
@@ -156,12 +156,12 @@ class Engine:
 
     def _backend(self, images: int) -> Backend:
         device = str(resolve_device(self.config.device))
-        count = self.config.sampling.workers
-        if count is None:
-            count = default_workers(device, pipeline_bytes(self.pipe), images)
-        if count == 1:
+        best = default_workers(device, pipeline_bytes(self.pipe), images)
+        count = self.config.sampling.workers or best
+        if count == best == 1:
             return self.in_process()
-        return Workers(self.in_process(), self.config, worker_devices(device, count))
+        threads = torch.get_num_threads() if best == 1 else max(1, cores() // best)
+        return Workers(self.in_process(), self.config, worker_devices(device, count), threads)
 
     def measures(self, *, held_out: bool) -> dict[str, Measure]:
         """What the objective is made of, or all rewards."""

@@ -86,12 +86,15 @@ class Workers:
         here: computes in this process.
         config: what every other process makes its engine of.
         devices: one for each process, the first is this one's.
+        threads: of each process. Scores can depend on it in their last bits, so it must not depend
+            on the number of workers.
     """
 
-    def __init__(self, here: Backend, config: RunConfig, devices: Sequence[str]) -> None:
+    def __init__(
+        self, here: Backend, config: RunConfig, devices: Sequence[str], threads: int
+    ) -> None:
         self._here = here
         self._threads_before = torch.get_num_threads()
-        threads = max(1, cores() // len(devices))
         torch.set_num_threads(threads)
         self._others = [_Worker(config, device, threads) for device in devices[1:]]
 
