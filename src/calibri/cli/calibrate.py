@@ -169,7 +169,7 @@ def calibrate(
 ) -> None:
     """Search the scalars of a pipeline, judge them on held-out prompts and save them.
 
-    Without arguments it calibrates the shipped pipeline, in about 3 minutes on two cores. Ctrl-C
+    Without arguments it calibrates the shipped pipeline, in under 2 minutes on two cores. Ctrl-C
     stops at any moment and loses nothing: [bold]calibri resume[/bold] goes on.
 
         calibri calibrate
