@@ -12,11 +12,12 @@ import torch
 
 from calibri.artifact import Calibration
 from calibri.coefficients import Coefficients
-from calibri.config import SHIPPED, validate_config
+from calibri.config import SHIPPED, RunConfig, validate_config
 from calibri.engine import DIVERSITY, FEATURES, Engine, PromptSets, prompts_from
 from calibri.evaluator import Evaluator, Ledger, MemoryRecords, complete
 from calibri.frames import film_strip
 from calibri.metrics import frechet_distance
+from calibri.procedures import images_by_phase
 from calibri.progress import Progress
 from calibri.prompts import Prompt
 from calibri.results import Comparison, Evaluation, SettingResult
@@ -68,17 +69,45 @@ def evaluate(
     """
     if not isinstance(calibration, Calibration):
         calibration = Calibration.from_pretrained(calibration)
-    names = list(rewards or calibration.rewards)
-    sampling = calibration.sampling
-    config = validate_config(
+    config = _config(
+        calibration,
+        list(rewards or calibration.rewards),
+        reward_options or {},
         {
             "pipeline": pipeline or calibration.base_model,
             "revision": None if pipeline else calibration.base_revision,
-            "dtype": sampling.dtype,
             "device": device,
             "seed": seed,
-            "sampling": sampling.model_dump(exclude={"dtype"})
-            | {"batch_size": batch_size, "workers": workers},
+        },
+        {"batch_size": batch_size, "workers": workers},
+        {
+            "num_prompts": num_prompts,
+            "images_per_prompt": images_per_prompt,
+            "step_multiples": tuple(step_multiples),
+        },
+    )
+    engine = Engine(config, PromptSets((), (), _test_prompts(prompts, num_prompts, seed)))
+    progress = progress or Progress()
+    images = images_by_phase(config, engine.space.size)["evaluation"]
+    with engine.evaluator(Ledger(MemoryRecords()), progress.unit, images) as evaluator:
+        comparer = Comparer(engine, evaluator, calibration.coefficients, engine.prompts.test)
+        return comparer.run(progress)
+
+
+def _config(
+    calibration: Calibration,
+    names: Sequence[str],
+    reward_options: Mapping[str, Mapping[str, Any]],
+    run: Mapping[str, Any],
+    sampling: Mapping[str, Any],
+    evaluation: Mapping[str, Any],
+) -> RunConfig:
+    """A configuration of the space, sampling and rewards of a calibration."""
+    return validate_config(
+        {
+            **run,
+            "dtype": calibration.sampling.dtype,
+            "sampling": {**calibration.sampling.model_dump(exclude={"dtype"}), **sampling},
             "space": {
                 "granularity": calibration.coefficients.granularity,
                 **_members(calibration.coefficients),
@@ -86,21 +115,11 @@ def evaluate(
             "rewards": {
                 "objective": names[0],
                 "held_out": _held_out(names),
-                "options": recall(calibration.reward_options, reward_options or {}, _used(names)),
+                "options": recall(calibration.reward_options, reward_options, _used(names)),
             },
-            "evaluation": {
-                "num_prompts": num_prompts,
-                "images_per_prompt": images_per_prompt,
-                "step_multiples": tuple(step_multiples),
-            },
+            "evaluation": evaluation,
         }
     )
-    engine = Engine(config, PromptSets((), (), _test_prompts(prompts, num_prompts, seed)))
-    progress = progress or Progress()
-    images = len(engine.prompts.test) * images_per_prompt * (len(step_multiples) + 1)
-    with engine.evaluator(Ledger(MemoryRecords()), progress.unit, images) as evaluator:
-        comparer = Comparer(engine, evaluator, calibration.coefficients, engine.prompts.test)
-        return comparer.run(progress)
 
 
 def _members(coefficients: Coefficients) -> dict[str, Any]:

@@ -86,20 +86,23 @@ class InProcess:
         units: Iterable[tuple[int, Unit]],
         measures: Mapping[str, Measure],
     ) -> Iterator[tuple[int, Scored]]:
-        waiting: tuple[int, Unit, Future[dict[str, Tensor]]] | None = None
+        waiting: list[tuple[int, Unit, Future[dict[str, Tensor]]]] = []
+
+        def finished() -> Iterator[tuple[int, Scored]]:
+            while waiting:
+                index, unit, future = waiting.pop()
+                yield index, self._finish(unit, measures, future.result())
+
         for index, unit in units:
             try:
                 images = self.sample(unit, unit.rows)
             except BaseException:  # a fault or Ctrl-C: keep what was measured meanwhile
-                if waiting is not None:
-                    yield waiting[0], self._finish(waiting[1], measures, waiting[2].result())
+                yield from finished()
                 raise
             future = thread.submit(_aside, images, unit.rows, measures)
-            if waiting is not None:
-                yield waiting[0], self._finish(waiting[1], measures, waiting[2].result())
-            waiting = (index, unit, future)
-        if waiting is not None:
-            yield waiting[0], self._finish(waiting[1], measures, waiting[2].result())
+            yield from finished()
+            waiting.append((index, unit, future))
+        yield from finished()
 
     def _in_turns(
         self,

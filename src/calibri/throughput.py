@@ -52,42 +52,36 @@ class Machine:
 
 _H100 = "FLUX.1-dev at 1024 px, batches of 1 to 16; diffusers-torchao, xDiT, PyTorch"
 _A100 = "the H100's, divided by what CogVideoX-5b takes longer in diffusers-torchao (2.2, 2.4)"
+
+
+def _speeds(
+    eager: tuple[float, float], compiled: tuple[float, float], *sources: str
+) -> tuple[Speed, Speed]:
+    """Both ranges of a machine, from one source or one each."""
+    first, last = sources[0], sources[-1]
+    return (
+        Speed(label="eager", low=eager[0], high=eager[1], source=first),
+        Speed(label="compiled", low=compiled[0], high=compiled[1], source=last),
+    )
+
+
 MACHINES: Mapping[str, Machine] = {
-    "h100": Machine(
-        "H100",
-        80,
-        (Speed(label="eager", low=311, high=342, source=_H100),)
-        + (Speed(label="compiled", low=463, high=526, source=_H100),),
-    ),
+    "h100": Machine("H100", 80, _speeds((311, 342), (463, 526), _H100)),
     "h200": Machine(
         "H200",
         141,
-        (Speed(label="eager", low=311, high=342, source="as the H100: the same matrix units"),)
-        + (Speed(label="compiled", low=463, high=526, source="as the H100"),),
+        _speeds((311, 342), (463, 526), "as the H100: the same matrix units", "as the H100"),
     ),
-    "a100": Machine(
-        "A100",
-        80,
-        (Speed(label="eager", low=144, high=158, source=_A100),)
-        + (Speed(label="compiled", low=191, high=217, source=_A100),),
-    ),
+    "a100": Machine("A100", 80, _speeds((144, 158), (191, 217), _A100)),
     "4090": Machine(
         "RTX 4090",
         24,
-        (
-            Speed(
-                label="eager",
-                low=100,
-                high=126,
-                source="FLUX.1-dev at 1024 px: 1.7 steps/s in the README of flux-fp8-api; the "
-                "low end is an estimate",
-            ),
-            Speed(
-                label="compiled",
-                low=126,
-                high=150,
-                source="estimate: up to nine tenths of its peak of 165",
-            ),
+        _speeds(
+            (100, 126),
+            (126, 150),
+            "FLUX.1-dev at 1024 px: 1.7 steps/s in the README of flux-fp8-api; the low end is an "
+            "estimate",
+            "estimate: up to nine tenths of its peak of 165",
         ),
     ),
 }

@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -66,7 +67,7 @@ class Unit:
             data["num_inference_steps"],
         )
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """What decides the scores, as 16 hexadecimal digits."""
         content = self.to_json() | {"measures": sorted(self.measures)}

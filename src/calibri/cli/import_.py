@@ -11,40 +11,49 @@ from calibri.cli.display import command, err, loading, out, say, verbatim
 from calibri.cli.options import GranularityName
 from calibri.cli.quiet import quiet_libraries
 
+_File = Annotated[
+    Path, typer.Argument(metavar="FILE", help="The authors' JSON file, cmaes_step_XXXX.json.")
+]
+_Pipeline = Annotated[
+    str,
+    typer.Option(
+        "--pipeline",
+        metavar="PIPELINE",
+        help="The pipeline it was made for; only its configuration is read.",
+    ),
+]
+_Output = Annotated[
+    Path | None,
+    typer.Option("--output", metavar="DIR", help="Folder to write; default: FILE's name."),
+]
+_Granularity = Annotated[
+    GranularityName, typer.Option("--granularity", help="One scalar per block, layer or gate.")
+]
+_Members = Annotated[
+    int, typer.Option("--members", help="Members of the ensemble; 2 under guidance.")
+]
+_GuidanceScale = Annotated[
+    float | None,
+    typer.Option("--guidance-scale", help="Guidance of their search; default: the paper's."),
+]
+_AsTheyRan = Annotated[
+    bool,
+    typer.Option("--as-they-ran", help="Round to bfloat16, as their code did."),
+]
+_Revision = Annotated[
+    str | None, typer.Option("--revision", help="Branch, tag or commit of the repository.")
+]
+
 
 def import_(
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="The authors' JSON file, cmaes_step_XXXX.json.")
-    ],
-    pipeline: Annotated[
-        str,
-        typer.Option(
-            "--pipeline",
-            metavar="PIPELINE",
-            help="The pipeline it was made for; only its configuration is read.",
-        ),
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", metavar="DIR", help="Folder to write; default: FILE's name."),
-    ] = None,
-    granularity: Annotated[
-        GranularityName, typer.Option("--granularity", help="One scalar per block, layer or gate.")
-    ] = "gate",
-    members: Annotated[
-        int, typer.Option("--members", help="Members of the ensemble; 2 under guidance.")
-    ] = 1,
-    guidance_scale: Annotated[
-        float | None,
-        typer.Option("--guidance-scale", help="Guidance of their search; default: the paper's."),
-    ] = None,
-    as_they_ran: Annotated[
-        bool,
-        typer.Option("--as-they-ran", help="Round to bfloat16, as their code did."),
-    ] = False,
-    revision: Annotated[
-        str | None, typer.Option("--revision", help="Branch, tag or commit of the repository.")
-    ] = None,
+    file: _File,
+    pipeline: _Pipeline,
+    output: _Output = None,
+    granularity: _Granularity = "gate",
+    members: _Members = 1,
+    guidance_scale: _GuidanceScale = None,
+    as_they_ran: _AsTheyRan = False,
+    revision: _Revision = None,
 ) -> None:
     """Turn a coefficient file of the paper's authors into a calibration.
 

@@ -23,40 +23,49 @@ if TYPE_CHECKING:
 _STREAM_STYLES = {"visual": "cyan", "text": "magenta", "joint": "yellow", "audio": "green"}
 
 
+_Pipeline = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="PIPELINE",
+        help="'shapes' (shipped, the default), a diffusers folder, or a repository.",
+        show_default=False,
+    ),
+]
+_Granularity = Annotated[
+    GranularityName | None,
+    typer.Option("--granularity", help="Which scalar a site is shown under; default gate."),
+]
+_ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="Of the search to describe; YAML."),
+]
+_Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any setting of the search, such as space.members=2. Repeatable.",
+    ),
+]
+_Discover = Annotated[
+    bool, typer.Option("--discover", help="Measure the sites in one step of the pipeline.")
+]
+_Save = Annotated[
+    Path | None, typer.Option("--save", metavar="FILE", help="Write what was discovered.")
+]
+_Sites = Annotated[
+    Path | None, typer.Option("--sites", metavar="FILE", help="Use the sites of this file.")
+]
+
+
 def inspect(
-    pipeline: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="PIPELINE",
-            help="'shapes' (shipped, the default), a diffusers folder, or a repository.",
-            show_default=False,
-        ),
-    ] = None,
-    granularity: Annotated[
-        GranularityName | None,
-        typer.Option("--granularity", help="Which scalar a site is shown under; default gate."),
-    ] = None,
-    config_file: Annotated[
-        Path | None,
-        typer.Option("--config", metavar="FILE", help="Of the search to describe; YAML."),
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Any setting of the search, such as space.members=2. Repeatable.",
-        ),
-    ] = None,
-    discover: Annotated[
-        bool, typer.Option("--discover", help="Measure the sites in one step of the pipeline.")
-    ] = False,
-    save: Annotated[
-        Path | None, typer.Option("--save", metavar="FILE", help="Write what was discovered.")
-    ] = None,
-    sites: Annotated[
-        Path | None, typer.Option("--sites", metavar="FILE", help="Use the sites of this file.")
-    ] = None,
+    pipeline: _Pipeline = None,
+    granularity: _Granularity = None,
+    config_file: _ConfigFile = None,
+    overrides: _Overrides = None,
+    discover: _Discover = False,
+    save: _Save = None,
+    sites: _Sites = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the blocks of a pipeline, the sites in them, and what a search of it has.

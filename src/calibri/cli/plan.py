@@ -37,50 +37,64 @@ _PIPELINE = (
 )
 
 
+_Pipeline = Annotated[
+    str | None, typer.Argument(metavar="PIPELINE", help=_PIPELINE, show_default=False)
+]
+_Reward = Annotated[
+    str | None, typer.Option("--reward", metavar="NAME", help="Reward to maximise.")
+]
+_Granularity = Annotated[
+    GranularityName | None,
+    typer.Option("--granularity", help="What shares a scalar.", rich_help_panel=SEARCH),
+]
+_Branches = Annotated[
+    BranchesName | None,
+    typer.Option("--branches", help="Scalars per branch.", rich_help_panel=SEARCH),
+]
+_Generations = Annotated[
+    int | None, typer.Option("--generations", help="Budget.", rich_help_panel=SEARCH)
+]
+_Steps = Annotated[
+    int | None, typer.Option("--steps", help="Steps per image.", rich_help_panel=SAMPLING)
+]
+_GuidanceScale = Annotated[
+    float | None,
+    typer.Option("--guidance-scale", help="As you will serve.", rich_help_panel=SAMPLING),
+]
+_ConfigFile = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="YAML.", rich_help_panel=RUN)
+]
+_Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any setting.", rich_help_panel=RUN),
+]
+_Machine = Annotated[
+    Literal["h100", "h200", "a100", "4090"] | None,
+    typer.Option("--machine", help="Published throughput.", rich_help_panel=MACHINE),
+]
+_Tflops = Annotated[
+    float | None,
+    typer.Option("--tflops", help="Throughput you measured.", rich_help_panel=MACHINE),
+]
+_Measured = Annotated[
+    bool,
+    typer.Option("--measure", help="Time a few batches here.", rich_help_panel=MACHINE),
+]
+
+
 def plan(
-    pipeline: Annotated[
-        str | None, typer.Argument(metavar="PIPELINE", help=_PIPELINE, show_default=False)
-    ] = None,
-    reward: Annotated[
-        str | None, typer.Option("--reward", metavar="NAME", help="Reward to maximise.")
-    ] = None,
-    granularity: Annotated[
-        GranularityName | None,
-        typer.Option("--granularity", help="What shares a scalar.", rich_help_panel=SEARCH),
-    ] = None,
-    branches: Annotated[
-        BranchesName | None,
-        typer.Option("--branches", help="Scalars per branch.", rich_help_panel=SEARCH),
-    ] = None,
-    generations: Annotated[
-        int | None, typer.Option("--generations", help="Budget.", rich_help_panel=SEARCH)
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option("--steps", help="Steps per image.", rich_help_panel=SAMPLING)
-    ] = None,
-    guidance_scale: Annotated[
-        float | None,
-        typer.Option("--guidance-scale", help="As you will serve.", rich_help_panel=SAMPLING),
-    ] = None,
-    config_file: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="YAML.", rich_help_panel=RUN)
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any setting.", rich_help_panel=RUN),
-    ] = None,
-    machine: Annotated[
-        Literal["h100", "h200", "a100", "4090"] | None,
-        typer.Option("--machine", help="Published throughput.", rich_help_panel=MACHINE),
-    ] = None,
-    tflops: Annotated[
-        float | None,
-        typer.Option("--tflops", help="Throughput you measured.", rich_help_panel=MACHINE),
-    ] = None,
-    measured: Annotated[
-        bool,
-        typer.Option("--measure", help="Time a few batches here.", rich_help_panel=MACHINE),
-    ] = False,
+    pipeline: _Pipeline = None,
+    reward: _Reward = None,
+    granularity: _Granularity = None,
+    branches: _Branches = None,
+    generations: _Generations = None,
+    steps: _Steps = None,
+    guidance_scale: _GuidanceScale = None,
+    config_file: _ConfigFile = None,
+    overrides: _Overrides = None,
+    machine: _Machine = None,
+    tflops: _Tflops = None,
+    measured: _Measured = False,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
