@@ -3,12 +3,12 @@ import torch
 
 from calibri.applied import load
 from calibri.artifact import Calibration, Sampling
-from calibri.coefficients import SearchSpace
 from calibri.errors import CalibrationError, FuseError, GuidanceError
 from calibri.fusing import fuse
 from calibri.generation import generate
 from calibri.inspection import inspect
 from calibri.pipelines import load_pipeline
+from calibri.search_space import SearchSpace
 from calibri.sites import find_sites
 
 

@@ -4,8 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from calibri.coefficients import GRANULARITIES, Coefficients, SearchSpace
+from calibri.coefficients import GRANULARITIES, Coefficients
 from calibri.errors import CalibrationError, ConfigError
+from calibri.search_space import SearchSpace
 from calibri.sites import Site, find_sites
 from tests.tiny import tiny_flux, tiny_sd3
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from calibri.artifact import Calibration
-from calibri.coefficients import SearchSpace
 from calibri.config import validate_config
 from calibri.engine import Engine
 from calibri.errors import ConfigError
@@ -13,6 +12,7 @@ from calibri.optimise import make_search
 from calibri.presets import preset
 from calibri.reporting import report
 from calibri.runner import calibrate
+from calibri.search_space import SearchSpace
 from calibri.sites import find_sites
 from tests.tiny import tiny_sd3
 

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 import torch
 
-from calibri.coefficients import SearchSpace
 from calibri.config import SamplingConfig
 from calibri.errors import RewardError, RunError
 from calibri.evaluator import Evaluator, Ledger, MemoryRecords
@@ -12,6 +11,7 @@ from calibri.prompts import make_prompts
 from calibri.run import Journal
 from calibri.sampling import Noise, Sampler
 from calibri.scaling import Scaler
+from calibri.search_space import SearchSpace
 
 NOISES = [
     Noise(prompt, 5 + i)

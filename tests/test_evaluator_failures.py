@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from calibri.coefficients import SearchSpace
 from calibri.config import SamplingConfig, load_config
 from calibri.engine import Engine
 from calibri.errors import ConfigError, RewardError
@@ -17,6 +16,7 @@ from calibri.run import Journal
 from calibri.runner import calibrate
 from calibri.sampling import Noise, Sampler
 from calibri.scaling import Scaler
+from calibri.search_space import SearchSpace
 
 A, B, C = make_prompts(["a red circle", "a blue square", "a green cross"])
 NOISES = [Noise(A, 5), Noise(B, 6), Noise(C, 7)]

@@ -17,11 +17,11 @@ from safetensors import safe_open
 
 from calibri.artifact import Calibration, Sampling
 from calibri.authors import AuthorsFile, import_authors_vector
-from calibri.coefficients import SearchSpace
 from calibri.errors import FuseError, RunError, UnsupportedModelError
 from calibri.exports import EXPORTERS, export
 from calibri.exports.linears import linear_scales
 from calibri.scaling import Fused
+from calibri.search_space import SearchSpace
 from calibri.sites import find_sites
 from calibri.skeletons import load_transformer
 from tests.tiny import flux_inputs, forward, randomise, sd3_inputs, tiny_flux, tiny_sd3

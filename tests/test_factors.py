@@ -9,7 +9,6 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from calibri.applied import load
 from calibri.artifact import Calibration, Sampling
-from calibri.coefficients import SearchSpace
 from calibri.config import SamplingConfig, validate_config
 from calibri.engine import Engine
 from calibri.errors import CalibrationError, FuseError, GuidanceError, UnsupportedModelError
@@ -18,6 +17,7 @@ from calibri.pipelines import load_pipeline
 from calibri.prompts import make_prompts
 from calibri.sampling import Noise, Sampler
 from calibri.scaling import Scaler
+from calibri.search_space import SearchSpace
 from calibri.sites import find_sites
 from calibri.units import decode, make_unit
 from tests.test_ensemble import flux_pipeline

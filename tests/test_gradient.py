@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from calibri.coefficients import SearchSpace
 from calibri.config import load_config
 from calibri.engine import Engine
 from calibri.errors import ConfigError, RewardError, RunError, UnsupportedModelError
 from calibri.evaluator import Ledger, MemoryRecords
 from calibri.gradient import Gradients, jacobian
 from calibri.rewards import BatchedReward, DifferentiableReward, RewardInfo, make_reward
+from calibri.search_space import SearchSpace
 from calibri.shapes import parse_caption, render_batch
 
 TINY = {

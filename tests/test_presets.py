@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 
 import calibri
 from calibri.applied import load
-from calibri.coefficients import GRANULARITIES, SearchSpace
+from calibri.coefficients import GRANULARITIES
 from calibri.config import validate_config
 from calibri.engine import Engine
 from calibri.errors import ConfigError, UnsupportedModelError
 from calibri.pipelines import load_pipeline
 from calibri.presets import PRESETS, Window, autoguidance, preset, skip_layer_guidance
+from calibri.search_space import SearchSpace
 from calibri.sites import find_sites
 from tests.guidance.two_transformers import wan_2_2
 from tests.sites.zoo import ZOO

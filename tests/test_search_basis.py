@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from calibri.coefficients import SearchSpace
 from calibri.optimise import search_basis
 from calibri.pipelines import load_pipeline
+from calibri.search_space import SearchSpace
 from calibri.sites import find_sites
 
 

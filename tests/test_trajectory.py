@@ -7,7 +7,6 @@ import torch
 from calibri.applied import load
 from calibri.artifact import Calibration, Sampling
 from calibri.authors import export_authors_vector
-from calibri.coefficients import SearchSpace
 from calibri.config import validate_config
 from calibri.engine import Engine
 from calibri.errors import (
@@ -22,6 +21,7 @@ from calibri.pipelines import load_pipeline
 from calibri.reporting import report
 from calibri.runner import calibrate
 from calibri.scaling import Scaler
+from calibri.search_space import SearchSpace
 from calibri.sites import find_sites
 from tests.tiny import flux_inputs, forward, sd3_inputs, tiny_flux, tiny_sd3
 

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 
 from calibri.artifact import Calibration
-from calibri.coefficients import SearchSpace
 from calibri.config import validate_config
 from calibri.engine import Engine
 from calibri.errors import ConfigError
 from calibri.pipelines import load_pipeline
+from calibri.search_space import SearchSpace
 from calibri.sites import find_sites
 from calibri.warm_start import warm_start
 

@@ -9,9 +9,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from calibri.coefficients import Branches, Granularity, SearchSpace
+from calibri.coefficients import Branches, Granularity
 from calibri.errors import ConfigError
 from calibri.search import default_popsize, large_popsize
+from calibri.search_space import SearchSpace
 from calibri.sites import Site
 
 SHIPPED = "shapes"

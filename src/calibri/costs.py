@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import nn
 
-from calibri.coefficients import SearchSpace
 from calibri.config import RunConfig, validate_config
 from calibri.errors import ConfigError
 from calibri.flops import (
@@ -30,6 +29,7 @@ from calibri.procedures import (
     reward_names,
 )
 from calibri.results import Record
+from calibri.search_space import SearchSpace
 from calibri.sites import find_sites
 from calibri.throughput import MACHINES, MEASURED_STEPS, Machine, Speed, machine_here, measure
 

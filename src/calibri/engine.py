@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from calibri.artifact import Calibration
-from calibri.coefficients import Coefficients, SearchSpace, Vector
+from calibri.coefficients import Coefficients, Vector
 from calibri.compositional import compositional_prompts
 from calibri.config import COMPOSITIONAL, SHIPPED, PromptConfig, RunConfig
 from calibri.errors import ConfigError, PromptError
@@ -29,6 +29,7 @@ from calibri.rewards import FeatureReward, ModelReward, Reward, make_reward
 from calibri.rewards.mixing import parse_mixture
 from calibri.sampling import Noise, Sampler
 from calibri.scaling import Scaler
+from calibri.search_space import SearchSpace
 from calibri.seeds import derive_seed
 from calibri.sites import Networks, networks_of
 from calibri.units import Backend, Measure, make_unit

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from calibri.coefficients import Coefficients, SearchSpace, Vector
+from calibri.coefficients import Coefficients, Vector
 from calibri.engine import Engine
 from calibri.errors import ConfigError, RewardError, RunError
 from calibri.evaluator import Evaluator
@@ -27,6 +27,7 @@ from calibri.progress import Progress
 from calibri.rewards import DifferentiableReward, Reward
 from calibri.sampling import Noise
 from calibri.search import AdamSearch, images_of_generation, tail_mean
+from calibri.search_space import SearchSpace
 from calibri.sites import Site
 from calibri.units import Row, Scores, Unit, cut, decode, encode, make_unit
 

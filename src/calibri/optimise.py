@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibri.checkpoints import Checkpoints
-from calibri.coefficients import SearchSpace, Vector
+from calibri.coefficients import Vector
 from calibri.config import RunConfig, SearchConfig
 from calibri.engine import Engine
 from calibri.errors import ConfigError, NothingScoredError
@@ -29,6 +29,7 @@ from calibri.search import (
     survivors,
     tail_mean,
 )
+from calibri.search_space import SearchSpace
 from calibri.units import Scores
 
 _SCALE_PROMPTS = 128

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from calibri.coefficients import (
-    GRANULARITIES,
-    Coefficients,
-    SearchSpace,
-    Vector,
-    parameter_name,
-)
+from calibri.coefficients import GRANULARITIES, Coefficients, Vector, parameter_name
 from calibri.errors import ConfigError
+from calibri.search_space import SearchSpace
 from calibri.sites import Site
 
 

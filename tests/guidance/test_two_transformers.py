@@ -5,7 +5,7 @@ import torch
 
 import calibri
 from calibri.artifact import Calibration, Sampling
-from calibri.coefficients import Coefficients, SearchSpace
+from calibri.coefficients import Coefficients
 from calibri.config import validate_config
 from calibri.engine import Engine
 from calibri.errors import CalibrationError, ConfigError, FuseError
@@ -13,6 +13,7 @@ from calibri.guidance import BranchResolver
 from calibri.prompts import make_prompts
 from calibri.sampling import Noise, Sampler
 from calibri.scaling import Scaler
+from calibri.search_space import SearchSpace
 from calibri.sites import networks_of, sites_of
 from tests.guidance.two_transformers import ideogram_4, sample_ideogram, sample_wan, wan_2_2
 
