@@ -159,12 +159,13 @@ def _of_branch(coefficients: Coefficients, branch: int | None) -> Coefficients:
         return coefficients
     member = coefficients.member_branches.index(branch)
     # The pipeline itself multiplies by the start weight (guidance formula).
-    weight = coefficients.output_weights[member] / coefficients.start_weights[member]
+    start, count = coefficients.start_weights[member], coefficients.output_knots
+    weights = coefficients.output_weights[member * count : (member + 1) * count]
     sets, knots = coefficients.scales, coefficients.knots
     return coefficients.model_copy(
         update={
             "scales": sets[member * knots : (member + 1) * knots] or sets,
-            "output_weights": (weight,),
+            "output_weights": tuple(weight / start for weight in weights),
             "start_weights": (1.0,),
             "branches": None,
         }

@@ -221,17 +221,17 @@ def export_authors_vector(coefficients: Coefficients, transformer: nn.Module) ->
     """
     _family(transformer, coefficients.granularity)
     coefficients.site_scales(find_sites(transformer))  # refuses another size
-    if coefficients.knots > 1:
+    if coefficients.trajectory_knots > 1:
         raise CalibrationError(
             f"The authors' files hold constant scalars; these change over the sampling steps and "
-            f"have {coefficients.knots} knots."
+            f"have {coefficients.trajectory_knots} knots."
         )
     if coefficients.factors:
         raise CalibrationError(
             f"The authors' files hold scalars of the model alone; these coefficients also change "
             f"the {' and the '.join(coefficients.factors)} of the sampling."
         )
-    members = len(coefficients.output_weights)
+    members = len(coefficients.start_weights)
     scales = coefficients.scales * (members if len(coefficients.scales) == 1 else 1)
     parts = [
         [member[name] for member in scales for name in group]

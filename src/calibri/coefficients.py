@@ -46,13 +46,16 @@ class Coefficients(Record):
         scales: one mapping of parameter name to scalar for each member, or one for all of them;
             with several knots, the knots of each in their order.
         output_weights: omega of each member. Without ``branches``: one without guidance,
-            (conditional, unconditional) with it.
-        start_weights: the output weights of the uncalibrated model: (1, 0, ..), or
+            (conditional, unconditional) with it. With several output knots, the knots of each
+            member in their order.
+        start_weights: the output weight of each member in the uncalibrated model: (1, 0, ..), or
             (w, 1 - w, 0, ..) under guidance scale w.
         branches: the prompt y_i of each member: ``"conditional"`` the prompt, ``"unconditional"``
             the negative prompt; None when member i is branch i of guidance.
         knots: points of the trajectory, evenly spaced in the timestep from 0, the image, to its
             maximum, the noise. Scales are linear between them; with one they are constant.
+        output_knots: the same for the output weights; where both have several, as many as
+            ``knots``.
         guidance: factor on the guidance that the model embeds (FLUX.1-dev).
         shift: factor on the shift of the noise schedule of a flow-matching scheduler.
     """
@@ -63,6 +66,7 @@ class Coefficients(Record):
     start_weights: tuple[FiniteFloat, ...] = Field(min_length=1)
     branches: tuple[Branch, ...] | None = Field(None, min_length=1)
     knots: PositiveInt = 1
+    output_knots: PositiveInt = 1
     guidance: NonNegativeFloat = Field(1.0, allow_inf_nan=False)
     shift: PositiveFloat = Field(1.0, allow_inf_nan=False)
 
@@ -70,7 +74,7 @@ class Coefficients(Record):
     def member_branches(self) -> tuple[int, ...]:
         """Branch of each member: 0 the conditional, 1 the unconditional."""
         if self.branches is None:
-            return tuple(range(len(self.output_weights)))
+            return tuple(range(len(self.start_weights)))
         return tuple(BRANCHES.index(branch) for branch in self.branches)
 
     @property
@@ -81,14 +85,19 @@ class Coefficients(Record):
     @property
     def is_ensemble(self) -> bool:
         """Whether several members share a branch, so that it takes several forwards."""
-        return len(self.output_weights) > self.num_branches
+        return len(self.start_weights) > self.num_branches
+
+    @property
+    def trajectory_knots(self) -> int:
+        """Points of the trajectory at which anything is given; 1 when nothing changes over it."""
+        return max(self.knots, self.output_knots)
 
     @property
     def per_branch(self) -> bool:
         """Whether one set of scales cannot serve every row of a forward."""
         multipliers = self._output_multipliers()
         own = len(self.scales) > self.knots
-        return own or len(set(multipliers)) > 1 or self.is_ensemble
+        return own or bool((multipliers != multipliers[0]).any()) or self.is_ensemble
 
     @property
     def factors(self) -> tuple[Factor, ...]:
@@ -99,11 +108,11 @@ class Coefficients(Record):
     @property
     def unfoldable(self) -> str:
         """Why one set of weights cannot hold these coefficients, in words; empty when it can."""
-        members = len(self.output_weights)
-        if self.knots > 1:
+        members = len(self.start_weights)
+        if self.trajectory_knots > 1:
             return (
                 f"The scales of this calibration change over the sampling steps (it has "
-                f"{self.knots} knots), and weights cannot."
+                f"{self.trajectory_knots} knots), and weights cannot."
             )
         if self.is_ensemble:
             return (
@@ -124,17 +133,22 @@ class Coefficients(Record):
 
     def problems(self) -> Iterator[str]:
         """Say what contradicts itself, in words; nothing when the coefficients can be used."""
-        members = len(self.output_weights)
+        members = len(self.start_weights)
         if len({frozenset(member) for member in self.scales}) > 1:
             yield "the members name different coefficients"
-        if len(self.start_weights) != members:
-            yield "output_weights and start_weights differ in length"
+        if 1 < self.knots != self.output_knots > 1:
+            yield f"scales have {self.knots} knots and output weights {self.output_knots}"
+        if len(self.output_weights) != members * self.output_knots:
+            yield (
+                f"output_weights and start_weights differ in length: there are "
+                f"{len(self.output_weights)} for {members} members and {self.output_knots} knots"
+            )
         elif len(self.scales) not in (self.knots, members * self.knots):
             yield (
-                f"there are {len(self.scales)} sets of scales for {members} output weights and "
+                f"there are {len(self.scales)} sets of scales for {members} members and "
                 f"{self.knots} knots"
             )
-        elif len(self.branches or self.output_weights[:2]) != members:
+        elif len(self.branches or self.start_weights[:2]) != members:
             yield f"branches must name the branch of each of the {members} members"
         elif "conditional" not in (self.branches or BRANCHES):
             yield "no member has the conditional branch"
@@ -146,11 +160,17 @@ class Coefficients(Record):
         pairs = list(zip(self.member_branches, self.start_weights, strict=True))
         return [sum(w for b, w in pairs if b == branch) for branch in range(self.num_branches)]
 
-    def _output_multipliers(self) -> list[float]:
+    def _output_multipliers(self) -> Vector:
+        """Factors on what each member returns, float64 (members, output knots)."""
         # The pipeline itself combines the branches with the start weights (guidance formula).
-        branch_weights = self._branch_weights()
-        pairs = zip(self.output_weights, self.member_branches, strict=True)
-        return [weight / branch_weights[branch] for weight, branch in pairs]
+        branch_weights = np.array(self._branch_weights())[list(self.member_branches)]
+        weights = np.reshape(self.output_weights, (-1, self.output_knots))
+        return np.asarray(weights / branch_weights[:, None])
+
+    @property
+    def start_output_weights(self) -> tuple[float, ...]:
+        """The output weights of the uncalibrated model, as many as ``output_weights``."""
+        return tuple(w for w in self.start_weights for _ in range(self.output_knots))
 
     def with_strength(self, strength: float) -> Coefficients:
         """Blend with the original model: 0 is the original, 1 is the full calibration.
@@ -163,7 +183,7 @@ class Coefficients(Record):
                 f"Strength must lie between 0 (the original model) and 1 (the full calibration); "
                 f"got {strength}."
             )
-        weights = zip(self.output_weights, self.start_weights, strict=True)
+        weights = zip(self.output_weights, self.start_output_weights, strict=True)
         return self.model_copy(
             update={
                 "scales": tuple(
@@ -190,14 +210,14 @@ class Coefficients(Record):
             [member[parameter_name(site, self.granularity)] for site in sites]
             for member in self.scales
         ]
-        shape = (len(self.output_weights), self.knots)
+        shape = (len(self.start_weights), self.trajectory_knots)
         scales = np.reshape(np.array(rows), (-1, self.knots, len(sites)))
-        outputs = np.array(self._output_multipliers())[:, None, None]
+        outputs = self._output_multipliers()[:, :, None]
         table = np.concatenate(
             [np.broadcast_to(scales, (*shape, len(sites))), np.broadcast_to(outputs, (*shape, 1))],
             axis=2,
         )
-        return table if self.knots > 1 else table[:, 0]
+        return table if self.trajectory_knots > 1 else table[:, 0]
 
     def _check_names(self, sites: Sequence[Site]) -> None:
         expected = set(parameter_names(sites, self.granularity))

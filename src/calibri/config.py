@@ -71,6 +71,8 @@ class SpaceConfig(_Section):
         members: members of the ensemble that see the prompt; each costs a transformer evaluation.
         knots: points of the sampling trajectory with scales of their own, linear in the timestep
             between them; 1 is the paper's, constant scales.
+        output_knots: the same for the output weights; with 2, the scale of the prediction and the
+            guidance change from the first step to the last.
         guidance: search a factor on the guidance too, on models that embed it (FLUX.1-dev).
         shift: search a factor on the shift of the scheduler's noise schedule too.
         start: where the search starts: name of a known guidance (``calibri.presets``), or a
@@ -83,6 +85,7 @@ class SpaceConfig(_Section):
     output_weights: bool = True
     members: int = Field(1, ge=1, le=16)
     knots: int = Field(1, ge=1, le=16)
+    output_knots: int = Field(1, ge=1, le=16)
     guidance: bool = False
     shift: bool = False
     start: str | None = None
@@ -105,6 +108,7 @@ class SpaceConfig(_Section):
             search_output=self.output_weights,
             members=self.members,
             knots=self.knots,
+            output_knots=self.output_knots,
             search_guidance=self.guidance,
             search_shift=self.shift,
         )

@@ -128,6 +128,7 @@ def _members(coefficients: Coefficients) -> dict[str, Any]:
         "branches": "separate" if separate else "shared",
         "members": coefficients.member_branches.count(0),
         "knots": coefficients.knots,
+        "output_knots": coefficients.output_knots,
     }
 
 
@@ -265,7 +266,7 @@ class Comparer:
             calibrated=setting.calibrated,
             num_inference_steps=steps,
             guidance_scale=self._engine.config.sampling.guidance_scale,
-            nfe=steps * len(self._coefficients.output_weights)
+            nfe=steps * len(self._coefficients.start_weights)
             if setting.calibrated
             else self._engine.sampler.nfe(steps),
             scores={

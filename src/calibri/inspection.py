@@ -32,7 +32,7 @@ class SpaceRecord(Record):
         names: scalars in one set.
         members: names of the sets; one without a name when every member has the same.
         knots: points of the trajectory, each with scalars of its own in every set.
-        output_weights: how many are searched.
+        output_weights: how many are searched, over all members and knots of theirs.
         factors: what else is searched, one number each.
         size: length of the vector.
     """

@@ -73,6 +73,8 @@ def check_start(engine: Engine) -> None:
             )
 
 
+# Steps along the trajectory cancel in part, so they are longer.
+_TRAJECTORY_STEP = 2.0
 # A step of the shift's factor that changes the images about as much as a step of 1 of all gates.
 _FACTOR_STEPS = {"guidance": 2.0, "shift": 4.0}
 
@@ -84,20 +86,36 @@ def search_basis(space: SearchSpace) -> NDArray[np.float64]:
     shorter steps under it (docs/search.md). The two output weights nearly cancel there, so that a
     step of one alone changes the scale of the prediction by a multiple of itself. Their columns are
     what they mean: the scale of the prediction, along (w, 1 - w), and the guidance, along (1, -1);
-    in an ensemble one column of the latter kind for each further member.
+    in an ensemble one column of the latter kind for each further member. With several output knots
+    each of these has a column for its mean over the trajectory and others for how it changes.
     """
     w = max(1.0, space.start_weights[0])
     basis = np.eye(space.size) / w
-    outputs = np.flatnonzero(space.is_output)
-    if len(outputs) > 1:
-        directions = -math.sqrt(w) * np.eye(len(outputs))
-        directions[0] = math.sqrt(w)
-        directions[:, 0] = np.array(space.start_weights) / w
-        basis[np.ix_(outputs, outputs)] = directions
+    if space.search_output:
+        outputs = np.flatnonzero(space.is_output)
+        modes = np.kron(_output_directions(space), _trajectory_modes(space.output_knots))
+        basis[np.ix_(outputs, outputs)] = modes
     for name in space.factors:
         place = space.labels.index(name)
         basis[place, place] = _FACTOR_STEPS[name]
     return basis
+
+
+def _output_directions(space: SearchSpace) -> NDArray[np.float64]:
+    """Columns for the output weights of the members at one point of the trajectory."""
+    count, w = len(space.start_weights), max(1.0, space.start_weights[0])
+    directions = -math.sqrt(w) * np.eye(count)
+    directions[0] = math.sqrt(w)
+    directions[:, 0] = np.array(space.start_weights) / w
+    return directions
+
+
+def _trajectory_modes(knots: int) -> NDArray[np.float64]:
+    """Columns over the knots: a constant one, then cosines that change ever faster."""
+    place = np.arange(knots) / max(1, knots - 1)
+    modes = _TRAJECTORY_STEP * np.cos(math.pi * place[:, None] * np.arange(knots))
+    modes[:, 0] = 1.0
+    return np.asarray(modes)
 
 
 def scale_prompts(engine: Engine) -> int:

@@ -29,8 +29,8 @@ FACTOR_BOUNDS: dict[Factor, tuple[float, float]] = {"guidance": (0.0, 3.0), "shi
 class SearchSpace:
     """The parametrisation of one search: flat vector <-> named coefficients.
 
-    The vector lists the scales of each member (member outermost), then the output weights, then
-    the factors on the embedded guidance and on the scheduler's shift.
+    The vector lists the scales of each member (member outermost), then the output weights (member
+    outermost too), then the factors on the embedded guidance and on the scheduler's shift.
 
     Attributes:
         names: coefficient names at the granularity, without members.
@@ -40,6 +40,7 @@ class SearchSpace:
         search_output: whether the output weights are searched or stay at their start.
         branches: prompt of each member, see ``Coefficients``.
         knots: points of the trajectory that have scales of their own, see ``Coefficients``.
+        output_knots: points of the trajectory that have output weights of their own.
         search_guidance: whether the factor on the embedded guidance is searched.
         search_shift: whether the factor on the scheduler's shift is searched.
     """
@@ -51,6 +52,7 @@ class SearchSpace:
     search_output: bool = True
     branches: tuple[Branch, ...] | None = None
     knots: int = 1
+    output_knots: int = 1
     search_guidance: bool = False
     search_shift: bool = False
 
@@ -65,6 +67,7 @@ class SearchSpace:
         search_output: bool = True,
         members: int = 1,
         knots: int = 1,
+        output_knots: int = 1,
         search_guidance: bool = False,
         search_shift: bool = False,
     ) -> SearchSpace:
@@ -79,14 +82,16 @@ class SearchSpace:
             members: members of the ensemble that see the prompt, each with its own scales; under
                 guidance the negative prompt has one more.
             knots: points of the trajectory that have scales of their own; 1 is the paper's.
+            output_knots: points that have output weights of their own; 1 is the paper's.
             search_guidance: search a factor on the embedded guidance too.
             search_shift: search a factor on the scheduler's shift too.
 
         Raises:
             ConfigError: separate branches are asked for without guidance, or several members
-                under guidance without them.
+                under guidance without them; or knots that do not fit together.
         """
         guided = guidance_scale > 1.0
+        _check_knots(knots, output_knots, search_output)
         if members > 1 and guided and branches == "shared":
             raise ConfigError(
                 f"An ensemble of {members} members under guidance needs scales of its own for the "
@@ -108,6 +113,7 @@ class SearchSpace:
             search_output=search_output,
             branches=(*own, *BRANCHES[:1] * more) if more else None,
             knots=knots,
+            output_knots=output_knots,
             search_guidance=search_guidance,
             search_shift=search_shift,
         )
@@ -120,7 +126,7 @@ class SearchSpace:
     @property
     def num_outputs(self) -> int:
         """Entries of the flat vector that are output weights."""
-        return len(self.start_weights) if self.search_output else 0
+        return len(self.start_weights) * self.output_knots if self.search_output else 0
 
     @property
     def factors(self) -> tuple[Factor, ...]:
@@ -146,9 +152,11 @@ class SearchSpace:
         """Name of every entry of the flat vector."""
         prefixes = self._prefixes
         own = prefixes if self.members > 1 else [""]
-        knots = [f"@{knot}" for knot in range(self.knots)] if self.knots > 1 else [""]
-        scales = [p + name + knot for p in own for knot in knots for name in self.names]
-        weights = [f"{prefix}output" for prefix in prefixes] if self.search_output else []
+        scales = [p + name + knot for p in own for knot in _at(self.knots) for name in self.names]
+        weights = [
+            f"{prefix}output{knot}" for prefix in prefixes for knot in _at(self.output_knots)
+        ]
+        weights = weights if self.search_output else []
         return (*scales, *weights, *self.factors)
 
     @property
@@ -168,7 +176,7 @@ class SearchSpace:
     @property
     def start(self) -> Vector:
         """The original model as a vector: ones, and the start weights among them."""
-        outputs = self.start_weights if self.search_output else ()
+        outputs = np.repeat(self.start_weights, self.output_knots if self.search_output else 0)
         return np.array([1.0] * self.num_scales + [*outputs] + [1.0] * len(self.factors))
 
     @property
@@ -213,6 +221,7 @@ class SearchSpace:
             start_weights=self.start_weights,
             branches=self.branches,
             knots=self.knots,
+            output_knots=self.output_knots,
             **dict(zip(self.factors, values[after:], strict=True)),
         )
 
@@ -226,3 +235,21 @@ class SearchSpace:
     def named(self, vector: Vector | Sequence[float]) -> Mapping[str, float]:
         """Pair every entry of a vector with its label."""
         return dict(zip(self.labels, (float(v) for v in vector), strict=True))
+
+
+def _at(knots: int) -> list[str]:
+    """What tells the knots of one coefficient apart in its label."""
+    return [f"@{knot}" for knot in range(knots)] if knots > 1 else [""]
+
+
+def _check_knots(knots: int, output_knots: int, search_output: bool) -> None:
+    if output_knots > 1 and not search_output:
+        raise ConfigError(
+            f"{output_knots} knots of output weights were asked for, but output weights are not "
+            "searched. Set space.output_weights to true, or space.output_knots to 1."
+        )
+    if 1 < knots != output_knots > 1:
+        raise ConfigError(
+            f"Scales with {knots} knots and output weights with {output_knots} do not fit "
+            "together. Set space.knots and space.output_knots alike, or one of them to 1."
+        )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from calibri.coefficients import GRANULARITIES, Coefficients, Vector, parameter_name
 from calibri.errors import ConfigError
 from calibri.search_space import SearchSpace
@@ -51,8 +53,8 @@ def warm_start(space: SearchSpace, sites: Sequence[Site], found: Coefficients) -
     members = _spread(found, space.members, space.knots)
     scales = tuple({name: scales[own[name]] for name in space.names} for scales in members)
     original = space.coefficients(space.start)
-    ratios = _ratios(found, len(space.start_weights))
-    weights = [w * ratio for w, ratio in zip(space.start_weights, ratios, strict=True)]
+    ratios = _ratios(found, len(space.start_weights), space.output_knots)
+    weights = [w * ratio for w, ratio in zip(original.start_output_weights, ratios, strict=True)]
     if not space.search_output and any(ratio != 1.0 for ratio in ratios):
         raise ConfigError(
             "The calibration to start from has output weights of its own, which this search does "
@@ -83,14 +85,16 @@ def _spread(found: Coefficients, members: int, knots: int) -> list[dict[str, flo
     ]
 
 
-def _ratios(found: Coefficients, count: int) -> list[float]:
-    """Output weights in units of the uncalibrated model's, one for each member of the space."""
+def _ratios(found: Coefficients, members: int, knots: int) -> list[float]:
+    """Output weights in units of the uncalibrated model's, for each member and knot of a space."""
     if 0.0 in found.start_weights:
         raise ConfigError("An ensemble whose members start without weight cannot start a search.")
-    pairs = zip(found.output_weights, found.start_weights, strict=True)
-    ratios = [weight / start for weight, start in pairs]
-    if len(ratios) not in (1, count):
+    pairs = zip(found.output_weights, found.start_output_weights, strict=True)
+    ratios = np.reshape([weight / start for weight, start in pairs], (-1, found.output_knots))
+    if len(ratios) not in (1, members) or found.output_knots not in (1, knots):
         raise ConfigError(
-            f"The calibration to start from has {len(ratios)} output weights, this search {count}."
+            f"The calibration to start from has {len(ratios)} output weights with "
+            f"{found.output_knots} knots, this search {members} with {knots}. Give the search as "
+            "many, or start from one."
         )
-    return ratios if len(ratios) == count else ratios * count
+    return [float(ratio) for ratio in np.broadcast_to(ratios, (members, knots)).flatten()]

@@ -63,7 +63,11 @@ def _metadata(coefficients: Coefficients, version: int = FORMAT_VERSION) -> dict
         "format_version": str(version),
         "granularity": coefficients.granularity,
         **{f"names.{i}": json.dumps([*m]) for i, m in enumerate(coefficients.scales)},
-        **({"knots": str(coefficients.knots)} if coefficients.knots > 1 else {}),
+        **{
+            name: str(count)
+            for name in ("knots", "output_knots")
+            if (count := getattr(coefficients, name)) > 1
+        },
         **{name: repr(getattr(coefficients, name)) for name in coefficients.factors},
     }
 
