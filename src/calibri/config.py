@@ -72,9 +72,11 @@ class SpaceConfig(_Section):
         knots: points of the sampling trajectory with scales of their own, linear in the timestep
             between them; 1 is the paper's, constant scales.
         output_knots: the same for the output weights; with 2, the scale of the prediction and the
-            guidance change from the first step to the last.
+            guidance change from the first step to the last. None for 2 where it pays (``settled``)
+            and 1 elsewhere.
         guidance: search a factor on the guidance too, on models that embed it (FLUX.1-dev).
-        shift: search a factor on the shift of the scheduler's noise schedule too.
+        shift: search a factor on the shift of the scheduler's noise schedule too; None where it
+            pays.
         start: where the search starts: name of a known guidance (``calibri.presets``), or a
             calibration of the same model, a folder or a repository id, as fine as the search or
             coarser; None for the original model.
@@ -85,10 +87,29 @@ class SpaceConfig(_Section):
     output_weights: bool = True
     members: int = Field(1, ge=1, le=16)
     knots: int = Field(1, ge=1, le=16)
-    output_knots: int = Field(1, ge=1, le=16)
+    output_knots: int | None = Field(None, ge=1, le=16)
     guidance: bool = False
-    shift: bool = False
+    shift: bool | None = None
     start: str | None = None
+
+    def settled(self, *, timesteps_known: bool, shift_known: bool) -> SpaceConfig:
+        """Search what pays under classifier-free guidance, where it was left open.
+
+        There a guidance that changes over the trajectory and the shift of the schedule gain more
+        than all constant scales together (docs/search.md). What comes from elsewhere, a start or an
+        ensemble, stays as it is.
+
+        Args:
+            timesteps_known: whether the model can have knots (``calibri.scaling``).
+            shift_known: whether its scheduler has a shift (``calibri.schedules``).
+        """
+        plain = self.members == self.knots == 1 and self.output_weights and self.start is None
+        found: dict[str, Any] = {}
+        if self.output_knots is None:
+            found["output_knots"] = 2 if plain and timesteps_known else 1
+        if self.shift is None:
+            found["shift"] = plain and shift_known
+        return self.model_copy(update=found)
 
     def build(self, sites: Sequence[Site], guidance_scale: float) -> SearchSpace:
         """Lay out the search over the sites of a pipeline.
@@ -108,9 +129,9 @@ class SpaceConfig(_Section):
             search_output=self.output_weights,
             members=self.members,
             knots=self.knots,
-            output_knots=self.output_knots,
+            output_knots=self.output_knots or 1,
             search_guidance=self.guidance,
-            search_shift=self.shift,
+            search_shift=bool(self.shift),
         )
 
 

@@ -29,7 +29,7 @@ from calibri.procedures import (
     reward_names,
 )
 from calibri.results import Record
-from calibri.search_space import SearchSpace
+from calibri.scaling import knows_timesteps
 from calibri.sites import find_sites
 from calibri.throughput import MACHINES, MEASURED_STEPS, Machine, Speed, machine_here, measure
 
@@ -126,7 +126,7 @@ def plan(
     chosen = _machine(machine, geometry)
     speeds = [measure(config, _measured_flops(flops, guidance))] if measured else []
     speeds = speeds or _speeds(chosen, tflops)
-    size = _space(networks, config, guidance).size
+    paper, size = _sizes_of_searches(networks["transformer"], config, guidance)
     components = _sizes(networks, config)
     nfe = _nfe(config, guidance)
     counted = Counted(config, flops, nfe, 2 if guidance > 1.0 else 1)
@@ -148,7 +148,7 @@ def plan(
         machine=chosen.title if chosen else None,
         machine_gigabytes=chosen.gigabytes if chosen else None,
         procedures=[
-            counted.paper(geometry, size, speeds),
+            counted.paper(geometry, paper, speeds),
             counted.ours(size, speeds),
         ],
         notes=_notes(config, size),
@@ -160,8 +160,15 @@ def _guidance(networks: Mapping[str, nn.Module], config: RunConfig) -> float:
     return max(1.0, float(getattr(config.sampling, family.guidance)))
 
 
-def _space(networks: Mapping[str, nn.Module], config: RunConfig, guidance: float) -> SearchSpace:
-    return config.space.build(find_sites(networks["transformer"]), guidance)
+def _sizes_of_searches(
+    transformer: nn.Module, config: RunConfig, guidance: float
+) -> tuple[int, int]:
+    """Numbers that the paper's procedure and ours search, the scheduler being one with a shift."""
+    known = guidance > 1.0 and knows_timesteps(transformer)
+    ours = config.space.settled(timesteps_known=known, shift_known=known)
+    sites = find_sites(transformer)
+    papers, own = config.space.build(sites, guidance), ours.build(sites, guidance)
+    return papers.size, own.size
 
 
 def _nfe(config: RunConfig, guidance: float) -> int:

@@ -15,7 +15,7 @@ from calibri.compositional import compositional_prompts
 from calibri.config import COMPOSITIONAL, SHIPPED, PromptConfig, RunConfig
 from calibri.errors import ConfigError, PromptError
 from calibri.evaluator import Evaluator, Ledger, OnUnit, ignore
-from calibri.factors import check_factors
+from calibri.factors import lay_out
 from calibri.frames import mean_over_frames
 from calibri.guidance import BranchResolver
 from calibri.in_process import Grouped, InProcess
@@ -100,8 +100,7 @@ class Engine:
         if config.sampling.compile:
             compile_transformers(self.pipe)
         _check_branches(config, self.scaler.networks)
-        self.space: SearchSpace = config.space.build(self.scaler.sites, self.sampler.cfg_scale)
-        check_factors(self.space.factors, self.pipe)
+        self.space: SearchSpace = lay_out(config, self.pipe, self.sampler.cfg_scale)
         self.start: Vector = self._start()
 
     def _start(self) -> Vector:

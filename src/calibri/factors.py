@@ -1,4 +1,4 @@
-"""Factors on the sampling itself, beside the scales of the model."""
+"""What of a pipeline is searched, the factors on the sampling itself among it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,35 @@ from collections.abc import Iterable
 from typing import Any
 
 from calibri.coefficients import Factor
-from calibri.scaling import check_embedded_guidance
-from calibri.schedules import check_shift
-from calibri.sites import networks_of
+from calibri.config import RunConfig
+from calibri.scaling import check_embedded_guidance, knows_timesteps
+from calibri.schedules import check_shift, has_shift
+from calibri.search_space import SearchSpace
+from calibri.sites import networks_of, sites_of
+
+
+def lay_out(config: RunConfig, pipe: Any, guidance_scale: float) -> SearchSpace:
+    """Lay out the search of a run over the sites of its pipeline.
+
+    Args:
+        config: of the run.
+        pipe: its pipeline.
+        guidance_scale: w of classifier-free guidance; at most 1 means none.
+
+    Raises:
+        ConfigError: see ``SearchSpace.build``.
+        UnsupportedModelError: see ``check_factors``.
+    """
+    networks = networks_of(pipe)
+    # The paper's loop searches what the paper does, and factors have no gradient.
+    is_open = guidance_scale > 1.0 and config.search.method == "calibri"
+    settled = config.space.settled(
+        timesteps_known=is_open and all(knows_timesteps(n.transformer) for n in networks),
+        shift_known=is_open and has_shift(pipe),
+    )
+    space = settled.build(sites_of(networks), guidance_scale)
+    check_factors(space.factors, pipe)
+    return space
 
 
 def check_factors(factors: Iterable[Factor], pipe: Any) -> None:

@@ -16,7 +16,7 @@ from calibri.coefficients import (
 )
 from calibri.config import SHIPPED, RunConfig
 from calibri.errors import ConfigError, UnsupportedModelError
-from calibri.factors import check_factors
+from calibri.factors import lay_out
 from calibri.pipelines import load_pipeline
 from calibri.results import Record, SiteRecord
 from calibri.sampling import Sampler
@@ -103,17 +103,16 @@ def inspect(
         for network in networks:  # of one class, so built alike
             discovery.assign(network.transformer)
     found = _inspection(str(name), networks, granularity or config.space.granularity)
-    space = None if loaded is transformer else _space(loaded, networks, config)
+    space = None if loaded is transformer else _space(loaded, config)
     return found.model_copy(update={"discovery": discovery, "space": space})
 
 
-def _space(pipe: Any, networks: Networks, config: RunConfig) -> SpaceRecord | None:
+def _space(pipe: Any, config: RunConfig) -> SpaceRecord | None:
     try:
         guidance_scale = Sampler(pipe, config.sampling).cfg_scale
     except UnsupportedModelError:  # its sites can be looked at all the same
         return None
-    space = config.space.build(sites_of(networks), guidance_scale)
-    check_factors(space.factors, pipe)
+    space = lay_out(config, pipe, guidance_scale)
     return SpaceRecord(
         granularity=space.granularity,
         names=len(space.names),

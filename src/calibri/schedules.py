@@ -18,14 +18,19 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from calibri.errors import UnsupportedModelError
 
 
+def has_shift(pipe: Any) -> bool:
+    """Whether the scheduler of a pipeline has a shift that is known."""
+    return isinstance(getattr(pipe, "scheduler", None), FlowMatchEulerDiscreteScheduler)
+
+
 def check_shift(pipe: Any) -> None:
     """Refuse a pipeline whose scheduler has no shift that is known.
 
     Raises:
         UnsupportedModelError: the scheduler is another than FlowMatchEulerDiscreteScheduler.
     """
-    scheduler = getattr(pipe, "scheduler", None)
-    if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+    if not has_shift(pipe):
+        scheduler = getattr(pipe, "scheduler", None)
         found = "no scheduler" if scheduler is None else f"a {type(scheduler).__name__}"
         raise UnsupportedModelError(
             f"A factor on the shift needs a pipeline with a FlowMatchEulerDiscreteScheduler; "

@@ -7,7 +7,14 @@ they are final.
 
 from calibri.scaling.embedded import check_embedded_guidance
 from calibri.scaling.fold import Fused
-from calibri.scaling.hooks import Layout, LayoutResolver
+from calibri.scaling.hooks import Layout, LayoutResolver, knows_timesteps
 from calibri.scaling.scaler import Scaler
 
-__all__ = ["Fused", "Layout", "LayoutResolver", "Scaler", "check_embedded_guidance"]
+__all__ = [
+    "Fused",
+    "Layout",
+    "LayoutResolver",
+    "Scaler",
+    "check_embedded_guidance",
+    "knows_timesteps",
+]

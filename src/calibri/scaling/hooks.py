@@ -257,6 +257,11 @@ _TIMESTEPS = {
 }
 
 
+def knows_timesteps(transformer: nn.Module) -> bool:
+    """Whether scales of a model can change over the sampling steps."""
+    return type(transformer).__name__ in _TIMESTEPS
+
+
 def timestep_range(transformer: nn.Module) -> float:
     """Tell the largest timestep of a model, which is that of pure noise.
 
@@ -264,7 +269,7 @@ def timestep_range(transformer: nn.Module) -> float:
         UnsupportedModelError: it is not known for this class.
     """
     name = type(transformer).__name__
-    if name not in _TIMESTEPS:
+    if not knows_timesteps(transformer):
         raise UnsupportedModelError(
             f"Scales that change over the sampling steps are not known to work with {name}, only "
             f"with {', '.join(_TIMESTEPS)}. Use one knot."
