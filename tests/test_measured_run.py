@@ -9,6 +9,7 @@ from calibri.config import load_config
 from calibri.engine import Engine
 from calibri.errors import Interrupted
 from calibri.progress import Progress
+from calibri.results import FULL
 from calibri.runner import calibrate, planned_images, resume
 
 VALUES = {
@@ -41,7 +42,7 @@ class Stop(Progress):
 
 
 def test_the_images_announced_are_those_of_what_was_chosen(monkeypatch):
-    chosen = SimpleNamespace(popsize=9, bucket_size=5, num_inference_steps=None)
+    chosen = SimpleNamespace(popsize=9, bucket_size=5, fidelity=FULL)
     monkeypatch.setattr(runner, "measure_first", lambda *_: chosen)
     announced = {}
 
@@ -75,7 +76,7 @@ def test_what_was_measured_is_told_and_used_and_survives_an_interruption(tmp_pat
 
 @pytest.mark.slow
 def test_generations_are_sampled_at_their_own_number_of_steps(tmp_path):
-    values = VALUES | {"search.probe": False, "search.num_inference_steps": 1}
+    values = VALUES | {"search.probe": False, "search.fidelity.num_inference_steps": 1}
     steps = []
 
     class Watch(Progress):

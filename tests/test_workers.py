@@ -19,6 +19,7 @@ from calibri.engine import Engine, PromptSets
 from calibri.errors import ConfigError, RewardError, RunError
 from calibri.evaluator import Ledger, MemoryRecords
 from calibri.prompts import make_prompts
+from calibri.results import Fidelity
 from calibri.run import Journal
 from calibri.runner import calibrate
 from calibri.sampling import Noise
@@ -64,10 +65,14 @@ def candidates(engine):
     ]
 
 
+def at(steps, **fidelity):
+    return Fidelity(num_inference_steps=steps, **fidelity)
+
+
 def units_of(candidates, steps=2):
     rows = [(c, noise) for c in range(len(candidates)) for noise in NOISES]
     names = ("shapes", "diversity", "features")
-    return list(enumerate(make_unit(candidates, part, names, steps) for part in cut(rows, 2)))
+    return list(enumerate(make_unit(candidates, part, names, at(steps)) for part in cut(rows, 2)))
 
 
 def measures(engine, names=("shapes", "diversity", "features")):
@@ -93,15 +98,15 @@ def test_a_unit_is_read_back_with_every_bit(candidates):
 
 def test_the_digest_depends_on_everything_but_the_order_of_measures(candidates):
     rows = [(0, NOISES[0]), (1, NOISES[1])]
-    unit = make_unit(candidates, rows, ("a", "b"), 2)
+    unit = make_unit(candidates, rows, ("a", "b"), at(2))
     others = [
-        make_unit(candidates[1:], rows, ("a", "b"), 2),
-        make_unit(candidates, rows[:1], ("a", "b"), 2),
-        make_unit(candidates, [(0, NOISES[0]), (1, NOISES[2])], ("a", "b"), 2),
-        make_unit(candidates, rows, ("a",), 2),
-        make_unit(candidates, rows, ("a", "b"), 3),
+        make_unit(candidates[1:], rows, ("a", "b"), at(2)),
+        make_unit(candidates, rows[:1], ("a", "b"), at(2)),
+        make_unit(candidates, [(0, NOISES[0]), (1, NOISES[2])], ("a", "b"), at(2)),
+        make_unit(candidates, rows, ("a",), at(2)),
+        make_unit(candidates, rows, ("a", "b"), at(3)),
     ]
-    assert make_unit(candidates, rows, ("b", "a"), 2).digest == unit.digest
+    assert make_unit(candidates, rows, ("b", "a"), at(2)).digest == unit.digest
     assert unit.digest not in {other.digest for other in others}
 
 
@@ -375,16 +380,16 @@ class Full:
         self.sampler, self.most, self.sizes = sampler, most, []
         self.config, self.prepare = sampler.config, sampler.prepare
 
-    def sample(self, noises, steps, shift):
+    def sample(self, noises, fidelity, shift):
         if len(noises) > self.most:
             raise torch.OutOfMemoryError("full")
         self.sizes.append(len(noises))
-        return self.sampler.sample(noises, steps, shift)
+        return self.sampler.sample(noises, fidelity, shift)
 
 
 def test_a_unit_that_does_not_fit_is_halved_and_the_size_remembered(engine, candidates):
     rows = [(c, noise) for c in range(4) for noise in NOISES[:2]]
-    units = [(i, make_unit(candidates, rows, ("shapes",), 2)) for i in range(2)]
+    units = [(i, make_unit(candidates, rows, ("shapes",), at(2))) for i in range(2)]
     expected = dict(engine.in_process().run(units, measures(engine, ["shapes"])))
     backend = engine.in_process()
     backend._sampler = Full(engine.sampler, 3)
@@ -410,7 +415,7 @@ def test_images_to_look_at_that_do_not_fit_are_sampled_in_smaller_batches(
 def test_an_image_that_does_not_fit_ends_the_run_in_words(engine, candidates):
     backend = engine.in_process()
     backend._sampler = Full(engine.sampler, 0)
-    unit = make_unit(candidates, [(0, NOISES[0]), (1, NOISES[0])], ("shapes",), 2)
+    unit = make_unit(candidates, [(0, NOISES[0]), (1, NOISES[0])], ("shapes",), at(2))
     with pytest.raises(RunError, match="One image alone"):
         dict(backend.run([(0, unit)], measures(engine, ["shapes"])))
 
