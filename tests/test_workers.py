@@ -89,8 +89,13 @@ class Watched:
         pass
 
 
+CHEAPER = ("height", "width", "max_sequence_length", "cache_interval")
+
+
 def test_a_unit_is_read_back_with_every_bit(candidates):
-    for _, unit in units_of(candidates):
+    cheap = at(3, **dict(zip(CHEAPER, (16, 24, 8, 2), strict=True)))
+    units = [*units_of(candidates), (0, make_unit(candidates, [(0, NOISES[0])], ("a",), cheap))]
+    for _, unit in units:
         again = Unit.from_json(json.loads(json.dumps(unit.to_json())))
         assert again == unit
         assert again.digest == unit.digest
@@ -105,6 +110,7 @@ def test_the_digest_depends_on_everything_but_the_order_of_measures(candidates):
         make_unit(candidates, [(0, NOISES[0]), (1, NOISES[2])], ("a", "b"), at(2)),
         make_unit(candidates, rows, ("a",), at(2)),
         make_unit(candidates, rows, ("a", "b"), at(3)),
+        *[make_unit(candidates, rows, ("a", "b"), at(2, **{name: 2})) for name in CHEAPER],
     ]
     assert make_unit(candidates, rows, ("b", "a"), at(2)).digest == unit.digest
     assert unit.digest not in {other.digest for other in others}
@@ -112,8 +118,13 @@ def test_the_digest_depends_on_everything_but_the_order_of_measures(candidates):
 
 @pytest.mark.slow
 def test_processes_give_the_scores_of_one(engine, candidates, pool):
-    units = units_of(candidates)
+    plain = units_of(candidates)
+    rows = plain[0][1].rows
+    cached = make_unit(candidates, rows, plain[0][1].measures, at(4, cache_interval=2))
+    # A worker that was told of a cache has forgotten it with the next unit.
+    units = [(-1, cached), *plain, (len(plain), cached)]
     alone = dict(engine.in_process().run(units, measures(engine)))
+    assert {i: alone[i] for i, _ in plain} == dict(engine.in_process().run(plain, measures(engine)))
     assert dict(pool.run(units, measures(engine))) == alone
     pool._here = Watched()
     assert dict(pool.run(units, measures(engine))) == alone

@@ -6,8 +6,6 @@ on whether a run was interrupted.
 
 from __future__ import annotations
 
-import math
-
 from calibri.caching import check_cache
 from calibri.embeddings import call_arguments
 from calibri.engine import Engine
@@ -57,14 +55,13 @@ def _caches(engine: Engine) -> list[Fidelity]:
         check_cache(networks_of(engine.pipe))
     except CalibriError:
         return []
-    full, found = engine.sampler.full, []
-    fewest = _evaluations(full)
+    steps = fewest = engine.config.sampling.num_inference_steps
+    found = []
     for interval in _INTERVALS:
         fidelity = Fidelity(cache_interval=interval)
-        evaluations = _evaluations(full.updated(fidelity))
-        if 1 < evaluations < fewest:
+        if 1 < fidelity.evaluations(steps) < fewest:
             found.append(fidelity)
-            fewest = evaluations
+            fewest = fidelity.evaluations(steps)
     return found
 
 
@@ -116,7 +113,8 @@ def full_size(engine: Engine) -> tuple[int, int] | None:
 
 def _latent(engine: Engine) -> int:
     """Pixels that one latent is wide."""
-    return int(getattr(engine.pipe, "vae_scale_factor", _LATENT))
+    names = ("vae_scale_factor", "vae_scale_factor_spatial")
+    return next((int(getattr(engine.pipe, n)) for n in names if hasattr(engine.pipe, n)), _LATENT)
 
 
 def text_tokens(engine: Engine, fidelity: Fidelity) -> int | None:
@@ -139,16 +137,10 @@ def relative_cost(engine: Engine, fidelity: Fidelity) -> float:
     Evaluations of the transformer times the tokens that it sees; attention grows faster than its
     tokens, which is left out.
     """
-    full = engine.sampler.full
-    chosen = full.updated(fidelity)
-    share = _evaluations(chosen) / _evaluations(full)
-    before, after = _tokens(engine, full), _tokens(engine, chosen)
+    steps = engine.config.sampling.num_inference_steps
+    share = fidelity.evaluations(steps) / steps
+    before, after = _tokens(engine, FULL), _tokens(engine, fidelity)
     return share * after / before if before and after else share
-
-
-def _evaluations(fidelity: Fidelity) -> int:
-    assert fidelity.num_inference_steps is not None
-    return math.ceil(fidelity.num_inference_steps / (fidelity.cache_interval or 1))
 
 
 def _tokens(engine: Engine, fidelity: Fidelity) -> float | None:

@@ -5,6 +5,8 @@ Everything here is plain data that survives a round trip through JSON. No torch.
 
 from __future__ import annotations
 
+import math
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -164,6 +166,11 @@ class Fidelity(Record):
     def updated(self, other: Fidelity) -> Fidelity:
         """Change what another one says."""
         return self.model_copy(update=other.model_dump(exclude_none=True))
+
+    def evaluations(self, num_inference_steps: int) -> int:
+        """Steps at which the transformer runs, of so many unless this says others."""
+        steps = self.num_inference_steps or num_inference_steps
+        return math.ceil(steps / (self.cache_interval or 1))
 
     @property
     def label(self) -> str:
