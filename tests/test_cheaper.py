@@ -98,6 +98,8 @@ def test_a_size_is_the_pipelines_own_unless_configured_and_no_smaller_than_rewar
     assert full_size(around("Wan")) == (480, 832)
     wide = around("Flux", height=320, width=640)
     assert [Fidelity(height=240, width=480)] in cheaper_fidelities(wide)
+    binned = around("PixArtSigma", height=1024, width=1024)
+    assert not any(kind[0].height for kind in cheaper_fidelities(binned))
     tiny = around("Flux", height=288, width=288)
     assert not any(kind[0].height for kind in cheaper_fidelities(tiny))
 

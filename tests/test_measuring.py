@@ -131,7 +131,7 @@ def test_steps_that_rank_alike_are_accepted_and_the_cheapest_wins(engine):
     assert [result.cost for result in found.fidelities] == [0.75, 0.5]
     assert [result.label for result in found.fidelities] == ["3 steps", "2 steps"]
     assert found.fidelity == Fidelity(num_inference_steps=2)
-    assert found.reasons[-1].startswith("The generations are sampled at 2 steps;")
+    assert found.reasons[-1].startswith("The generations are sampled at 2 steps; at full")
     assert found.reliability == pytest.approx(1.0)
     assert found.components.residual == pytest.approx(0.0, abs=1e-9)
     true = np.var(effect(evaluator_candidates(engine)), ddof=1)
@@ -210,7 +210,7 @@ def test_the_first_refused_number_of_steps_ends_the_trials(engine):
     assert "tau" in found.fidelities[0].refused
     assert found.fidelities[0].tau.mean == pytest.approx(-1.0)
     assert found.fidelity == FULL
-    assert found.reasons[-1].startswith("The generations are sampled at full fidelity")
+    assert found.reasons[-1].startswith("The generations are sampled at full fidelity, like")
     assert found.images == 2 * 5 * 6
 
 

@@ -6,6 +6,10 @@ on whether a run was interrupted.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from torch import Tensor
+
 from calibri.caching import check_cache
 from calibri.embeddings import call_arguments
 from calibri.engine import Engine
@@ -14,6 +18,7 @@ from calibri.offload import REWARDS
 from calibri.prompts import Prompt
 from calibri.results import FULL, Fidelity
 from calibri.rewards.reward import is_out_of_memory
+from calibri.sampling import Noise
 from calibri.sites import networks_of
 
 # Fewer steps and smaller sides as shares of the full ones, the cheapest last.
@@ -67,7 +72,8 @@ def _caches(engine: Engine) -> list[Fidelity]:
 
 def _sizes(engine: Engine) -> list[Fidelity]:
     size = full_size(engine)
-    if size is None:
+    # Pipelines that bin sizes sample at one of their own, and only shrink what comes of it.
+    if size is None or "use_resolution_binning" in call_arguments(engine.pipe):
         return []
     multiple = 2 * _latent(engine)
     sides = [[int(share * side) // multiple * multiple for side in size] for share in _SHARES]
@@ -205,21 +211,24 @@ def _takes(engine: Engine, name: str) -> bool:
 
 
 def try_out(engine: Engine, fidelity: Fidelity) -> None:
-    """Sample the images of one prompt at two steps, and score them.
+    """Sample images of another size or text at two steps, for one prompt, and score another size.
+
+    Fewer steps and a cache are nothing that a pipeline could refuse; they are not tried.
 
     Raises:
         ConfigError: the pipeline or a reward refuses them.
     """
+    resized = (fidelity.height, fidelity.width) != (None, None)
+    if not resized and fidelity.max_sequence_length is None:
+        return
     steps = min(2, engine.config.sampling.num_inference_steps)
     count = engine.config.search.images_per_prompt
     noises = engine.noises("trial", 0, [_longest(engine)], count)
     start = engine.space.coefficients(engine.space.start)
     try:
         images = engine.sample(start, noises, fidelity.updated(Fidelity(num_inference_steps=steps)))
-        if engine.residence is not None:
-            engine.residence.use(REWARDS)
-        for measure in engine.measures(held_out=False).values():
-            measure(images, [noise.prompt.text for noise in noises])
+        if resized:
+            _score(engine, images, noises)
     except RunError:  # memory, which says what to do itself
         raise
     except (CalibriError, *_REFUSALS) as error:
@@ -229,3 +238,10 @@ def try_out(engine: Engine, fidelity: Fidelity) -> None:
             f"Images at {fidelity.label} cannot be sampled and scored: {str(error).strip()} Choose "
             "another search.fidelity, or leave it out."
         ) from error
+
+
+def _score(engine: Engine, images: Tensor, noises: Sequence[Noise]) -> None:
+    if engine.residence is not None:
+        engine.residence.use(REWARDS)
+    for measure in engine.measures(held_out=False).values():
+        measure(images, [noise.prompt.text for noise in noises])

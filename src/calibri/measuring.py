@@ -150,7 +150,7 @@ def measure_first(
     """
     before = evaluator.images
     progress.phase(PHASE, design.images)
-    measurement = _Measurement(engine, evaluator, design)
+    measurement = Measurement(engine, evaluator, design)
     full = measurement.table(FULL)
     whole = _complete(full)
     components = variance_components(whole[1:])  # of the candidates; row 0 is the original model
@@ -191,8 +191,13 @@ def search_update(config: SearchConfig, found: FirstMeasurement) -> SearchConfig
     return config.model_copy(update=chosen)
 
 
-class _Measurement:
+class Measurement:
     """Tables of scores of one design.
+
+    Args:
+        engine: the model, its rewards and its prompts.
+        evaluator: keeps the scores.
+        design: what to sample.
 
     Attributes:
         unusable: why fidelities were not tried.
@@ -231,12 +236,11 @@ class _Measurement:
 
     def fidelities(self, full: Scores, components: VarianceComponents) -> list[FidelityResult]:
         """Try cheaper fidelities of each kind in turn, and last the best of each together."""
-        spread = math.sqrt(max(0.0, components.candidate))
-        singles = (self._fidelity(single, full, spread) for single in self._singles())
+        singles = (self.fidelity(single, full, components) for single in self._singles())
         found = list(itertools.islice(singles, self._design.trials))
         together = _together([result.fidelity for result in found if not result.refused])
         if together is not None and len(found) < self._design.trials:
-            found.append(self._fidelity(together, full, spread))
+            found.append(self.fidelity(together, full, components))
         return found
 
     def _singles(self) -> Iterator[Fidelity]:
@@ -254,18 +258,26 @@ class _Measurement:
     def _usable(self, fidelity: Fidelity) -> bool:
         """Say whether the pipeline and the rewards take images of another size or text."""
         try:
-            if (fidelity.height, fidelity.max_sequence_length) != (None, None):
-                try_out(self._engine, fidelity)
+            try_out(self._engine, fidelity)
         except ConfigError as error:
             self.unusable.append(f"{fidelity.label} was not tried: {error}")
             return False
         return True
 
-    def _fidelity(self, fidelity: Fidelity, full: Scores, spread: float) -> FidelityResult:
+    def fidelity(
+        self, fidelity: Fidelity, full: Scores, components: VarianceComponents
+    ) -> FidelityResult:
+        """Try one fidelity.
+
+        Args:
+            fidelity: cheaper than the full one.
+            full: scores at full fidelity, as ``table`` gives them.
+            components: of these.
+        """
         cheap, full = _paired(self.table(fidelity), full)
         tau = rank_correlation(cheap[1:], full[1:], self._seed)
         bias = bias_slope(cheap, full, self._distances(), self._seed)
-        refused = refusal(tau, bias, spread)
+        refused = refusal(tau, bias, math.sqrt(max(0.0, components.candidate)))
         self._last = FidelityResult(
             fidelity=fidelity,
             label=fidelity.label,
@@ -364,4 +376,6 @@ def _verdict(result: FidelityResult) -> str:
 
 
 def _choice(found: FirstMeasurement) -> str:
-    return f"The generations are sampled at {found.fidelity.label}; all figures at full fidelity."
+    rest = ", like" if found.fidelity == FULL else "; at full fidelity are"
+    what = f"The generations are sampled at {found.fidelity.label}"
+    return f"{what}{rest} checkpoints and final figures."

@@ -180,7 +180,7 @@ class Fidelity(Record):
             "height {}": self.height,
             "width {}": self.width,
             "{} text tokens": self.max_sequence_length,
-            "a cache of interval {}": self.cache_interval,
+            "cache interval {}": self.cache_interval,
         }
         said = [text.format(value) for text, value in parts.items() if value is not None]
         return ", ".join(said) or "full fidelity"
