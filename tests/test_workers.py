@@ -389,7 +389,7 @@ class Full:
 
     def __init__(self, sampler, most):
         self.sampler, self.most, self.sizes = sampler, most, []
-        self.config, self.prepare = sampler.config, sampler.prepare
+        self.config, self.full, self.prepare = sampler.config, sampler.full, sampler.prepare
 
     def sample(self, noises, fidelity, shift):
         if len(noises) > self.most:
