@@ -47,9 +47,8 @@ def _search(
     """Run a whole search and time it."""
     sampling = engine.config.sampling
     started = time.perf_counter()
-    evaluator = Evaluator(
-        backend, sampling.batch_size, sampling.num_inference_steps, Ledger(records)
-    )
+    full = engine.sampler.full
+    evaluator = Evaluator(backend, sampling.batch_size, full, Ledger(records))
     vector, _ = Optimiser(engine, evaluator, Progress()).run()
     return vector, time.perf_counter() - started
 

@@ -183,9 +183,8 @@ def encoder_calls(pair: Pair) -> tuple[list[Row], dict[str, Any]]:
     sampling = pair.engine.config.sampling
 
     def first_generation() -> list[int]:
-        evaluator = Evaluator(
-            backend, sampling.batch_size, sampling.num_inference_steps, Ledger(MemoryRecords())
-        )
+        full = pair.engine.sampler.full
+        evaluator = Evaluator(backend, sampling.batch_size, full, Ledger(MemoryRecords()))
         with counted(pair.engine.pipe.text_encoder) as calls:
             Stepwise(pair.engine, evaluator, Progress()).step()
         return calls

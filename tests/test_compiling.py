@@ -9,6 +9,7 @@ from calibri.errors import ConfigError
 from calibri.guidance import BranchResolver
 from calibri.pipelines import compile_transformers, load_pipeline, networks_of
 from calibri.prompts import make_prompts
+from calibri.results import Fidelity
 from calibri.sampling import Noise, Sampler
 from calibri.scaling import Scaler
 
@@ -56,6 +57,21 @@ def test_candidates_compile_nothing_again_and_images_stay(counter, scale, branch
         compiled.append(counter.frame_count - once)
     assert compiled[0] > 0
     assert set(compiled) == {compiled[0]}
+
+
+@pytest.mark.slow
+def test_a_cache_over_steps_compiles_nothing_again(counter):
+    """It is seen from outside of the blocks alone, in which is what was compiled."""
+    plain, ours = hooked(1.0), hooked(1.0)
+    compile_transformers(ours[0].pipe, backend=counter)
+    whole = Fidelity(num_inference_steps=4)
+    cached = whole.updated(Fidelity(cache_interval=2))
+    compiled = set()
+    for fidelity in (whole, cached, whole, cached):
+        images = [sampler.sample(NOISES, fidelity).int() for sampler, _ in (plain, ours)]
+        assert (images[0] - images[1]).abs().max() <= 1
+        compiled.add(counter.frame_count)
+    assert len(compiled) == 1
 
 
 def test_a_platform_without_a_compiler_is_told_what_to_do():

@@ -9,9 +9,10 @@ import torch
 
 from calibri.config import SamplingConfig
 from calibri.embeddings import call_arguments, needs_texts
-from calibri.encoding import Memory, TextsEncoder
+from calibri.encoding import Memory, TextsEncoder, make_encoder
 from calibri.errors import UnsupportedModelError
 from calibri.guidance import BranchResolver
+from calibri.joining import alike
 from calibri.prompts import make_prompts
 from calibri.sampling import Noise, Sampler
 from calibri.scaling import Scaler
@@ -295,3 +296,28 @@ def test_a_pipeline_without_a_prompt_is_refused():
 
     with pytest.raises(UnsupportedModelError, match="LabelPipeline is not called with a prompt"):
         Sampler(LabelPipeline(), SamplingConfig())
+
+
+LENGTHS = [("Flux", 512), ("PixArtSigma", 300), ("Sana", 300), ("StableDiffusion3", 256)]
+
+
+@pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
+@pytest.mark.parametrize(("name", "length"), LENGTHS)
+def test_prompts_are_encoded_at_the_length_asked_for_and_kept_apart(name, length):
+    rig = next(rig for rig in RIGS if rig.id == name)
+    encoder = make_encoder(rig.build(), None)
+    assert encoder.max_sequence_length == length
+    whole = encoder.arguments(PROMPTS)
+    short = encoder.arguments(PROMPTS, 6)
+    assert encoder.tokens(PROMPTS[0]) - encoder.tokens(PROMPTS[0], 6) == length - 6
+    assert not all(alike(whole[key], short[key]) for key in whole if "embeds" in key)
+    again = encoder.arguments(PROMPTS)
+    assert all(alike(whole[key], again[key]) for key in whole if "embeds" in key)
+
+
+def test_a_pipeline_that_takes_texts_is_told_the_length():
+    pipe = HUNYUAN.build(vae=Decoder())
+    encoder = make_encoder(pipe, None)
+    assert "max_sequence_length" not in encoder.arguments(PROMPTS)
+    assert encoder.arguments(PROMPTS, 4)["max_sequence_length"] == 4
+    assert encoder.max_sequence_length is None  # its call takes none

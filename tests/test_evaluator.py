@@ -8,11 +8,13 @@ from calibri.evaluator import Evaluator, Ledger, MemoryRecords
 from calibri.in_process import InProcess
 from calibri.pipelines import load_pipeline
 from calibri.prompts import make_prompts
+from calibri.results import Fidelity
 from calibri.run import Journal
 from calibri.sampling import Noise, Sampler
 from calibri.scaling import Scaler
 from calibri.search_space import SearchSpace
 
+FULL = Fidelity(num_inference_steps=2)
 NOISES = [
     Noise(prompt, 5 + i)
     for i, prompt in enumerate(make_prompts(["a red circle", "a blue square", "a green cross"]))
@@ -41,7 +43,7 @@ def make(setup, records, batch_size=64, on_unit=lambda images, new: None):
     pipe, scaler, _ = setup
     config = SamplingConfig(num_inference_steps=2, batch_size=batch_size)
     backend = InProcess(Sampler(pipe, config), scaler, "retry")
-    return Evaluator(backend, batch_size, 2, Ledger(records), on_unit)
+    return Evaluator(backend, batch_size, FULL, Ledger(records), on_unit)
 
 
 def score(evaluator, candidates, measures=None, noises=NOISES):

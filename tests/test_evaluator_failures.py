@@ -11,6 +11,7 @@ from calibri.evaluator import Evaluator, Ledger, MemoryRecords, complete
 from calibri.in_process import Grouped, InProcess
 from calibri.pipelines import load_pipeline
 from calibri.prompts import make_prompts
+from calibri.results import Fidelity
 from calibri.rewards import BatchedReward, RewardInfo
 from calibri.run import Journal
 from calibri.runner import calibrate
@@ -36,7 +37,12 @@ def evaluator(setup, policy, records=None, batch_size=64):
     pipe, scaler, _ = setup
     config = SamplingConfig(num_inference_steps=2, batch_size=batch_size)
     ledger = Ledger(MemoryRecords() if records is None else records)
-    return Evaluator(InProcess(Sampler(pipe, config), scaler, policy), batch_size, 2, ledger)
+    return Evaluator(
+        InProcess(Sampler(pipe, config), scaler, policy),
+        batch_size,
+        Fidelity(num_inference_steps=2),
+        ledger,
+    )
 
 
 def brightness(images, prompts):

@@ -15,6 +15,7 @@ from calibri.errors import CalibrationError, FuseError, GuidanceError, Unsupport
 from calibri.in_process import InProcess
 from calibri.pipelines import load_pipeline
 from calibri.prompts import make_prompts
+from calibri.results import Fidelity
 from calibri.sampling import Noise, Sampler
 from calibri.scaling import Scaler
 from calibri.search_space import SearchSpace
@@ -24,6 +25,7 @@ from tests.test_ensemble import flux_pipeline
 from tests.tiny import flux_inputs, forward, tiny_flux, tiny_sd3
 
 FLUX = tiny_flux()
+TWO = Fidelity(num_inference_steps=2)
 
 
 def ones(scaler, rows=1):
@@ -186,12 +188,12 @@ def test_candidates_of_several_shifts_in_one_unit_are_each_sampled_at_their_own(
     candidates = [made(pipe.transformer, shift=shift).coefficients for shift in shifts]
     noises = [Noise(prompt, 3) for prompt in make_prompts(["a red circle", "a blue square"])]
     rows = [(c, noise) for c in range(4) for noise in noises]
-    unit = make_unit(candidates, rows, ("mean",), 2)
+    unit = make_unit(candidates, rows, ("mean",), TWO)
     ((_, scored),) = backend.run([(0, unit)], {"mean": mean})
     found = decode(scored["mean"]).reshape(4, 2)
     scaler.remove()
     assert found[1].tolist() == found[2].tolist()
-    stock = {shift: mean(sampler.sample(noises, 2, shift), []) for shift in set(shifts)}
+    stock = {shift: mean(sampler.sample(noises, TWO, shift), []) for shift in set(shifts)}
     for row, shift in zip(found, shifts, strict=True):
         assert row.tolist() == stock[shift].tolist()
     assert len({tuple(row) for row in found.tolist()}) == 3

@@ -14,6 +14,7 @@ from calibri.flops import build, count_parameters, find_geometry, image_flops, i
 from calibri.geometries import GEOMETRIES, Component
 from calibri.pipelines import load_pipeline
 from calibri.prompts import make_prompts
+from calibri.results import Fidelity
 from calibri.sampling import Noise, Sampler
 from calibri.shapes import PIPELINE_PATH
 
@@ -52,12 +53,12 @@ def test_a_count_from_configuration_files_is_that_of_sampling():
     flops, _, _ = counted("shapes")
     sampler = Sampler(load_pipeline("shapes", device="cpu"), SamplingConfig())
     noises = [Noise(prompt, 1) for prompt in make_prompts(["a red circle", "a blue square"])]
-    sampler.sample(noises, 1)  # encodes the prompts
+    sampler.sample(noises, Fidelity(num_inference_steps=1))  # encodes the prompts
     totals = []
     for steps in (1, 4):
         # The counter does not know the fused attention of a CPU.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            sampler.sample(noises, steps)
+            sampler.sample(noises, Fidelity(num_inference_steps=steps))
         totals.append(counter.get_total_flops())
     assert totals[1] - totals[0] == 2 * 3 * flops.forward
     assert totals[0] == 2 * (flops.forward + flops.decode)

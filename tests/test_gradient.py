@@ -312,7 +312,7 @@ def test_frames_of_a_video_are_scored_as_images(monkeypatch):
         ({"space.members": 2}, None, "start without weight"),
         ({"rewards.offload": True}, None, "on the device together"),
         ({"space.shift": True}, None, "The shift of the sampling"),
-        ({"search.num_inference_steps": 2}, None, "through all"),
+        ({"search.fidelity.num_inference_steps": 2}, None, "as in sampling; .* 2 steps"),
         ({}, 4, "last 4 steps .* there are 3 steps"),
         ({}, 0, "last 0 steps"),
     ],

@@ -9,6 +9,8 @@ from calibri.config import load_config
 from calibri.engine import Engine
 from calibri.errors import Interrupted
 from calibri.progress import Progress
+from calibri.results import FULL
+from calibri.run import Journal
 from calibri.runner import calibrate, planned_images, resume
 
 VALUES = {
@@ -41,7 +43,7 @@ class Stop(Progress):
 
 
 def test_the_images_announced_are_those_of_what_was_chosen(monkeypatch):
-    chosen = SimpleNamespace(popsize=9, bucket_size=5, num_inference_steps=None)
+    chosen = SimpleNamespace(popsize=9, bucket_size=5, fidelity=FULL)
     monkeypatch.setattr(runner, "measure_first", lambda *_: chosen)
     announced = {}
 
@@ -73,21 +75,27 @@ def test_what_was_measured_is_told_and_used_and_survives_an_interruption(tmp_pat
     assert again.search.coefficients == whole.search.coefficients
 
 
+def units(path, phase):
+    """Scores of a phase of a run, in the order of its journal."""
+    with Journal.open(path / "journal.jsonl") as journal:
+        return [r["scores"] for r in journal.records if r.get("phase") == phase]
+
+
 @pytest.mark.slow
-def test_generations_are_sampled_at_their_own_number_of_steps(tmp_path):
-    values = VALUES | {"search.probe": False, "search.num_inference_steps": 1}
-    steps = []
-
-    class Watch(Progress):
-        def generation(self, generation):
-            steps.append(generation.baseline)
-
-    summary = calibrate(load_config(values=values), name="one", runs=tmp_path, progress=Watch())
-    full = calibrate(
-        load_config(values=VALUES | {"search.probe": False}), name="two", runs=tmp_path
-    )
-    assert steps[0] != full.search.generations[0].baseline
-    original = summary.evaluation.setting(calibrated=False, num_inference_steps=2)
-    assert (
-        original.scores == full.evaluation.setting(calibrated=False, num_inference_steps=2).scores
-    )
+@pytest.mark.parametrize("fidelity", [{"num_inference_steps": 1}, {"cache_interval": 2}])
+def test_only_generations_are_sampled_at_a_configured_fidelity(tmp_path, fidelity):
+    """Checkpoints and final figures of the original are those of a run without it, bit for bit."""
+    common = VALUES | {"search.probe": False, "sampling.num_inference_steps": 4}
+    found = {}
+    for name, chosen in (("cheap", fidelity), ("full", {})):
+        config = load_config(values=common | {"search.fidelity": chosen})
+        found[name] = calibrate(config, name=name, runs=tmp_path)
+    cheap, full = (found[name].search.generations[0].baseline for name in ("cheap", "full"))
+    assert cheap != full
+    first = {name: units(tmp_path / name, "validation")[0] for name in found}
+    assert first["cheap"] == first["full"]
+    settings = [
+        found[name].evaluation.setting(calibrated=False, num_inference_steps=4).scores
+        for name in found
+    ]
+    assert settings[0] == settings[1]

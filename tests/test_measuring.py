@@ -17,9 +17,14 @@ from calibri.measuring import (
 )
 from calibri.procedures import WORTHWHILE_IMAGES
 from calibri.progress import Progress
-from calibri.results import FirstMeasurement
+from calibri.results import FULL, Fidelity, FirstMeasurement
 
-DESIGN = Design(candidates=4, prompts=3, seeds=2, steps=(3, 2))
+
+def steps_of(*counts):
+    return tuple(Fidelity(num_inference_steps=count) for count in counts)
+
+
+DESIGN = Design(candidates=4, prompts=3, seeds=2, fidelities=(steps_of(3, 2),), trials=2)
 
 
 def configured(**values):
@@ -48,12 +53,13 @@ class TableEvaluator:
     def __init__(self, score):
         self.images = 0
         self._score = score
-        self.steps = []
+        self.asked = []
 
-    def score(self, phase, step, candidates, noises, measures, num_inference_steps=None):
+    def score(self, phase, step, candidates, noises, measures, fidelity=FULL):
         self.images += len(candidates) * len(noises)
-        self.steps.append(num_inference_steps)
-        return {"shapes": self._score(candidates, noises, num_inference_steps)}
+        assert step == len(self.asked)
+        self.asked.append(fidelity)
+        return {"shapes": self._score(candidates, noises, fidelity)}
 
 
 @pytest.fixture(scope="module")
@@ -71,82 +77,149 @@ def hardness(noises):
 
 def test_small_runs_are_not_measured_unless_asked_for():
     config = configured()
-    assert choose_design(config, WORTHWHILE_IMAGES - 1, 500) is None
-    assert choose_design(config, WORTHWHILE_IMAGES, 500) is not None
-    assert choose_design(configured(search__probe=True), 100, 500) is not None
-    assert choose_design(configured(search__probe=False), 10**6, 500) is None
-    assert choose_design(configured(search__method="reference"), 10**6, 500) is None
-    assert choose_design(configured(search__probe=True), 10**6, 7) is None
+    assert design(config, WORTHWHILE_IMAGES - 1) is None
+    assert design(config, WORTHWHILE_IMAGES) is not None
+    assert design(configured(search__probe=True), 100) is not None
+    assert design(configured(search__probe=False), 10**6) is None
+    assert design(configured(search__method="reference"), 10**6) is None
+    assert design(configured(search__probe=True), 10**6, 7) is None
+
+
+KINDS = [steps_of(3, 2), (Fidelity(cache_interval=2), Fidelity(cache_interval=3))]
+
+
+def design(config, planned, prompts=500, kinds=KINDS):
+    return choose_design(config, planned, prompts, kinds)
 
 
 @pytest.mark.parametrize("planned", [20_000, 33_333, 60_000, 10**6])
 def test_measuring_takes_at_most_a_twentieth_of_a_run(planned):
-    config = configured(sampling__num_inference_steps=8)
-    design = choose_design(config, planned, 500)
-    assert design.images <= SHARE * planned
-    assert design.steps == (6, 4)
-    assert 12 <= design.candidates <= 20
-    assert 12 <= design.prompts <= 32
+    found = design(configured(), planned)
+    assert found.images <= SHARE * planned
+    assert 12 <= found.candidates <= 20
+    assert 12 <= found.prompts <= 32
+    assert 2 <= found.trials <= 5
+    assert found.images == (found.candidates + 1) * found.prompts * 2 * (1 + found.trials)
+
+
+def test_what_is_left_of_the_budget_is_for_more_fidelities():
+    assert design(configured(), 10**6).trials == 5  # four, and two of them together
+    assert design(configured(), 10**6, kinds=KINDS[:1]).trials == 2
+    assert design(configured(), 10**6, kinds=[]).trials == 0
+    at_least = (20 + 1) * 32 * 2 * 3 / SHARE
+    assert design(configured(), at_least).trials == 2
+    assert design(configured(), at_least * 4 / 3).trials == 3
+    assert design(configured(search__probe=True), 100).trials == 2
 
 
 def test_large_runs_are_measured_on_twenty_candidates_and_thirty_two_prompts():
-    design = choose_design(configured(), 10**6, 500)
-    assert (design.candidates, design.prompts, design.seeds) == (20, 32, 2)
-    assert choose_design(configured(), 10**6, 20).prompts == 20
+    found = design(configured(), 10**6)
+    assert (found.candidates, found.prompts, found.seeds) == (20, 32, 2)
+    assert design(configured(), 10**6, 20).prompts == 20
     constrained = configured(search__images_per_prompt=4)
-    assert choose_design(constrained, 10**7, 500).seeds == 4
-
-
-def test_one_step_cannot_become_fewer():
-    config = configured(sampling__num_inference_steps=1, search__probe=True)
-    assert choose_design(config, 10**6, 500).steps == ()
+    assert design(constrained, 10**7).seeds == 4
 
 
 def test_steps_that_rank_alike_are_accepted_and_the_cheapest_wins(engine):
-    def score(candidates, noises, steps):
-        return effect(candidates) + hardness(noises) + 0.1 * steps
+    def score(candidates, noises, fidelity):
+        return effect(candidates) + hardness(noises) + 0.1 * (fidelity.num_inference_steps or 4)
 
     evaluator = TableEvaluator(score)
     found = measure_first(engine, evaluator, Progress(), DESIGN)
-    assert evaluator.steps == [4, 3, 2]
+    assert evaluator.asked == [FULL, *steps_of(3, 2)]
     assert [result.refused for result in found.fidelities] == ["", ""]
-    assert found.num_inference_steps == 2
+    assert [result.cost for result in found.fidelities] == [0.75, 0.5]
+    assert [result.label for result in found.fidelities] == ["3 steps", "2 steps"]
+    assert found.fidelity == Fidelity(num_inference_steps=2)
+    assert found.reasons[-1].startswith("The generations are sampled at 2 steps; at full")
     assert found.reliability == pytest.approx(1.0)
     assert found.components.residual == pytest.approx(0.0, abs=1e-9)
     true = np.var(effect(evaluator_candidates(engine)), ddof=1)
     assert found.components.candidate == pytest.approx(true)
 
 
+ALL = (
+    steps_of(3, 2),
+    (Fidelity(cache_interval=2), Fidelity(cache_interval=3)),
+)
+
+
+def tried(engine, bad, trials=5):
+    """What is tried and chosen where some fidelities rank the other way round."""
+
+    def score(candidates, noises, fidelity):
+        sign = -1 if bad(fidelity) else 1
+        return sign * effect(candidates) + hardness(noises)
+
+    evaluator = TableEvaluator(score)
+    design = dataclasses.replace(DESIGN, fidelities=ALL, trials=trials)
+    found = measure_first(engine, evaluator, Progress(), design)
+    assert evaluator.asked[0] == FULL
+    assert [result.fidelity for result in found.fidelities] == evaluator.asked[1:]
+    return evaluator.asked[1:], found.fidelity
+
+
+def test_kinds_take_turns_and_what_was_accepted_is_tried_together(engine):
+    (a, b), (c, d) = ALL
+    everything = b.updated(d)
+    assert tried(engine, lambda f: False) == ([a, c, b, d, everything], everything)
+    # Together is only accepted for a tau of its own; then the cheapest of the others is taken.
+    assert tried(engine, everything.__eq__) == ([a, c, b, d, everything], c)
+    # A refused one ends its kind, and nothing is tried together with it.
+    assert tried(engine, lambda f: f.cache_interval) == ([a, c, b], b)
+    partly = a.updated(d)
+    assert tried(engine, lambda f: f.num_inference_steps == 2) == ([a, c, b, d, partly], partly)
+    assert tried(engine, FULL.__ne__) == ([a, c], FULL)
+
+
+def test_no_more_fidelities_are_tried_than_were_planned(engine):
+    (a, _), (c, _) = ALL
+    assert tried(engine, lambda f: False, trials=2) == ([a, c], c)
+    assert tried(engine, lambda f: False, trials=0) == ([], FULL)
+    assert len(tried(engine, lambda f: False, trials=4)[0]) == 4
+
+
+def test_what_the_pipeline_or_a_reward_refuses_is_said_and_not_tried(engine):
+    """The reward of the shipped pipeline knows its images at one size."""
+    smaller = Fidelity(height=16, width=16)
+    design = dataclasses.replace(DESIGN, fidelities=((smaller,), steps_of(3)), trials=3)
+    evaluator = TableEvaluator(lambda c, n, fidelity: effect(c) + hardness(n))
+    found = measure_first(engine, evaluator, Progress(), design)
+    assert evaluator.asked == [FULL, *steps_of(3)]
+    assert any("height 16, width 16 was not tried" in reason for reason in found.reasons)
+
+
 def evaluator_candidates(engine):
     seen = []
 
-    def score(candidates, noises, steps):
+    def score(candidates, noises, fidelity):
         seen.extend(candidates[1:])
         return effect(candidates) + hardness(noises)
 
-    measure_first(engine, TableEvaluator(score), Progress(), dataclasses.replace(DESIGN, steps=()))
+    measure_first(engine, TableEvaluator(score), Progress(), dataclasses.replace(DESIGN, trials=0))
     return seen
 
 
 def test_the_first_refused_number_of_steps_ends_the_trials(engine):
-    def score(candidates, noises, steps):
-        return (effect(candidates) if steps == 4 else -effect(candidates)) + hardness(noises)
+    def score(candidates, noises, fidelity):
+        return (effect(candidates) if fidelity == FULL else -effect(candidates)) + hardness(noises)
 
     evaluator = TableEvaluator(score)
     found = measure_first(engine, evaluator, Progress(), DESIGN)
-    assert evaluator.steps == [4, 3]
+    assert evaluator.asked == [FULL, *steps_of(3)]
     assert "tau" in found.fidelities[0].refused
     assert found.fidelities[0].tau.mean == pytest.approx(-1.0)
-    assert found.num_inference_steps is None
+    assert found.fidelity == FULL
+    assert found.reasons[-1].startswith("The generations are sampled at full fidelity, like")
     assert found.images == 2 * 5 * 6
 
 
 def test_steps_that_flatter_whatever_is_far_from_the_start_are_refused(engine):
     start = effect([engine.space.coefficients(engine.space.start)])[0, 0]
 
-    def score(candidates, noises, steps):
+    def score(candidates, noises, fidelity):
         value = effect(candidates)
-        far = 5.0 * (value != start) * (steps != 4)
+        far = 5.0 * (value != start) * (fidelity != FULL)
         return value + hardness(noises) + far
 
     found = measure_first(engine, TableEvaluator(score), Progress(), DESIGN)
@@ -155,7 +228,7 @@ def test_steps_that_flatter_whatever_is_far_from_the_start_are_refused(engine):
 
 
 def test_prompts_that_could_not_be_scored_are_left_out(engine):
-    def score(candidates, noises, steps):
+    def score(candidates, noises, fidelity):
         table = effect(candidates) + hardness(noises)
         table[:, 0] = np.nan
         return table
@@ -163,8 +236,8 @@ def test_prompts_that_could_not_be_scored_are_left_out(engine):
     found = measure_first(engine, TableEvaluator(score), Progress(), DESIGN)
     assert found.num_prompts == 2
 
-    def broken(candidates, noises, steps):
-        table = score(candidates, noises, steps)
+    def broken(candidates, noises, fidelity):
+        table = score(candidates, noises, fidelity)
         table[:, :4] = np.nan
         return table
 
@@ -182,7 +255,7 @@ def test_buckets_that_grow_stay_within_the_prompts(monkeypatch):
     monkeypatch.setattr("calibri.measuring.recommend", split)
     engine = Engine(configured(search__bucket_growth=3))
     measure_first(
-        engine, TableEvaluator(lambda c, n, steps: effect(c) + hardness(n)), Progress(), DESIGN
+        engine, TableEvaluator(lambda c, n, fidelity: effect(c) + hardness(n)), Progress(), DESIGN
     )
     assert 0 <= len(engine.prompts.train) - 3 * asked["num_prompts"] < 3
 
@@ -203,14 +276,14 @@ def test_measuring_first_what_cannot_be_measured_is_refused(values, prompts, say
 def test_what_was_chosen_is_put_into_the_search(engine):
     found = measure_first(
         engine,
-        TableEvaluator(lambda c, n, steps: effect(c) + hardness(n)),
+        TableEvaluator(lambda c, n, fidelity: effect(c) + hardness(n)),
         Progress(),
         DESIGN,
     )
     updated = search_update(SearchConfig(generations=7), found)
     assert updated.generations == 7
     assert (updated.popsize, updated.bucket_size) == (found.popsize, found.bucket_size)
-    assert updated.num_inference_steps == 2
+    assert updated.fidelity == Fidelity(num_inference_steps=2)
     assert SearchConfig.model_validate(updated.model_dump()) == updated
 
 

@@ -8,6 +8,7 @@ from calibri.engine import Engine
 from calibri.errors import NothingScoredError
 from calibri.optimise import Optimiser
 from calibri.progress import Progress
+from calibri.results import FULL
 
 POPSIZE, FIRST, BUCKET = 8, 2, 8
 
@@ -35,7 +36,7 @@ class Recorded:
         self.images, self.seconds, self.dropped = 0, 0.0, 0
         self._rows, self._columns = {}, {}
 
-    def score(self, phase, step, candidates, noises, measures, num_inference_steps=None):
+    def score(self, phase, step, candidates, noises, measures, fidelity=FULL):
         rows = [self._rows.setdefault(repr(c), len(self._rows)) for c in candidates]
         columns = [self._columns.setdefault(n, len(self._columns)) for n in noises]
         self.calls.append((phase, step, rows, columns))

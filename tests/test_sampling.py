@@ -5,6 +5,7 @@ from calibri.config import SamplingConfig
 from calibri.errors import ConfigError, UnsupportedModelError
 from calibri.pipelines import load_pipeline
 from calibri.prompts import make_prompts
+from calibri.results import Fidelity
 from calibri.sampling import Noise, Sampler
 
 PROMPTS = make_prompts(["a red circle", "a blue square", "two small green triangles"])
@@ -106,7 +107,7 @@ def test_every_prompt_is_encoded_once(pipe, monkeypatch):
 def test_steps_can_be_changed_for_one_call(pipe):
     two = sampler(pipe)
     three = Sampler(pipe, SamplingConfig(num_inference_steps=3))
-    assert torch.equal(two.sample(NOISES, 3), three.sample(NOISES))
+    assert torch.equal(two.sample(NOISES, Fidelity(num_inference_steps=3)), three.sample(NOISES))
     assert not torch.equal(two.sample(NOISES), three.sample(NOISES))
 
 

@@ -19,6 +19,7 @@ from calibri.engine import Engine, PromptSets
 from calibri.errors import ConfigError, RewardError, RunError
 from calibri.evaluator import Ledger, MemoryRecords
 from calibri.prompts import make_prompts
+from calibri.results import Fidelity
 from calibri.run import Journal
 from calibri.runner import calibrate
 from calibri.sampling import Noise
@@ -64,10 +65,14 @@ def candidates(engine):
     ]
 
 
+def at(steps, **fidelity):
+    return Fidelity(num_inference_steps=steps, **fidelity)
+
+
 def units_of(candidates, steps=2):
     rows = [(c, noise) for c in range(len(candidates)) for noise in NOISES]
     names = ("shapes", "diversity", "features")
-    return list(enumerate(make_unit(candidates, part, names, steps) for part in cut(rows, 2)))
+    return list(enumerate(make_unit(candidates, part, names, at(steps)) for part in cut(rows, 2)))
 
 
 def measures(engine, names=("shapes", "diversity", "features")):
@@ -84,8 +89,13 @@ class Watched:
         pass
 
 
+CHEAPER = ("height", "width", "max_sequence_length", "cache_interval")
+
+
 def test_a_unit_is_read_back_with_every_bit(candidates):
-    for _, unit in units_of(candidates):
+    cheap = at(3, **dict(zip(CHEAPER, (16, 24, 8, 2), strict=True)))
+    units = [*units_of(candidates), (0, make_unit(candidates, [(0, NOISES[0])], ("a",), cheap))]
+    for _, unit in units:
         again = Unit.from_json(json.loads(json.dumps(unit.to_json())))
         assert again == unit
         assert again.digest == unit.digest
@@ -93,22 +103,28 @@ def test_a_unit_is_read_back_with_every_bit(candidates):
 
 def test_the_digest_depends_on_everything_but_the_order_of_measures(candidates):
     rows = [(0, NOISES[0]), (1, NOISES[1])]
-    unit = make_unit(candidates, rows, ("a", "b"), 2)
+    unit = make_unit(candidates, rows, ("a", "b"), at(2))
     others = [
-        make_unit(candidates[1:], rows, ("a", "b"), 2),
-        make_unit(candidates, rows[:1], ("a", "b"), 2),
-        make_unit(candidates, [(0, NOISES[0]), (1, NOISES[2])], ("a", "b"), 2),
-        make_unit(candidates, rows, ("a",), 2),
-        make_unit(candidates, rows, ("a", "b"), 3),
+        make_unit(candidates[1:], rows, ("a", "b"), at(2)),
+        make_unit(candidates, rows[:1], ("a", "b"), at(2)),
+        make_unit(candidates, [(0, NOISES[0]), (1, NOISES[2])], ("a", "b"), at(2)),
+        make_unit(candidates, rows, ("a",), at(2)),
+        make_unit(candidates, rows, ("a", "b"), at(3)),
+        *[make_unit(candidates, rows, ("a", "b"), at(2, **{name: 2})) for name in CHEAPER],
     ]
-    assert make_unit(candidates, rows, ("b", "a"), 2).digest == unit.digest
+    assert make_unit(candidates, rows, ("b", "a"), at(2)).digest == unit.digest
     assert unit.digest not in {other.digest for other in others}
 
 
 @pytest.mark.slow
 def test_processes_give_the_scores_of_one(engine, candidates, pool):
-    units = units_of(candidates)
+    plain = units_of(candidates)
+    rows = plain[0][1].rows
+    cached = make_unit(candidates, rows, plain[0][1].measures, at(4, cache_interval=2))
+    # A worker that was told of a cache has forgotten it with the next unit.
+    units = [(-1, cached), *plain, (len(plain), cached)]
     alone = dict(engine.in_process().run(units, measures(engine)))
+    assert {i: alone[i] for i, _ in plain} == dict(engine.in_process().run(plain, measures(engine)))
     assert dict(pool.run(units, measures(engine))) == alone
     pool._here = Watched()
     assert dict(pool.run(units, measures(engine))) == alone
@@ -373,18 +389,18 @@ class Full:
 
     def __init__(self, sampler, most):
         self.sampler, self.most, self.sizes = sampler, most, []
-        self.config, self.prepare = sampler.config, sampler.prepare
+        self.config, self.full, self.prepare = sampler.config, sampler.full, sampler.prepare
 
-    def sample(self, noises, steps, shift):
+    def sample(self, noises, fidelity, shift):
         if len(noises) > self.most:
             raise torch.OutOfMemoryError("full")
         self.sizes.append(len(noises))
-        return self.sampler.sample(noises, steps, shift)
+        return self.sampler.sample(noises, fidelity, shift)
 
 
 def test_a_unit_that_does_not_fit_is_halved_and_the_size_remembered(engine, candidates):
     rows = [(c, noise) for c in range(4) for noise in NOISES[:2]]
-    units = [(i, make_unit(candidates, rows, ("shapes",), 2)) for i in range(2)]
+    units = [(i, make_unit(candidates, rows, ("shapes",), at(2))) for i in range(2)]
     expected = dict(engine.in_process().run(units, measures(engine, ["shapes"])))
     backend = engine.in_process()
     backend._sampler = Full(engine.sampler, 3)
@@ -410,7 +426,7 @@ def test_images_to_look_at_that_do_not_fit_are_sampled_in_smaller_batches(
 def test_an_image_that_does_not_fit_ends_the_run_in_words(engine, candidates):
     backend = engine.in_process()
     backend._sampler = Full(engine.sampler, 0)
-    unit = make_unit(candidates, [(0, NOISES[0]), (1, NOISES[0])], ("shapes",), 2)
+    unit = make_unit(candidates, [(0, NOISES[0]), (1, NOISES[0])], ("shapes",), at(2))
     with pytest.raises(RunError, match="One image alone"):
         dict(backend.run([(0, unit)], measures(engine, ["shapes"])))
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from calibri.coefficients import Branches, Granularity
 from calibri.errors import ConfigError
+from calibri.results import FULL, Fidelity
 from calibri.search import default_popsize, large_popsize
 from calibri.search_space import SearchSpace
 from calibri.sites import Site
@@ -208,11 +209,11 @@ class SearchConfig(_Section):
             the bucket too; 1 scores all on all of it.
         images_per_prompt: noise seeds per prompt of a bucket and of the validation; a constraint on
             diversity needs two.
-        num_inference_steps: steps of the images of the generations; None for those of
-            ``sampling``, which checkpoints and final figures have in any case.
-        probe: measure first how noisy scores are and whether fewer steps would do, and choose
-            ``popsize``, ``bucket_size`` and ``num_inference_steps`` by it
-            (``calibri.measuring``); None for runs of 20,000 images and more.
+        fidelity: how the images of the generations are sampled where it is not as in ``sampling``,
+            as checkpoints and final figures are in any case.
+        probe: measure first how noisy scores are and whether cheaper images would do, and choose
+            ``popsize``, ``bucket_size`` and ``fidelity`` by it (``calibri.measuring``); None for
+            runs of 20,000 images and more.
         sigma0: first step size, in units of a gate; under guidance w a w-th of it.
         learning_rate: of ``"gradient"``: size of a step of Adam, in units of a gate.
         last_steps: of ``"gradient"``: steps of the sampler that carry the gradient, which bounds
@@ -234,7 +235,7 @@ class SearchConfig(_Section):
     race_first: float = Field(0.25, gt=0.0, le=1.0)
     race_keep: float = Field(0.5, gt=0.0, le=1.0)
     images_per_prompt: int = Field(1, ge=1)
-    num_inference_steps: int | None = Field(None, ge=1, le=1000)
+    fidelity: Fidelity = FULL
     probe: bool | None = None
     sigma0: float = Field(0.15, gt=0.0, le=2.0)
     learning_rate: float = Field(0.02, gt=0.0, le=1.0)

@@ -28,7 +28,7 @@ from calibri.procedures import (
     measures_first,
     reward_names,
 )
-from calibri.results import Record
+from calibri.results import FULL, Record
 from calibri.scaling import knows_timesteps
 from calibri.sites import find_sites
 from calibri.throughput import MACHINES, MEASURED_STEPS, Machine, Speed, machine_here, measure
@@ -128,8 +128,10 @@ def plan(
     speeds = speeds or _speeds(chosen, tflops)
     paper, size = _sizes_of_searches(networks["transformer"], config, guidance)
     components = _sizes(networks, config)
-    nfe = _nfe(config, guidance)
-    counted = Counted(config, flops, nfe, 2 if guidance > 1.0 else 1)
+    branches = 2 if guidance > 1.0 else 1
+    per_step = branches * config.space.members
+    searched = image_flops(geometry, networks, config, config.search.fidelity)
+    counted = Counted(config, flops, searched, per_step, branches)
     return Plan(
         pipeline=config.pipeline,
         transformer_class=type(networks["transformer"]).__name__,
@@ -138,7 +140,7 @@ def plan(
         height=height,
         width=width,
         num_inference_steps=config.sampling.num_inference_steps,
-        nfe=nfe,
+        nfe=per_step * config.sampling.num_inference_steps,
         forward_teraflop=flops.forward / TERA,
         image_teraflop=counted.image(),
         components=components,
@@ -169,11 +171,6 @@ def _sizes_of_searches(
     sites = find_sites(transformer)
     papers, own = config.space.build(sites, guidance), ours.build(sites, guidance)
     return papers.size, own.size
-
-
-def _nfe(config: RunConfig, guidance: float) -> int:
-    branches = 2 if guidance > 1.0 else 1
-    return config.sampling.num_inference_steps * branches * config.space.members
 
 
 def _machine(name: str | None, geometry: Geometry) -> Machine | None:
@@ -224,7 +221,12 @@ def _notes(config: RunConfig, size: int) -> list[str]:
     if measures_first(config.search, sum(images_by_phase(config, size).values())):
         notes.append(
             "Before its search the run is measured (search.probe): about a twentieth more images, "
-            "not counted here, and it may change candidates, prompts and steps."
+            "not counted here, and it may change candidates, prompts and fidelity."
+        )
+    if config.search.fidelity != FULL:
+        notes.append(
+            f"The generations are sampled at {config.search.fidelity.label}, checkpoints and final "
+            "figures at full fidelity."
         )
     if unknown:
         notes.append(f"The cost of {', '.join(unknown)} is not known and left out.")

@@ -25,8 +25,8 @@ from calibri.embeddings import (
 )
 from calibri.errors import UnsupportedModelError
 from calibri.joining import alike, batch_axis, joined, moved, shapes, size, writes
-from calibri.offload import movable_modules
 from calibri.prompts import Prompt
+from calibri.text_encoders import TextEncoders
 
 # A thousand prompts of a T5-XXL in bfloat16 (512 x 4096) fill it.
 MAX_BYTES = 4 * 2**30
@@ -66,62 +66,6 @@ class Memory:
         return self._known[key]
 
 
-class TextEncoders:
-    """The text encoders of a pipeline, which need no place on the device while images are sampled.
-
-    Encoders that another library places (offloading, quantisation) are left to it.
-    """
-
-    def __init__(self, pipe: Any) -> None:
-        self._pipe = pipe
-        self._home: torch.device | None = None
-        self._staying = False
-
-    def offload(self) -> None:
-        """Keep them on the CPU from now on; they visit the device to encode."""
-        if self._home is None:
-            self._home = self._pipe._execution_device
-            self._move(_CPU)
-
-    def restore(self) -> None:
-        """Put them back on the device for good."""
-        if self._home is not None:
-            self._move(self._home)
-            self._home = None
-
-    @contextmanager
-    def present(self) -> Iterator[None]:
-        """Have them on the device inside."""
-        home = self._home
-        self.restore()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            if home is not None and not self._staying:
-                self.offload()
-
-    @contextmanager
-    def staying(self) -> Iterator[None]:
-        """Let them stay to the end of this, once they are needed inside."""
-        home = self._home
-        self._staying = True
-        try:
-            yield
-        finally:
-            self._staying = False
-            if home is not None:
-                self.offload()
-
-    def _move(self, device: torch.device) -> None:
-        movable = movable_modules(self._pipe)
-        for name, module in self._pipe.components.items():
-            if name.startswith("text_encoder") and any(module is other for other in movable):
-                module.to(device)
-        if device.type == "cpu" and torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-
 class PromptEncoder(ABC):
     """Encodes the prompts of one pipeline.
 
@@ -142,12 +86,28 @@ class PromptEncoder(ABC):
         self._accepted = call_arguments(pipe)
 
     @abstractmethod
-    def prepare(self, prompts: Sequence[Prompt]) -> None:
+    def prepare(self, prompts: Sequence[Prompt], max_sequence_length: int | None = None) -> None:
         """Encode prompts that are not known yet, as many as are remembered."""
 
     @abstractmethod
-    def arguments(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        """Say what the pipeline is called with for a batch of prompts."""
+    def arguments(
+        self, prompts: Sequence[Prompt], max_sequence_length: int | None = None
+    ) -> dict[str, Any]:
+        """Say what the pipeline is called with for a batch of prompts.
+
+        Args:
+            prompts: of the batch.
+            max_sequence_length: tokens of a prompt; None for the pipeline's own number.
+        """
+
+    @property
+    @abstractmethod
+    def max_sequence_length(self) -> int | None:
+        """Tokens of a prompt unless told others; None where the pipeline takes no such number."""
+
+    def tokens(self, prompt: Prompt, max_sequence_length: int | None = None) -> int | None:
+        """Tokens that the transformer sees of a prompt; None where that is not known."""
+        return None
 
     @contextmanager
     def answering(self) -> Iterator[None]:
@@ -175,33 +135,53 @@ class EmbeddingsEncoder(PromptEncoder):
     def __init__(self, pipe: Any, negative_prompt: str | None, memory: Memory) -> None:
         super().__init__(pipe, negative_prompt, memory)
         self._names = encoded_names(pipe)
-        self._batch: tuple[list[str], list[int], dict[str, Any]] = ([], [], {})
+        self._batch: tuple[Any, list[int], dict[str, Any]] = (None, [], {})
 
-    def prepare(self, prompts: Sequence[Prompt]) -> None:
+    @property
+    def max_sequence_length(self) -> int | None:
+        """Tokens of a prompt, by ``encode_prompt`` of the pipeline."""
+        return _default_length(inspect.signature(type(self._pipe).encode_prompt).parameters)
+
+    def prepare(self, prompts: Sequence[Prompt], max_sequence_length: int | None = None) -> None:
         """Encode prompts that are not known yet, as many as are remembered."""
         with self.encoders.staying():
             for prompt in prompts:
-                if prompt.id not in self._memory and not self._memory.full:
-                    self._encode(prompt)
+                known = _key(prompt.id, max_sequence_length) in self._memory
+                if not known and not self._memory.full:
+                    self._encode(prompt, max_sequence_length)
 
-    def arguments(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    def arguments(
+        self, prompts: Sequence[Prompt], max_sequence_length: int | None = None
+    ) -> dict[str, Any]:
         """Say what the pipeline is called with: embeddings on its device, no texts."""
         # Some pipelines default to an empty prompt, and refuse it beside embeddings.
         none = {name: None for name in ("prompt", "negative_prompt") if name in self._accepted}
-        return none | self._joined(prompts)
+        return none | self._joined(prompts, max_sequence_length)
 
-    def _joined(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    def tokens(self, prompt: Prompt, max_sequence_length: int | None = None) -> int | None:
+        """Tokens that the transformer sees of a prompt, with those that pad it."""
+        encoded = self._encode(prompt, max_sequence_length)
+        lengths = [
+            part[0].shape[0] if isinstance(part, list) else part.shape[1]
+            for name, part in encoded.items()
+            if "embeds" in name and not name.startswith(NEGATIVE) and _is_sequence(part)
+        ]
+        return max(lengths, default=None)
+
+    def _joined(self, prompts: Sequence[Prompt], length: int | None) -> dict[str, Any]:
         """Join a batch; the last one is kept, since candidates are scored on the same prompts."""
         ids = [prompt.id for prompt in prompts]
         known, written, batch = self._batch
-        if known != ids or written != writes(batch):
-            batch = self._join({prompt.id: prompt for prompt in prompts}, ids)
-            self._batch = (ids, writes(batch), batch)
+        if known != (ids, length) or written != writes(batch):
+            batch = self._join({prompt.id: prompt for prompt in prompts}, ids, length)
+            self._batch = ((ids, length), writes(batch), batch)
         return {name: list(v) if isinstance(v, list) else v for name, v in batch.items()}
 
-    def _join(self, prompts: Mapping[str, Prompt], ids: Sequence[str]) -> dict[str, Any]:
+    def _join(
+        self, prompts: Mapping[str, Prompt], ids: Sequence[str], length: int | None
+    ) -> dict[str, Any]:
         distinct = list(prompts)
-        encoded = [self._encode(prompt) for prompt in prompts.values()]
+        encoded = [self._encode(prompt, length) for prompt in prompts.values()]
         rows = [distinct.index(key) for key in ids]
         device = self._pipe._execution_device
         masked = {_masked(name) for name in encoded[0]}
@@ -210,22 +190,23 @@ class EmbeddingsEncoder(PromptEncoder):
             for name in encoded[0]
         }
 
-    def _encode(self, prompt: Prompt) -> dict[str, Any]:
-        encoded = self._memory.get(prompt.id, lambda: self._encoded(prompt.text))
+    def _encode(self, prompt: Prompt, length: int | None) -> dict[str, Any]:
+        key, negative_key = _key(prompt.id, length), _key(NEGATIVE, length)
+        encoded = self._memory.get(key, lambda: self._encoded(prompt.text, length))
         if self._negative_prompt is None or returns_both(self._names):
             return dict(encoded)
         text = self._negative_prompt
-        negative = self._memory.get(NEGATIVE, lambda: self._encoded(text, NEGATIVE))
+        negative = self._memory.get(negative_key, lambda: self._encoded(text, length, NEGATIVE))
         return {**encoded, **negative}
 
-    def _encoded(self, text: str, prefix: str = "") -> dict[str, Any]:
+    def _encoded(self, text: str, length: int | None, prefix: str = "") -> dict[str, Any]:
         """Encode one prompt: what ``__call__`` of the pipeline accepts, by name."""
         with self.encoders.present():
-            outputs = self._outputs(text)
+            outputs = self._outputs(text, length)
         named = {prefix + name: output for name, output in outputs.items()}
         return {name: output for name, output in named.items() if name in self._accepted}
 
-    def _outputs(self, text: str) -> dict[str, Any]:
+    def _outputs(self, text: str, length: int | None) -> dict[str, Any]:
         parameters = inspect.signature(type(self._pipe).encode_prompt).parameters
         arguments: dict[str, Any] = {
             name: None
@@ -236,6 +217,8 @@ class EmbeddingsEncoder(PromptEncoder):
             "negative_prompt": self._negative_prompt or "",
             "do_classifier_free_guidance": self._negative_prompt is not None,
         }
+        if length is not None:
+            offered["max_sequence_length"] = length
         arguments |= {name: value for name, value in offered.items() if name in parameters}
         encoded = self._pipe.encode_prompt(**arguments | {"prompt": text})
         outputs = named_outputs(self._names, encoded)
@@ -267,13 +250,22 @@ class TextsEncoder(PromptEncoder):
             self._signature = inspect.signature(self._original)
             pipe.encode_prompt = self._encode_prompt
 
-    def prepare(self, prompts: Sequence[Prompt]) -> None:
+    @property
+    def max_sequence_length(self) -> int | None:
+        """Tokens of a prompt, by the call of the pipeline."""
+        return _default_length(self._accepted)
+
+    def prepare(self, prompts: Sequence[Prompt], max_sequence_length: int | None = None) -> None:
         """Have these prompts encoded with the next batch: its call tells how."""
         self._pending = [prompt.text for prompt in prompts]
 
-    def arguments(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    def arguments(
+        self, prompts: Sequence[Prompt], max_sequence_length: int | None = None
+    ) -> dict[str, Any]:
         """Say what the pipeline is called with: texts."""
         arguments: dict[str, Any] = {"prompt": [prompt.text for prompt in prompts]}
+        if max_sequence_length is not None:
+            arguments["max_sequence_length"] = max_sequence_length
         if self._negative_prompt is not None and "negative_prompt" in self._accepted:
             arguments["negative_prompt"] = [self._negative_prompt] * len(prompts)
         return arguments
@@ -359,6 +351,22 @@ class _Call:
     def __call__(self, rows: Sequence[tuple[str, ...]]) -> Any:
         texts = {name: [row[i] for row in rows] for i, name in enumerate(self.names)}
         return self._method(**self._rest, **texts)
+
+
+def _key(name: str, length: int | None) -> Any:
+    """Where a prompt is kept in memory, which differs between numbers of tokens."""
+    return name if length is None else (name, length)
+
+
+def _is_sequence(part: Any) -> bool:
+    """Say whether embeddings have one vector for each token: (1, tokens, C) or [(tokens, C)]."""
+    return part[0].ndim == 2 if isinstance(part, list | torch.Tensor) else False
+
+
+def _default_length(parameters: Mapping[str, inspect.Parameter]) -> int | None:
+    parameter = parameters.get("max_sequence_length")
+    default = parameter.default if parameter else None
+    return default if isinstance(default, int) else None
 
 
 def _is_texts(value: Any) -> bool:

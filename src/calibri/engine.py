@@ -25,6 +25,7 @@ from calibri.pipelines import compile_transformers, load_pipeline, pipeline_byte
 from calibri.presets import PRESETS, preset
 from calibri.prompt_sets import is_prompt_set, load_prompt_set
 from calibri.prompts import Prompt, check_disjoint, load_prompts, make_prompts, wording
+from calibri.results import FULL, Fidelity
 from calibri.rewards import FeatureReward, ModelReward, Reward, make_reward
 from calibri.rewards.mixing import parse_mixture
 from calibri.sampling import Noise, Sampler
@@ -145,8 +146,8 @@ class Engine:
             on_unit: see ``Evaluator``.
             images: about as many will be sampled; decides how many workers pay off.
         """
-        size, steps = self.config.sampling.batch_size, self.config.sampling.num_inference_steps
-        return Evaluator(self._backend(images), size, steps, ledger, on_unit)
+        size = self.config.sampling.batch_size
+        return Evaluator(self._backend(images), size, self.sampler.full, ledger, on_unit)
 
     def in_process(self) -> InProcess:
         """Compute units in this process."""
@@ -214,10 +215,7 @@ class Engine:
                 )
 
     def sample(
-        self,
-        coefficients: Coefficients,
-        noises: Sequence[Noise],
-        num_inference_steps: int | None = None,
+        self, coefficients: Coefficients, noises: Sequence[Noise], fidelity: Fidelity = FULL
     ) -> torch.Tensor:
         """Sample images with one set of coefficients: uint8 (N, 3, H, W).
 
@@ -227,8 +225,8 @@ class Engine:
         if self.residence is not None:
             self.residence.use(PIPELINE)
         size = self.config.sampling.batch_size
-        steps = num_inference_steps or self.config.sampling.num_inference_steps
-        unit = make_unit([coefficients], [(0, noise) for noise in noises], (), steps)
+        rows = [(0, noise) for noise in noises]
+        unit = make_unit([coefficients], rows, (), self.sampler.full.updated(fidelity))
         backend = InProcess(self.sampler, self.scaler, self.config.rewards.on_failure)
         parts = (unit.rows[first : first + size] for first in range(0, len(noises), size))
         return torch.cat([backend.sample(unit, part) for part in parts])

@@ -20,7 +20,7 @@ from calibri.metrics import frechet_distance
 from calibri.procedures import images_by_phase
 from calibri.progress import Progress
 from calibri.prompts import Prompt
-from calibri.results import Comparison, Evaluation, SettingResult
+from calibri.results import Comparison, Evaluation, Fidelity, SettingResult
 from calibri.rewards.mixing import Mixture, Scale, parse_mixture
 from calibri.rewards.remembered import recall
 from calibri.sampling import Noise
@@ -152,6 +152,10 @@ class _Setting:
     num_inference_steps: int
 
     @property
+    def fidelity(self) -> Fidelity:
+        return Fidelity(num_inference_steps=self.num_inference_steps)
+
+    @property
     def label(self) -> str:
         who = "calibrated" if self.calibrated else "original"
         return f"{who}, {self.num_inference_steps} steps"
@@ -252,7 +256,7 @@ class Comparer:
         before = self._evaluator.seconds
         candidate = self._coefficients if setting.calibrated else self._original
         scores = self._evaluator.score(
-            "evaluation", step, [candidate], self._noises, measures, setting.num_inference_steps
+            "evaluation", step, [candidate], self._noises, measures, setting.fidelity
         )
         seconds = (self._evaluator.seconds - before) / len(self._noises)
         return {name: values[0] for name, values in scores.items()} | {
@@ -327,7 +331,7 @@ def sample_settings(
     images = {}
     for setting in settings:
         candidate = coefficients if setting.calibrated else original
-        sampled = engine.sample(candidate, noises, setting.num_inference_steps)
+        sampled = engine.sample(candidate, noises, setting.fidelity)
         images[setting.label] = film_strip(sampled)
         progress.unit(len(noises), True)
     return images

@@ -15,6 +15,7 @@ import numpy as np
 
 from calibri.coefficients import Coefficients
 from calibri.errors import NothingScoredError, RewardError, RunError
+from calibri.results import FULL, Fidelity
 from calibri.sampling import Noise
 from calibri.units import Backend, Measure, Scores, Unit, cut, decode, make_unit
 
@@ -88,7 +89,7 @@ class Evaluator:
     Args:
         backend: computes units.
         batch_size: images per unit.
-        num_inference_steps: unless ``score`` is told others.
+        full: fidelity of images, where ``score`` is told no other.
         ledger: finished units.
         on_unit: called after every unit with the number of its images and whether it was new.
 
@@ -102,13 +103,13 @@ class Evaluator:
         self,
         backend: Backend,
         batch_size: int,
-        num_inference_steps: int,
+        full: Fidelity,
         ledger: Ledger,
         on_unit: OnUnit = ignore,
     ) -> None:
         self._backend = backend
         self._batch_size = batch_size
-        self._num_inference_steps = num_inference_steps
+        self._full = full
         self._ledger = ledger
         self._on_unit = on_unit
         self.images = 0
@@ -128,7 +129,7 @@ class Evaluator:
         candidates: Sequence[Coefficients],
         noises: Sequence[Noise],
         measures: Mapping[str, Measure],
-        num_inference_steps: int | None = None,
+        fidelity: Fidelity = FULL,
     ) -> dict[str, Scores]:
         """Sample every candidate on every noise and measure the images.
 
@@ -139,7 +140,7 @@ class Evaluator:
             noises: (prompt, seed) pairs; the images of one prompt stay in one unit when they are
                 neighbours here and fit into one.
             measures: name to measure; workers have their own under the same name.
-            num_inference_steps: other steps than the configured ones.
+            fidelity: what differs from the full one.
 
         Returns:
             For each measure, float64 (candidates, noises) or (candidates, noises, D). The columns
@@ -150,9 +151,8 @@ class Evaluator:
                 drop it; ``NothingScoredError`` when it is, and nothing would be left.
         """
         rows = [(c, noise) for c in range(len(candidates)) for noise in noises]
-        steps = num_inference_steps or self._num_inference_steps
         units = [
-            make_unit(candidates, part, tuple(measures), steps)
+            make_unit(candidates, part, tuple(measures), self._full.updated(fidelity))
             for part in cut(rows, self._batch_size)
         ]
         records = self._records((phase, step), units, measures)

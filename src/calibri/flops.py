@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from calibri.config import SHIPPED, RunConfig
 from calibri.errors import ConfigError, UnsupportedModelError
 from calibri.geometries import GEOMETRIES, SHORT_NAMES, Component, Geometry
+from calibri.results import FULL, Fidelity
 from calibri.shapes import PIPELINE_PATH
 
 _LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
@@ -40,6 +41,7 @@ class Family:
         guidance: the setting of ``SamplingConfig`` that is classifier-free guidance here.
         text_lengths: tokens of a prompt in each text encoder.
         text_tokens: tokens of a prompt that the transformer sees.
+        cut: the text encoder that ``max_sequence_length`` cuts to its tokens.
         default_size: latent height and width unless configured; None for the one of the
             transformer's configuration.
         decoded: shape of the latents that the VAE decodes, behind the batch and the channels.
@@ -49,6 +51,7 @@ class Family:
     guidance: Literal["guidance_scale", "true_cfg_scale"]
     text_lengths: Mapping[str, int]
     text_tokens: int
+    cut: str | None = None
     default_size: int | None = 128
     decoded: Callable[[int, int], tuple[int, ...]] = lambda height, width: (height, width)
 
@@ -87,13 +90,18 @@ def _qwen(config: Any, height: int, width: int, tokens: int) -> dict[str, Any]:
 
 FAMILIES: dict[str, Family] = {
     "FluxTransformer2DModel": Family(
-        _flux, "true_cfg_scale", {"text_encoder": 77, "text_encoder_2": 512}, 512
+        _flux,
+        "true_cfg_scale",
+        {"text_encoder": 77, "text_encoder_2": 512},
+        512,
+        cut="text_encoder_2",
     ),
     "SD3Transformer2DModel": Family(
         _sd3,
         "guidance_scale",
         {"text_encoder": 77, "text_encoder_2": 77, "text_encoder_3": 256},
         333,
+        cut="text_encoder_3",
         default_size=None,
     ),
     # A prompt of about 20 tokens, behind a template of 34.
@@ -247,7 +255,10 @@ def _vae_scale(vae: nn.Module) -> int:
 
 
 def image_flops(
-    geometry: Geometry, networks: Mapping[str, nn.Module], config: RunConfig
+    geometry: Geometry,
+    networks: Mapping[str, nn.Module],
+    config: RunConfig,
+    fidelity: Fidelity = FULL,
 ) -> ImageFlops:
     """Count one image of a configuration.
 
@@ -258,6 +269,7 @@ def image_flops(
         geometry: of the pipeline.
         networks: built on the meta device, by role.
         config: for the size of an image.
+        fidelity: what differs in size and text.
 
     Raises:
         UnsupportedModelError: the transformer's inputs are not known here.
@@ -265,8 +277,12 @@ def image_flops(
     """
     transformer, vae = networks["transformer"], networks["vae"]
     family = family_of(type(transformer).__name__)
-    height, width = (pixels // _vae_scale(vae) for pixels in image_size(networks, config))
-    tokens = geometry.text_tokens or family.text_tokens
+    size = image_size(networks, config)
+    height = (fidelity.height or size[0]) // _vae_scale(vae)
+    width = (fidelity.width or size[1]) // _vae_scale(vae)
+    lengths = _text_lengths(family, fidelity)
+    shorter = sum(family.text_lengths.values()) - sum(lengths.values())
+    tokens = geometry.text_tokens or family.text_tokens - shorter
     own: Any = transformer.config
     decoder: Any = vae
     channels = decoder.config.get("latent_channels") or decoder.config["z_dim"]
@@ -282,11 +298,17 @@ def image_flops(
             f"{error} Change sampling.height and sampling.width."
         ) from error
     text = sum(
-        _text_flops(networks[role], length)
-        for role, length in family.text_lengths.items()
-        if role in networks
+        _text_flops(networks[role], length) for role, length in lengths.items() if role in networks
     )
     return ImageFlops(forward, text, decode)
+
+
+def _text_lengths(family: Family, fidelity: Fidelity) -> dict[str, int]:
+    """Tokens of a prompt in each text encoder."""
+    lengths, most = dict(family.text_lengths), fidelity.max_sequence_length
+    if family.cut is not None and most is not None:
+        lengths[family.cut] = min(lengths[family.cut], most)
+    return lengths
 
 
 def _count(call: Callable[[], object]) -> int:

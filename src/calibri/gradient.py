@@ -24,6 +24,7 @@ from calibri.evaluator import Evaluator
 from calibri.frames import mean_over_frames
 from calibri.optimise import Optimiser, search_basis, search_bounds
 from calibri.progress import Progress
+from calibri.results import FULL
 from calibri.rewards import DifferentiableReward, Reward
 from calibri.sampling import Noise
 from calibri.search import AdamSearch, images_of_generation, tail_mean
@@ -88,10 +89,10 @@ def differentiable_rewards(engine: Engine) -> dict[str, DifferentiableReward]:
             f"{what} no gradient here. Use a single reward or a mixture by z-scores, or the "
             "black-box search."
         )
-    if engine.config.search.num_inference_steps is not None:
+    if engine.config.search.fidelity != FULL:
         raise ConfigError(
-            "Gradients are taken through all sampling.num_inference_steps steps. Leave "
-            "search.num_inference_steps out, or use the black-box search."
+            f"Gradients are taken through images as in sampling; search.fidelity asks for "
+            f"{engine.config.search.fidelity.label}. Leave it out, or use the black-box search."
         )
     if engine.residence is not None:
         raise ConfigError(
@@ -170,7 +171,7 @@ class Gradients:
         parts = cut([(0, noise) for noise in noises], engine.config.sampling.batch_size)
         records = []
         for index, part in enumerate(parts):
-            unit = make_unit([coefficients], part, names, steps)
+            unit = make_unit([coefficients], part, names, engine.sampler.full)
             compute = partial(self._compute, unit)
             records.append(self._evaluator.keep((phase, step, index), unit, compute))
         slopes = {name: _mean(name, records) for name in self._rewards}

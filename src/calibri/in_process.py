@@ -160,7 +160,8 @@ class InProcess:
         Raises:
             RunError: one image alone does not fit.
         """
-        self._sampler.prepare([noise.prompt for _, noise in rows])
+        prompts = [noise.prompt for _, noise in rows]
+        self._sampler.prepare(prompts, unit.fidelity.max_sequence_length)
         size = min(self._rows_at_once or len(rows), len(rows))
         try:
             return torch.cat([self._batch(unit, batch) for batch in _batches(unit, rows, size)])
@@ -186,7 +187,7 @@ class InProcess:
         table = torch.stack([scales[candidate] for candidate, _ in rows])
         self._scaler.set(table, branches, guidance)
         shift = unit.candidates[rows[0][0]].shift
-        return self._sampler.sample([noise for _, noise in rows], unit.num_inference_steps, shift)
+        return self._sampler.sample([noise for _, noise in rows], unit.fidelity, shift)
 
 
 def _batches(unit: Unit, rows: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:

@@ -1,18 +1,21 @@
 """Measure before searching: how noisy scores are, and whether cheaper images would do.
 
 A small share of a run's images decides how the rest is spent: how many candidates and prompts make
-a generation, and at how many steps they are sampled. Checkpoints and final figures are always at
-the full number of steps.
+a generation, and at what fidelity they are sampled. Checkpoints and final figures are always at
+the full one.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from calibri.cheaper import relative_cost, try_out
 from calibri.coefficients import Vector
 from calibri.config import RunConfig, SearchConfig
 from calibri.engine import Engine
@@ -23,7 +26,14 @@ from calibri.optimise import make_search
 from calibri.procedures import measures_first
 from calibri.progress import Progress
 from calibri.prompts import bucket
-from calibri.results import FidelityResult, Figure, FirstMeasurement, VarianceComponents
+from calibri.results import (
+    FULL,
+    Fidelity,
+    FidelityResult,
+    Figure,
+    FirstMeasurement,
+    VarianceComponents,
+)
 from calibri.rewards.mixing import scale_of
 from calibri.seeds import derive_seed
 from calibri.units import Scores
@@ -33,8 +43,8 @@ PHASE = "measuring"
 SHARE = 0.05
 _CANDIDATES, _PROMPTS, _SEEDS = 20, 32, 2
 _LEAST_CANDIDATES, _LEAST_PROMPTS = 8, 8
-# Steps as shares of the full number, the cheapest last; the first refused one ends the list.
-_STEP_SHARES = (0.75, 0.5)
+# Fidelities tried in any case: a sure tau of two is worth more than a doubtful one of many.
+_LEAST_TRIALS = 2
 
 
 @dataclass(frozen=True)
@@ -45,45 +55,62 @@ class Design:
         candidates: drawn at the first step size; the original model comes beside them.
         prompts: training prompts.
         seeds: noise seeds per prompt.
-        steps: cheaper numbers of steps that are tried, the cheapest last.
+        fidelities: what may be tried, see ``cheaper_fidelities``.
+        trials: how many of them are tried at most.
     """
 
     candidates: int
     prompts: int
     seeds: int
-    steps: tuple[int, ...]
+    fidelities: tuple[tuple[Fidelity, ...], ...] = ()
+    trials: int = 0
+
+    @property
+    def images_at_once(self) -> int:
+        """Images of one fidelity."""
+        return (self.candidates + 1) * self.prompts * self.seeds
 
     @property
     def images(self) -> int:
         """Images sampled at most."""
-        return (self.candidates + 1) * self.prompts * self.seeds * (1 + len(self.steps))
+        return self.images_at_once * (1 + self.trials)
 
 
-def choose_design(config: RunConfig, planned_images: int, num_prompts: int) -> Design | None:
+def choose_design(
+    config: RunConfig,
+    planned_images: int,
+    num_prompts: int,
+    fidelities: Sequence[Sequence[Fidelity]],
+) -> Design | None:
     """Decide whether a run is measured first, and with how many images.
 
     Args:
         config: of the run; ``search.probe`` asks for it or forbids it.
         planned_images: of the run without it.
         num_prompts: training prompts.
+        fidelities: what may be tried, see ``cheaper_fidelities``.
 
     Returns:
-        At most 20 candidates on 32 prompts with 2 seeds, shrunk until it takes a twentieth of the
-        run's images, but not below 8 candidates on 8 prompts; None when it is off.
+        At most 20 candidates on 32 prompts with 2 seeds, shrunk until two fidelities can be tried
+        with a twentieth of the run's images, but not below 8 candidates on 8 prompts; what is left
+        of the twentieth is for more fidelities. None when it is off.
     """
     search = config.search
     if not measures_first(search, planned_images) or num_prompts < _LEAST_PROMPTS:
         return None
-    full = config.sampling.num_inference_steps
-    steps = sorted({max(1, round(share * full)) for share in _STEP_SHARES} - {full}, reverse=True)
+    kept = tuple(map(tuple, fidelities))
+    # All of them one by one, and the best of each kind together.
+    most = sum(map(len, kept)) + (len(kept) > 1)
     seeds = max(_SEEDS, search.images_per_prompt)
     designs = [
-        Design(c, min(p, num_prompts), seeds, tuple(steps))
+        Design(c, min(p, num_prompts), seeds, kept, min(most, _LEAST_TRIALS))
         for c, p in ((_CANDIDATES, _PROMPTS), (_CANDIDATES, 16), (12, 16), (12, 12))
     ]
-    affordable = (design for design in designs if design.images <= SHARE * planned_images)
-    least = Design(_LEAST_CANDIDATES, _LEAST_PROMPTS, seeds, tuple(steps))
-    return next(affordable, least)
+    budget = SHARE * planned_images
+    least = replace(designs[0], candidates=_LEAST_CANDIDATES, prompts=_LEAST_PROMPTS)
+    design = next((design for design in designs if design.images <= budget), least)
+    affordable = int(budget / design.images_at_once) - 1
+    return replace(design, trials=max(design.trials, min(most, affordable)))
 
 
 def check_probe(config: RunConfig, num_prompts: int) -> None:
@@ -123,13 +150,13 @@ def measure_first(
     """
     before = evaluator.images
     progress.phase(PHASE, design.images)
-    measurement = _Measurement(engine, evaluator, design)
-    full = measurement.table(engine.config.sampling.num_inference_steps)
+    measurement = Measurement(engine, evaluator, design)
+    full = measurement.table(FULL)
     whole = _complete(full)
     components = variance_components(whole[1:])  # of the candidates; row 0 is the original model
     tried = measurement.fidelities(full, components)
-    accepted = [result.num_inference_steps for result in tried if not result.refused]
-    steps = min(accepted, default=None)
+    accepted = [result for result in tried if not result.refused]
+    cheapest = min(accepted, key=lambda found: (found.cost, -found.tau.low), default=None)
     popsize, bucket_size = measurement.split(components)
     trusted = reliability(components, bucket_size, engine.config.search.images_per_prompt)
     found = FirstMeasurement(
@@ -144,10 +171,11 @@ def measure_first(
         fidelities=tried,
         popsize=popsize,
         bucket_size=bucket_size,
-        num_inference_steps=steps,
+        fidelity=cheapest.fidelity if cheapest else FULL,
         reasons=[],
     )
-    found = found.model_copy(update={"reasons": _reasons(found, measurement.configured)})
+    reasons = _reasons(found, measurement.configured, measurement.unusable)
+    found = found.model_copy(update={"reasons": reasons})
     for reason in found.reasons:
         progress.message(reason)
     return found
@@ -158,13 +186,22 @@ def search_update(config: SearchConfig, found: FirstMeasurement) -> SearchConfig
     chosen = {
         "popsize": found.popsize,
         "bucket_size": found.bucket_size,
-        "num_inference_steps": found.num_inference_steps,
+        "fidelity": found.fidelity,
     }
     return config.model_copy(update=chosen)
 
 
-class _Measurement:
-    """Tables of scores of one design."""
+class Measurement:
+    """Tables of scores of one design.
+
+    Args:
+        engine: the model, its rewards and its prompts.
+        evaluator: keeps the scores.
+        design: what to sample.
+
+    Attributes:
+        unusable: why fidelities were not tried.
+    """
 
     def __init__(self, engine: Engine, evaluator: Evaluator, design: Design) -> None:
         self._engine = engine
@@ -173,6 +210,9 @@ class _Measurement:
         self._seed = derive_seed(engine.config.seed, PHASE)
         self._prompts = bucket(engine.prompts.train, design.prompts, self._seed, 0)
         self._vectors = [engine.space.start, *self._candidates()]
+        self._tables = 0
+        self._last: FidelityResult | None = None
+        self.unusable: list[str] = []
 
     def _candidates(self) -> Sequence[Vector]:
         """What the first generation of a search draws, with a seed of its own."""
@@ -181,33 +221,72 @@ class _Measurement:
         own = config.model_copy(update={"seed": self._seed, "search": search})
         return make_search(self._engine.space, own, self._engine.start).ask()
 
-    def table(self, steps: int) -> Scores:
-        """Scores at a number of steps, (original and candidates, prompts, seeds)."""
+    def table(self, fidelity: Fidelity) -> Scores:
+        """Scores at a fidelity, (original and candidates, prompts, seeds)."""
         engine, count = self._engine, self._design.seeds
         noises = engine.noises(PHASE, 0, self._prompts, count)
         coefficients = [engine.space.coefficients(vector) for vector in self._vectors]
         measures = engine.measures(held_out=False)
-        tables = self._evaluator.score(PHASE, steps, coefficients, noises, measures, steps)
+        step, self._tables = self._tables, self._tables + 1
+        tables = self._evaluator.score(PHASE, step, coefficients, noises, measures, fidelity)
         plain = engine.mixture.is_plain
         scales = {} if plain else {name: scale_of(name, t[:1]) for name, t in tables.items()}
         scores = engine.mixture.combine(tables, scales)
         return np.asarray(scores.reshape(len(self._vectors), len(self._prompts), count))
 
     def fidelities(self, full: Scores, components: VarianceComponents) -> list[FidelityResult]:
-        """Try fewer steps until a number of them is refused."""
-        found: list[FidelityResult] = []
-        for steps in self._design.steps:
-            found.append(self._fidelity(steps, full, math.sqrt(max(0.0, components.candidate))))
-            if found[-1].refused:
-                break
+        """Try cheaper fidelities of each kind in turn, and last the best of each together."""
+        singles = (self.fidelity(single, full, components) for single in self._singles())
+        found = list(itertools.islice(singles, self._design.trials))
+        together = _together([result.fidelity for result in found if not result.refused])
+        if together is not None and len(found) < self._design.trials:
+            found.append(self.fidelity(together, full, components))
         return found
 
-    def _fidelity(self, steps: int, full: Scores, spread: float) -> FidelityResult:
-        cheap, full = _paired(self.table(steps), full)
+    def _singles(self) -> Iterator[Fidelity]:
+        """Go through the kinds in turn; of each, the first that is refused is the last."""
+        closed: set[int] = set()
+        for rung in itertools.zip_longest(*self._design.fidelities):
+            for kind, fidelity in enumerate(rung):
+                if fidelity is None or kind in closed or not self._usable(fidelity):
+                    closed.add(kind)
+                    continue
+                yield fidelity
+                if self._last is not None and self._last.refused:
+                    closed.add(kind)
+
+    def _usable(self, fidelity: Fidelity) -> bool:
+        """Say whether the pipeline and the rewards take images of another size or text."""
+        try:
+            try_out(self._engine, fidelity)
+        except ConfigError as error:
+            self.unusable.append(f"{fidelity.label} was not tried: {error}")
+            return False
+        return True
+
+    def fidelity(
+        self, fidelity: Fidelity, full: Scores, components: VarianceComponents
+    ) -> FidelityResult:
+        """Try one fidelity.
+
+        Args:
+            fidelity: cheaper than the full one.
+            full: scores at full fidelity, as ``table`` gives them.
+            components: of these.
+        """
+        cheap, full = _paired(self.table(fidelity), full)
         tau = rank_correlation(cheap[1:], full[1:], self._seed)
         bias = bias_slope(cheap, full, self._distances(), self._seed)
-        refused = refusal(tau, bias, spread)
-        return FidelityResult(num_inference_steps=steps, tau=tau, bias=bias, refused=refused)
+        refused = refusal(tau, bias, math.sqrt(max(0.0, components.candidate)))
+        self._last = FidelityResult(
+            fidelity=fidelity,
+            label=fidelity.label,
+            cost=relative_cost(self._engine, fidelity),
+            tau=tau,
+            bias=bias,
+            refused=refused,
+        )
+        return self._last
 
     def _distances(self) -> Scores:
         """Distance of each row from the start, the candidates' being 1 on average."""
@@ -216,7 +295,7 @@ class _Measurement:
         return np.asarray(distances / distances[1:].mean())
 
     def self_tau(self, full: Scores) -> Figure:
-        """Rank correlation of the full number of steps with itself on other noise."""
+        """Rank correlation of the full fidelity with itself on other noise."""
         half = full.shape[2] // 2
         first, second = full[1:, :, :half], full[1:, :, half : 2 * half]
         return rank_correlation(first.mean(axis=2), second.mean(axis=2), self._seed)
@@ -242,6 +321,12 @@ class _Measurement:
         )
 
 
+def _together(accepted: Sequence[Fidelity]) -> Fidelity | None:
+    """Join what was accepted of each kind, the last being the cheapest of it; None of one kind."""
+    joined = functools.reduce(Fidelity.updated, accepted, FULL)
+    return None if joined == FULL or joined in accepted else joined
+
+
 def _complete(table: Scores) -> Scores:
     """Leave out prompts of which an image could not be scored.
 
@@ -264,7 +349,9 @@ def _paired(cheap: Scores, full: Scores) -> tuple[Scores, Scores]:
     return both[:, :, :count].mean(axis=2), both[:, :, count:].mean(axis=2)
 
 
-def _reasons(found: FirstMeasurement, configured: tuple[int, int]) -> list[str]:
+def _reasons(
+    found: FirstMeasurement, configured: tuple[int, int], unusable: Sequence[str]
+) -> list[str]:
     parts = found.components
     split = f"{found.popsize} candidates x {found.bucket_size} prompts"
     kept = (found.popsize, found.bucket_size) == configured
@@ -276,12 +363,19 @@ def _reasons(found: FirstMeasurement, configured: tuple[int, int]) -> list[str]:
         f"reliability of {found.reliability:.2f}, an expected tau of {found.expected_tau:.2f} with "
         "the true one.",
     ]
-    return reasons + [_verdict(result) for result in found.fidelities]
+    verdicts = [_verdict(result) for result in found.fidelities]
+    return [*reasons, *unusable, *verdicts, _choice(found)]
 
 
 def _verdict(result: FidelityResult) -> str:
     tau = result.tau
-    what = f"{result.num_inference_steps} steps rank candidates with tau {tau.mean:.2f} "
-    interval = f"[{tau.low:.2f}, {tau.high:.2f}]"
+    what = f"Images at {result.label}, {result.cost:.0%} of the cost, rank candidates with tau "
+    interval = f"{tau.mean:.2f} [{tau.low:.2f}, {tau.high:.2f}]"
     outcome = f"not used, since {result.refused}" if result.refused else "good enough to search by"
     return f"{what}{interval}: {outcome}."
+
+
+def _choice(found: FirstMeasurement) -> str:
+    rest = ", like" if found.fidelity == FULL else "; at full fidelity are"
+    what = f"The generations are sampled at {found.fidelity.label}"
+    return f"{what}{rest} checkpoints and final figures."

@@ -241,8 +241,8 @@ class Optimiser:
     ) -> dict[str, Scores]:
         candidates = [self._engine.space.coefficients(vector) for vector in vectors]
         measures = self._engine.measures(held_out=False)
-        steps = self._config.num_inference_steps
-        return self._evaluator.score(phase, step, candidates, noises, measures, steps)
+        fidelity = self._config.fidelity
+        return self._evaluator.score(phase, step, candidates, noises, measures, fidelity)
 
     def _measure_scales(self) -> dict[str, Scale]:
         """Mean and spread of each reward of a mixture, from the original model."""

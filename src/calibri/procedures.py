@@ -116,20 +116,38 @@ def reward_names(config: RunConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 class Counted:
-    """FLOPs of the phases of a run."""
+    """FLOPs of the phases of a run.
 
-    def __init__(self, config: RunConfig, flops: ImageFlops, nfe: int, branches: int) -> None:
+    Args:
+        config: of the run.
+        flops: of an image at full fidelity.
+        searched: of an image of the generations.
+        per_step: transformer evaluations per step.
+        branches: of guidance.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        flops: ImageFlops,
+        searched: ImageFlops,
+        per_step: int,
+        branches: int,
+    ) -> None:
         self._config = config
         self._flops = flops
-        self._nfe = nfe
-        self._text = flops.text * branches  # the negative prompt is encoded beside each prompt
+        self._searched = searched
+        steps = config.sampling.num_inference_steps
+        self._nfe = per_step * steps
+        self._searched_nfe = per_step * config.search.fidelity.evaluations(steps)
+        self._branches = branches  # the negative prompt is encoded beside each prompt
         self._objective, self._all = reward_names(config)
 
     def image(self) -> dict[str, float]:
-        """One image of the search, by part, in TFLOP."""
+        """One image at full fidelity, scored for the search, by part, in TFLOP."""
         return {
             "transformer": self._nfe * self._flops.forward / TERA,
-            "text encoders": self._text / TERA,
+            "text encoders": self._branches * self._flops.text / TERA,
             "VAE": self._flops.decode / TERA,
             "reward": self._reward(self._objective),
         }
@@ -184,17 +202,22 @@ class Counted:
         # The calibrated model at the first two multiples of the steps, the original at all.
         per_setting = evaluation.num_prompts * evaluation.images_per_prompt
         steps = sum(multiples) + sum(multiples[:2])
-        forwards = self._nfe * (images["search"] + images["validation"] + per_setting * steps)
-        prompts = sum(bucket_sizes(search))
-        prompts += search.num_validation_prompts + evaluation.num_prompts
+        full, searched, generations = self._flops, self._searched, images["search"]
+        forwards = self._nfe * (images["validation"] + per_setting * steps)
+        transformer = forwards * full.forward
+        transformer += self._searched_nfe * generations * searched.forward
+        held_out = search.num_validation_prompts + evaluation.num_prompts
+        text = sum(bucket_sizes(search)) * searched.text + held_out * full.text
+        decoded = (sum(images.values()) - generations) * full.decode
+        decoded += generations * searched.decode
         guarded = self._objective if self._config.rewards.guard == "off" else self._all
         reward = images["search"] * self._reward(self._objective)
         reward += images["validation"] * self._reward(guarded)
         reward += images["evaluation"] * self._reward(self._all)
         return {
-            "transformer": forwards * self._flops.forward / PETA,
-            "text encoders": prompts * self._text / PETA,
-            "VAE": sum(images.values()) * self._flops.decode / PETA,
+            "transformer": transformer / PETA,
+            "text encoders": self._branches * text / PETA,
+            "VAE": decoded / PETA,
             "reward": reward / 1e3,
         }
 

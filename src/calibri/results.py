@@ -5,7 +5,9 @@ Everything here is plain data that survives a round trip through JSON. No torch.
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+import math
+
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Record(BaseModel):
@@ -143,16 +145,65 @@ class VarianceComponents(Record):
     residual: float
 
 
-class FidelityResult(Record):
-    """How well images at fewer steps rank candidates.
+class Fidelity(Record):
+    """How images are sampled where it is not the full way: cheaper, or at more steps.
 
     Attributes:
-        tau: Kendall's tau with the full number of steps.
+        num_inference_steps: None for those of ``sampling``, like all that follows.
+        height: pixels.
+        width: pixels.
+        max_sequence_length: tokens of a prompt; None for the pipeline's own number.
+        cache_interval: the transformer runs at the first and every so many-th step
+            (``calibri.caching``); None for all.
+    """
+
+    num_inference_steps: int | None = Field(None, ge=1)
+    height: int | None = Field(None, ge=1)
+    width: int | None = Field(None, ge=1)
+    max_sequence_length: int | None = Field(None, ge=1)
+    cache_interval: int | None = Field(None, ge=2, le=100)
+
+    def updated(self, other: Fidelity) -> Fidelity:
+        """Change what another one says."""
+        return self.model_copy(update=other.model_dump(exclude_none=True))
+
+    def evaluations(self, num_inference_steps: int) -> int:
+        """Steps at which the transformer runs, of so many unless this says others."""
+        steps = self.num_inference_steps or num_inference_steps
+        return math.ceil(steps / (self.cache_interval or 1))
+
+    @property
+    def label(self) -> str:
+        """What it says, for people."""
+        parts = {
+            "{} steps": self.num_inference_steps,
+            "height {}": self.height,
+            "width {}": self.width,
+            "{} text tokens": self.max_sequence_length,
+            "cache interval {}": self.cache_interval,
+        }
+        said = [text.format(value) for text, value in parts.items() if value is not None]
+        return ", ".join(said) or "full fidelity"
+
+
+# As ``sampling`` says, throughout.
+FULL = Fidelity()
+
+
+class FidelityResult(Record):
+    """How well cheaper images rank candidates.
+
+    Attributes:
+        label: what is cheaper, for people.
+        cost: of an image in units of one at full fidelity, counted (``calibri.cheaper``).
+        tau: Kendall's tau with the full fidelity.
         bias: change of the error from the original model to a candidate one step size away.
         refused: why it cannot serve the search; empty when it can.
     """
 
-    num_inference_steps: int
+    fidelity: Fidelity
+    label: str
+    cost: float
     tau: Figure
     bias: Figure
     refused: str
@@ -170,7 +221,7 @@ class FirstMeasurement(Record):
             have more.
         popsize: chosen.
         bucket_size: chosen.
-        num_inference_steps: of the generations; None for the full number.
+        fidelity: of the generations.
         reasons: what was decided and why, in words.
     """
 
@@ -185,7 +236,7 @@ class FirstMeasurement(Record):
     fidelities: list[FidelityResult]
     popsize: int
     bucket_size: int
-    num_inference_steps: int | None
+    fidelity: Fidelity
     reasons: list[str]
 
 

@@ -18,6 +18,7 @@ import transformers
 from PIL import Image
 
 from calibri.artifact import Calibration, Sampling
+from calibri.cheaper import cheaper_fidelities, check_fidelity
 from calibri.coefficients import Coefficients, Vector, parameter_name
 from calibri.config import RunConfig, validate_config
 from calibri.engine import Engine
@@ -35,7 +36,7 @@ from calibri.measuring import (
 )
 from calibri.optimise import Optimiser, check_start, scale_prompts
 from calibri.pipelines import transformer_of
-from calibri.procedures import images_by_phase
+from calibri.procedures import images_by_phase, measures_first
 from calibri.progress import Progress
 from calibri.results import Evaluation, RunSummary, SampleRow, SearchResult, SiteRecord
 from calibri.rewards.remembered import memorable
@@ -106,14 +107,15 @@ def check_search(engine: Engine) -> None:
     """Refuse a search that cannot be done with this engine, before anything is written or sampled.
 
     Raises:
-        CalibriError: the start lies outside the bounds, or the method or measuring first does not
-            fit the rest.
+        CalibriError: the start lies outside the bounds, or the method, the fidelity or measuring
+            first does not fit the rest.
     """
     config = engine.config.search
     check_start(engine)
     check_probe(engine.config, len(engine.prompts.train))
     if config.method == "gradient":
         check_gradient(engine, config.last_steps)
+    check_fidelity(engine)
 
 
 def planned_images(engine: Engine) -> dict[str, int]:
@@ -124,7 +126,11 @@ def planned_images(engine: Engine) -> dict[str, int]:
 
 
 def _design(engine: Engine, images: Mapping[str, int]) -> Design | None:
-    return choose_design(engine.config, sum(images.values()), len(engine.prompts.train))
+    planned = sum(images.values())
+    if not measures_first(engine.config.search, planned):
+        return None
+    fidelities = cheaper_fidelities(engine)
+    return choose_design(engine.config, planned, len(engine.prompts.train), fidelities)
 
 
 def _run(folder: RunFolder, engine: Engine, progress: Progress) -> RunSummary:

@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from calibri.caching import step_cache
 from calibri.config import SamplingConfig
 from calibri.embeddings import NEGATIVE, call_arguments, required_arguments
 from calibri.encoding import make_encoder
 from calibri.errors import ConfigError, UnsupportedModelError
 from calibri.frames import evenly_spaced
 from calibri.prompts import Prompt
+from calibri.results import FULL, Fidelity
 from calibri.schedules import changed_shift
 from calibri.sites import networks_of
 
@@ -129,14 +131,26 @@ class Sampler:
         steps = num_inference_steps or self.config.num_inference_steps
         return steps * (2 if self.guided else 1)
 
-    def prepare(self, prompts: Sequence[Prompt]) -> None:
+    def prepare(self, prompts: Sequence[Prompt], max_sequence_length: int | None = None) -> None:
         """Encode the prompts of the batches to come, so that the encoders are needed only now.
 
         What is encoded is kept on the CPU, up to ``calibri.encoding.MAX_BYTES``; prompts beyond
         that are encoded when they are sampled. A pipeline that must be called with texts tells how
         it encodes them only in the next call of ``sample``, which then encodes all of these.
         """
-        self._encoder.prepare(prompts)
+        self._encoder.prepare(prompts, max_sequence_length)
+
+    @property
+    def max_sequence_length(self) -> int | None:
+        """Tokens of a prompt unless told others; None where the pipeline takes no such number."""
+        return self._encoder.max_sequence_length
+
+    def text_tokens(self, prompt: Prompt, max_sequence_length: int | None = None) -> int | None:
+        """Tokens of a prompt as the transformer sees them; None where that is not known."""
+        # Of a video they are few beside its frames.
+        if self._frames is not None:
+            return None
+        return self._encoder.tokens(prompt, max_sequence_length)
 
     def offload_encoders(self) -> None:
         """Keep the text encoders on the CPU; they visit the device to encode new prompts."""
@@ -149,14 +163,14 @@ class Sampler:
     def sample(
         self,
         noises: Sequence[Noise],
-        num_inference_steps: int | None = None,
+        fidelity: Fidelity = FULL,
         shift: float = 1.0,
     ) -> Tensor:
         """Sample one batch.
 
         Args:
             noises: what to sample, one image each.
-            num_inference_steps: other steps than the configured ones.
+            fidelity: what differs from the configuration.
             shift: factor on the shift of the scheduler, see ``calibri.schedules``.
 
         Returns:
@@ -164,16 +178,15 @@ class Sampler:
             (N, frames, 3, H, W).
 
         Raises:
-            ConfigError: the pipeline refuses the configured size.
+            ConfigError: the pipeline refuses the size.
         """
-        arguments = self._arguments(noises)
-        if num_inference_steps is not None:
-            arguments["num_inference_steps"] = num_inference_steps
-        with torch.no_grad(), self._encoder.answering(), changed_shift(self.pipe, shift):
+        arguments = self._arguments(noises, fidelity)
+        cache = step_cache(networks_of(self.pipe), fidelity.cache_interval)
+        with torch.no_grad(), self._encoder.answering(), changed_shift(self.pipe, shift), cache:
             try:
                 images = self._pictures(self.pipe(**arguments))
             except ValueError as error:
-                self._explain(error)
+                self._explain(error, fidelity)
                 raise
         pixels: Tensor = (images.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
         return pixels
@@ -237,28 +250,37 @@ class Sampler:
             )
         return images
 
-    def _arguments(self, noises: Sequence[Noise]) -> dict[str, Any]:
+    @property
+    def full(self) -> Fidelity:
+        """What a fidelity is relative to, as configured."""
+        names = ("num_inference_steps", "height", "width")
+        return Fidelity(**{name: getattr(self.config, name) for name in names})
+
+    def _arguments(self, noises: Sequence[Noise], fidelity: Fidelity = FULL) -> dict[str, Any]:
         """What the pipeline is called with."""
-        encoded = self._encoder.arguments([noise.prompt for noise in noises])
+        fidelity = self.full.updated(fidelity)
+        prompts = [noise.prompt for noise in noises]
+        encoded = self._encoder.arguments(prompts, fidelity.max_sequence_length)
         if self.before_call is not None:
             self.before_call(encoded)
-        size = {"height": self.config.height, "width": self.config.width}
+        size = {"height": fidelity.height, "width": fidelity.width}
         if self._frames is not None:
             size[self._frames] = self.config.num_frames
         return {
             **encoded,
             **self._scales(),
             **{name: length for name, length in size.items() if length is not None},
-            "num_inference_steps": self.config.num_inference_steps,
+            "num_inference_steps": fidelity.num_inference_steps,
             "generator": [torch.Generator("cpu").manual_seed(noise.seed) for noise in noises],
             "output_type": "pt",
             # Its default would contradict the guidance that was chosen.
             **{name: None for name in ("guidance_schedule",) if name in self._call},
         }
 
-    def _explain(self, error: ValueError) -> None:
+    def _explain(self, error: ValueError, fidelity: Fidelity) -> None:
         """Diffusers refuses a size by a ValueError; without a size it is no one's setting."""
-        size = {name: getattr(self.config, name) for name in ("height", "width", "num_frames")}
+        full = self.full.updated(fidelity)
+        size = {"height": full.height, "width": full.width, "num_frames": self.config.num_frames}
         asked = ", ".join(f"{name} {length}" for name, length in size.items() if length)
         if asked:
             raise ConfigError(

@@ -11,7 +11,7 @@ import torch
 from calibri.config import RunConfig
 from calibri.pipelines import load_pipeline
 from calibri.prompts import make_prompts
-from calibri.results import Record
+from calibri.results import Fidelity, Record
 from calibri.sampling import Noise, Sampler
 from calibri.shapes import sample_prompts
 
@@ -113,11 +113,12 @@ def measure(config: RunConfig, flops_per_image: float) -> Speed:
     sampler = Sampler(pipe, config.sampling)
     prompts = make_prompts(sample_prompts(config.sampling.batch_size, 0, "train"))
     noises = [Noise(prompt, index) for index, prompt in enumerate(prompts)]
-    sampler.sample(noises, MEASURED_STEPS)  # encodes the prompts, and warms up
+    fidelity = Fidelity(num_inference_steps=MEASURED_STEPS)
+    sampler.sample(noises, fidelity)  # encodes the prompts, and warms up
     seconds = []
     for _ in range(_TIMED_CALLS):
         started = time.perf_counter()
-        sampler.sample(noises, MEASURED_STEPS)
+        sampler.sample(noises, fidelity)
         seconds.append(time.perf_counter() - started)
     tera = len(noises) * flops_per_image / 1e12
     return Speed(

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from calibri.coefficients import Coefficients
 from calibri.prompts import Prompt
+from calibri.results import Fidelity
 from calibri.sampling import Noise
 
 Scores = NDArray[np.float64]
@@ -40,13 +41,13 @@ class Unit:
         candidates: coefficients that rows refer to.
         rows: index of a candidate and what to sample, one image each.
         measures: names of what is measured.
-        num_inference_steps: of every row.
+        fidelity: of every row.
     """
 
     candidates: tuple[Coefficients, ...]
     rows: tuple[Row, ...]
     measures: tuple[str, ...]
-    num_inference_steps: int
+    fidelity: Fidelity
 
     def to_json(self) -> dict[str, Any]:
         """Give everything as plain values; floats keep every bit."""
@@ -54,7 +55,7 @@ class Unit:
             "candidates": [candidate.model_dump(mode="json") for candidate in self.candidates],
             "rows": [[c, n.prompt.id, n.prompt.text, n.seed] for c, n in self.rows],
             "measures": list(self.measures),
-            "num_inference_steps": self.num_inference_steps,
+            "fidelity": self.fidelity.model_dump(mode="json"),
         }
 
     @classmethod
@@ -64,7 +65,7 @@ class Unit:
             tuple(Coefficients.model_validate(candidate) for candidate in data["candidates"]),
             tuple((c, Noise(Prompt(id_, text), seed)) for c, id_, text, seed in data["rows"]),
             tuple(data["measures"]),
-            data["num_inference_steps"],
+            Fidelity.model_validate(data["fidelity"]),
         )
 
     @cached_property
@@ -102,7 +103,10 @@ def cut(rows: Sequence[Row], size: int) -> list[list[Row]]:
 
 
 def make_unit(
-    candidates: Sequence[Coefficients], rows: Sequence[Row], measures: Sequence[str], steps: int
+    candidates: Sequence[Coefficients],
+    rows: Sequence[Row],
+    measures: Sequence[str],
+    fidelity: Fidelity,
 ) -> Unit:
     """Make a unit of some rows, with the candidates that they refer to and no others."""
     used = sorted({candidate for candidate, _ in rows})
@@ -111,7 +115,7 @@ def make_unit(
         tuple(candidates[candidate] for candidate in used),
         tuple((place[candidate], noise) for candidate, noise in rows),
         tuple(measures),
-        steps,
+        fidelity,
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from calibri.results import (
+    FULL,
     Checkpoint,
     Comparison,
     Evaluation,
@@ -134,7 +135,7 @@ def measurement() -> FirstMeasurement:
         fidelities=[],
         popsize=40,
         bucket_size=8,
-        num_inference_steps=None,
+        fidelity=FULL,
         reasons=["40 candidates x 8 prompts a generation.", "2 steps rank alike: not used."],
     )
 
