@@ -19,6 +19,7 @@ from calibri.search_space import SearchSpace
 from calibri.shapes import parse_caption, render_batch
 
 TINY = {
+    "search.method": "gradient",
     "device": "cpu",
     "sampling.num_inference_steps": 3,
     "sampling.workers": 1,
@@ -105,7 +106,7 @@ def slope(function, vector, direction):
 CASES = {
     "without guidance": {},
     "block": {"space__granularity": "block", "space__output_weights": False},
-    "guidance, shared": {"sampling__guidance_scale": 3.0},
+    "guidance, shared": {"sampling__guidance_scale": 3.0, "space__output_knots": 1},
     "guidance, separate": {"sampling__guidance_scale": 3.0, "space__branches": "separate"},
     "knots": {"space__knots": 3},
 }

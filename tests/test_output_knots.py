@@ -207,7 +207,7 @@ def test_what_is_left_open_is_searched_under_guidance(pipe):
     assert factors(W, space={"output_knots": 1, "shift": False}) == (1, ())
     assert factors(W, space={"output_weights": False}) == (1, ())
     assert factors(W, search={"method": "reference"}) == (1, ())
-    assert factors(W, search={"method": "gradient"}) == (1, ())
+    assert factors(W, search={"method": "gradient"}) == (2, ())
     pipe.scheduler = None
     assert factors(W) == (2, ())
 

@@ -35,7 +35,7 @@ def test_the_papers_searches_cost_what_was_counted(
 ):
     planned = planned_as_in_the_paper(pipeline)
     paper = planned.procedures[0]
-    assert (planned.parameters, paper.popsize, paper.bucket_size) == (size, popsize, 16)
+    assert (paper.parameters, paper.popsize, paper.bucket_size) == (size, popsize, 16)
     tera = sum(planned.image_teraflop.values())
     assert tera == pytest.approx(image, rel=0.01)
     assert 16 * tera / 1e3 == pytest.approx(candidate, rel=0.01)

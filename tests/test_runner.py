@@ -138,9 +138,11 @@ def test_the_seed_decides_the_result(undisturbed, tmp_path):
 def test_guided_runs_search_both_output_weights(tmp_path, branches):
     config = tiny(sampling__guidance_scale=3.0, space__branches=branches, search__generations=1)
     summary = calibrate(config, name=branches, runs=tmp_path)
-    assert summary.start["conditional/output"] == 3.0
-    assert summary.start["unconditional/output"] == -2.0
-    assert len(summary.coefficients) == 8 if branches == "shared" else 14
+    starts = {"conditional/output": 3.0, "unconditional/output": -2.0}
+    for label, start in starts.items():
+        assert [summary.start[f"{label}@{knot}"] for knot in range(2)] == [start, start]
+    assert summary.start["shift"] == 1.0
+    assert len(summary.coefficients) == (11 if branches == "shared" else 17)
     assert summary.evaluation.settings[0].nfe == 4
 
 

@@ -26,11 +26,12 @@ def lay_out(config: RunConfig, pipe: Any, guidance_scale: float) -> SearchSpace:
         UnsupportedModelError: see ``check_factors``.
     """
     networks = networks_of(pipe)
-    # The paper's loop searches what the paper does, and factors have no gradient.
-    is_open = guidance_scale > 1.0 and config.search.method == "calibri"
+    # The paper's loop searches what the paper does.
+    is_open = guidance_scale > 1.0 and config.search.method != "reference"
+    has_gradient = config.search.method == "gradient"  # which factors have not
     settled = config.space.settled(
         timesteps_known=is_open and all(knows_timesteps(n.transformer) for n in networks),
-        shift_known=is_open and has_shift(pipe),
+        shift_known=is_open and not has_gradient and has_shift(pipe),
     )
     space = settled.build(sites_of(networks), guidance_scale)
     check_factors(space.factors, pipe)

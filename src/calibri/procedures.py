@@ -51,6 +51,7 @@ class Procedure(Record):
     """What one way of searching costs.
 
     Attributes:
+        parameters: numbers that are searched.
         bucket_size: prompts of the first generation.
         final_bucket_size: prompts of the last.
         with_original: the original model is scored beside the candidates of each generation.
@@ -60,6 +61,7 @@ class Procedure(Record):
     """
 
     title: str
+    parameters: int
     generations: int
     popsize: int
     bucket_size: int
@@ -168,6 +170,7 @@ class Counted:
         granularity = self._config.space.granularity
         return Procedure(
             title="the paper's procedure",
+            parameters=size,
             generations=generations,
             popsize=popsize,
             bucket_size=search.bucket_size,
@@ -186,6 +189,7 @@ class Counted:
         petaflop = self._petaflop(images)
         return Procedure(
             title="Calibri, as configured",
+            parameters=size,
             generations=search.generations,
             popsize=search.popsize_for(size),
             bucket_size=search.bucket_size,
