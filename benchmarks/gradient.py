@@ -47,6 +47,9 @@ def make_engine(guidance: float, seed: int, generations: int) -> Engine:
                 "seed": seed,
                 "sampling.guidance_scale": guidance,
                 "sampling.workers": 1,
+                # The paper's space: a factor on the shift would have no gradient.
+                "space.output_knots": 1,
+                "space.shift": False,
                 "search.generations": generations,
                 "search.popsize": 64,
                 "search.bucket_size": 8,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from calibri.optimise import search_basis
+from calibri.optimise import search_basis, share_shifts
 from calibri.pipelines import load_pipeline
 from calibri.search_space import SearchSpace
 from calibri.sites import find_sites
@@ -42,3 +42,19 @@ def test_factors_take_longer_steps_and_every_basis_can_be_inverted(sites):
     space = SearchSpace.build(sites, "gate", guidance_scale=3.0, search_shift=True)
     np.testing.assert_array_equal(column(space, "shift")[-1:], [4.0])
     assert np.linalg.matrix_rank(search_basis(space)) == space.size
+
+
+def test_candidates_share_shifts_in_groups_and_keep_the_rest(sites):
+    space = SearchSpace.build(sites, "block", guidance_scale=3.0, search_shift=True)
+    drawn = list(np.random.default_rng(0).normal(size=(40, space.size)))
+    before = np.array(drawn)
+    shared = np.array(share_shifts(space, drawn))
+    np.testing.assert_array_equal(np.array(drawn), before)
+    order = np.argsort(before[:, -1])
+    np.testing.assert_array_equal(shared[:, :-1], before[order, :-1])
+    assert len(set(shared[:, -1])) == 5
+    assert shared[:, -1].mean() == pytest.approx(before[:, -1].mean())
+    assert (np.diff(shared[:, -1]) >= 0).all()
+    assert shared[:, -1].var() > 0.9 * before[:, -1].var()
+    plain = SearchSpace.build(sites, "block", guidance_scale=3.0)
+    assert share_shifts(plain, drawn[:2])[1] is drawn[1]

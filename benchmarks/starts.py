@@ -1,0 +1,221 @@
+"""Ways to start a search, at equal images: coarse to fine, smooth in depth, another calibration.
+
+Each way gets the images that the default search of the shipped pipeline has, without checkpoints,
+and those of what it starts with are counted: a search by block or by layer takes a third of them.
+What is compared is the average of the last quarter of the means, on held-out prompts, half-way and
+at the end.
+
+    python -m benchmarks.starts [--seeds 0 1 2] [--guidance 1]
+
+Every search is kept when it is done; running again computes the missing ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import machine
+from calibri import optimise
+from calibri.artifact import Calibration, Sampling
+from calibri.coefficients import Coefficients
+from calibri.config import RunConfig, load_config
+from calibri.engine import Engine
+from calibri.evaluator import Ledger, MemoryRecords
+from calibri.optimise import Optimiser
+from calibri.procedures import images_by_phase
+from calibri.progress import Progress
+from calibri.results import Figure
+from calibri.search_space import SearchSpace
+from calibri.statistics import paired_difference
+
+NAME = "starts"
+REWARDS = ("shapes", "shapes-judge")
+# Of the images, for the coarse search.
+_SHARE = 1 / 3
+Values = dict[str, Any]
+Found = list[Coefficients]
+
+
+class Searched(Optimiser):
+    """A search without checkpoints."""
+
+    def points(self) -> Iterator[NDArray[np.float64]]:
+        """Give the averaged mean after each generation."""
+        for _ in range(self._config.generations):
+            yield self._generation()
+
+
+def config_of(values: Values, images: int | None = None) -> RunConfig:
+    """Make a configuration with as many generations as some images pay for."""
+    config = load_config(values={"device": "cpu", **values})
+    if images is None:
+        return config
+    size = Engine(config).space.size
+    best = config
+    for count in range(1, 10 * config.search.generations):
+        search = config.search.model_copy(update={"generations": count})
+        longer = config.model_copy(update={"search": search})
+        if images_by_phase(longer, size)["search"] > images:
+            break
+        best = longer
+    return best
+
+
+def search(config: RunConfig) -> tuple[Engine, Found]:
+    """Search, and name what was found half-way and at the end."""
+    engine = Engine(config)
+    with engine.evaluator(Ledger(MemoryRecords()), images=10**6) as evaluator:
+        points = list(Searched(engine, evaluator, Progress()).points())
+    chosen = (points[len(points) // 2 - 1], points[-1])
+    return engine, [engine.space.coefficients(vector) for vector in chosen]
+
+
+@contextmanager
+def smooth_in_depth() -> Iterator[None]:
+    """Make first steps smooth in depth: a k-th as long along a wave of k half periods."""
+    plain = optimise.search_basis
+
+    def basis(space: SearchSpace) -> NDArray[np.float64]:
+        found = plain(space)
+        kinds: dict[str, list[int]] = {}
+        for place, label in enumerate(space.labels[: space.num_scales]):
+            kinds.setdefault(label.split(".", 2)[-1], []).append(place)
+        for places in kinds.values():
+            found[np.ix_(places, places)] = found[places[0], places[0]] * _waves(len(places))
+        return found
+
+    optimise.search_basis = basis
+    try:
+        yield
+    finally:
+        optimise.search_basis = plain
+
+
+def _waves(count: int) -> NDArray[np.float64]:
+    """Orthonormal cosines over the depth, each divided by its number; as long in all as without."""
+    depth, number = np.arange(count) + 0.5, np.arange(count)
+    waves = np.cos(math.pi / count * depth[:, None] * number)
+    waves = waves / np.linalg.norm(waves, axis=0) / (1 + number)
+    return np.asarray(waves * math.sqrt(count) / np.linalg.norm(waves))
+
+
+def from_calibration(values: Values, first: Values, share: float) -> tuple[Engine, Found]:
+    """Search from what another search found; of the images, it took a share."""
+    budget = budget_of(values)
+    engine, (_, found) = search(config_of({**values, **first}, round((share or 1) * budget)))
+    with tempfile.TemporaryDirectory() as folder:
+        _calibration(engine, found).save_pretrained(folder)
+        rest = {**values, "space.start": folder}
+        return search(config_of(rest, round((1 - share) * budget)))
+
+
+def _calibration(engine: Engine, coefficients: Coefficients) -> Calibration:
+    sampling = engine.config.sampling
+    return Calibration(
+        calibri_version="0",
+        transformer_class=type(engine.pipe.transformer).__name__,
+        base_model="shapes",
+        coefficients=coefficients,
+        sampling=Sampling(
+            num_inference_steps=sampling.num_inference_steps,
+            guidance_scale=sampling.guidance_scale,
+            dtype="float32",
+        ),
+        rewards={"shapes": "shipped"},
+        objective="shapes",
+        provenance={},
+    )
+
+
+def budget_of(values: Values) -> int:
+    """Images of the generations of the default search."""
+    config = config_of(values)
+    return images_by_phase(config, Engine(config).space.size)["search"]
+
+
+def _smooth(values: Values) -> tuple[Engine, Found]:
+    with smooth_in_depth():
+        return search(config_of(values))
+
+
+def _earlier(values: Values) -> Values:
+    """Another run of the same: other draws and prompts, and 12 steps in place of 8."""
+    return {"seed": values["seed"] + 1000, "sampling.num_inference_steps": 12}
+
+
+WAYS: dict[str, Callable[[Values], tuple[Engine, Found]]] = {
+    "gates at once (the default)": lambda values: search(config_of(values)),
+    "blocks, then gates": lambda v: from_calibration(v, {"space.granularity": "block"}, _SHARE),
+    "layers, then gates": lambda v: from_calibration(v, {"space.granularity": "layer"}, _SHARE),
+    "gates, smooth in depth": _smooth,
+    "a calibration at 12 steps": lambda v: from_calibration(v, _earlier(v), 0),
+}
+
+
+def scores(way: str, values: Values) -> dict[str, list[list[float]]]:
+    """Search one way; scores of the original and of both points on held-out prompts."""
+    _, found = WAYS[way](values)
+    engine = Engine(config_of(values))
+    candidates = [engine.space.coefficients(engine.space.start), *found]
+    noises = engine.noises("held out", 0, engine.prompts.test)
+    with engine.evaluator(Ledger(MemoryRecords()), images=10**6) as evaluator:
+        measures = engine.measures(held_out=True)
+        tables = evaluator.score("held out", 0, candidates, noises, measures)
+    return {name: tables[name].round(6).tolist() for name in REWARDS}
+
+
+def difference(runs: Sequence[Values], others: Sequence[Values], name: str, row: int) -> Figure:
+    """Difference of two ways on the same prompts and noise, pooled over seeds."""
+    ours, theirs = (
+        np.concatenate([np.asarray(run[name])[row] for run in part]) for part in (runs, others)
+    )
+    return paired_difference(ours, theirs, seed=0)
+
+
+def show(figures: dict[str, Any], keys: dict[str, list[str]]) -> Table:
+    """Lay out the gain of the default over the original, and of the others over the default."""
+    default, *_ = WAYS
+    laid = Table("start", *(f"{name}, {at}" for name in REWARDS for at in ("half-way", "end")))
+    base = [figures["runs"][key] for key in keys[default]]
+    original = [{n: [table[n][0]] * 3 for n in REWARDS} for table in base]
+    for way, places in keys.items():
+        runs = [figures["runs"][key] for key in places]
+        against = original if way == default else base
+        cells = [difference(runs, against, n, row) for n in REWARDS for row in (1, 2)]
+        laid.add_row(way, *(f"{c.mean:+.3f} [{c.low:+.3f}, {c.high:+.3f}]" for c in cells))
+    return laid
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--guidance", type=float, default=1.0)
+    options = parser.parse_args()
+    machine.quiet()
+    figures = machine.load(NAME) or {"runs": {}}
+    keys = {
+        way: [f"{way}, guidance {options.guidance:g}, seed {seed}" for seed in options.seeds]
+        for way in WAYS
+    }
+    for way, places in keys.items():
+        for key, seed in zip(places, options.seeds, strict=True):
+            if key not in figures["runs"]:
+                values = {"seed": seed, "sampling.guidance_scale": options.guidance}
+                figures["runs"][key] = scores(way, values)
+                machine.save(NAME, figures)
+                print(key, flush=True)
+    Console(width=150).print(show(figures, keys))
+
+
+if __name__ == "__main__":
+    main()
