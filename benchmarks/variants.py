@@ -1,11 +1,11 @@
-"""Ways to start a search, at equal images: coarse to fine, smooth in depth, another calibration.
+"""Variants of the search at equal cost: where it starts, and at what fidelity it samples.
 
-Each way gets the images that the default search of the shipped pipeline has, without checkpoints,
-and those of what it starts with are counted: a search by block or by layer takes a third of them.
-What is compared is the average of the last quarter of the means, on held-out prompts, half-way and
-at the end.
+Each variant gets the transformer evaluations that the default search of the shipped pipeline has,
+without checkpoints. Those of what it starts with are counted: a search by block or by layer takes a
+third of them. Another calibration is taken as given. What is compared is the average of the last
+quarter of the means, on held-out prompts at full fidelity, half-way and at the end.
 
-    python -m benchmarks.starts [--seeds 0 1 2] [--guidance 1]
+    python -m benchmarks.variants [--seeds 0 1 2] [--guidance 1]
 
 Every search is kept when it is done; running again computes the missing ones.
 """
@@ -34,11 +34,11 @@ from calibri.evaluator import Ledger, MemoryRecords
 from calibri.optimise import Optimiser
 from calibri.procedures import images_by_phase
 from calibri.progress import Progress
-from calibri.results import Figure
+from calibri.results import Fidelity, Figure
 from calibri.search_space import SearchSpace
 from calibri.statistics import paired_difference
 
-NAME = "starts"
+NAME = "variants"
 REWARDS = ("shapes", "shapes-judge")
 # Of the images, for the coarse search.
 _SHARE = 1 / 3
@@ -71,13 +71,13 @@ def config_of(values: Values, images: int | None = None) -> RunConfig:
     return best
 
 
-def search(config: RunConfig) -> tuple[Engine, Found]:
+def search(config: RunConfig) -> Found:
     """Search, and name what was found half-way and at the end."""
     engine = Engine(config)
     with engine.evaluator(Ledger(MemoryRecords()), images=10**6) as evaluator:
         points = list(Searched(engine, evaluator, Progress()).points())
     chosen = (points[len(points) // 2 - 1], points[-1])
-    return engine, [engine.space.coefficients(vector) for vector in chosen]
+    return [engine.space.coefficients(vector) for vector in chosen]
 
 
 @contextmanager
@@ -109,21 +109,22 @@ def _waves(count: int) -> NDArray[np.float64]:
     return np.asarray(waves * math.sqrt(count) / np.linalg.norm(waves))
 
 
-def from_calibration(values: Values, first: Values, share: float) -> tuple[Engine, Found]:
+def from_calibration(values: Values, first: Values, share: float) -> Found:
     """Search from what another search found; of the images, it took a share."""
     budget = budget_of(values)
-    engine, (_, found) = search(config_of({**values, **first}, round((share or 1) * budget)))
+    config = config_of({**values, **first}, round((share or 1) * budget))
+    found = search(config)[-1]
     with tempfile.TemporaryDirectory() as folder:
-        _calibration(engine, found).save_pretrained(folder)
+        _calibration(config, found).save_pretrained(folder)
         rest = {**values, "space.start": folder}
         return search(config_of(rest, round((1 - share) * budget)))
 
 
-def _calibration(engine: Engine, coefficients: Coefficients) -> Calibration:
-    sampling = engine.config.sampling
+def _calibration(config: RunConfig, coefficients: Coefficients) -> Calibration:
+    sampling = config.sampling
     return Calibration(
         calibri_version="0",
-        transformer_class=type(engine.pipe.transformer).__name__,
+        transformer_class="SD3Transformer2DModel",
         base_model="shapes",
         coefficients=coefficients,
         sampling=Sampling(
@@ -143,7 +144,15 @@ def budget_of(values: Values) -> int:
     return images_by_phase(config, Engine(config).space.size)["search"]
 
 
-def _smooth(values: Values) -> tuple[Engine, Found]:
+def at_fidelity(values: Values, fidelity: Fidelity) -> Found:
+    """Search on cheaper images, and on more of them."""
+    chosen = {f"search.fidelity.{name}": v for name, v in fidelity.model_dump().items()}
+    steps = config_of(values).sampling.num_inference_steps
+    images = budget_of(values) * steps / fidelity.evaluations(steps)
+    return search(config_of({**values, **chosen}, round(images)))
+
+
+def _smooth(values: Values) -> Found:
     with smooth_in_depth():
         return search(config_of(values))
 
@@ -153,18 +162,20 @@ def _earlier(values: Values) -> Values:
     return {"seed": values["seed"] + 1000, "sampling.num_inference_steps": 12}
 
 
-WAYS: dict[str, Callable[[Values], tuple[Engine, Found]]] = {
+VARIANTS: dict[str, Callable[[Values], Found]] = {
     "gates at once (the default)": lambda values: search(config_of(values)),
     "blocks, then gates": lambda v: from_calibration(v, {"space.granularity": "block"}, _SHARE),
     "layers, then gates": lambda v: from_calibration(v, {"space.granularity": "layer"}, _SHARE),
     "gates, smooth in depth": _smooth,
-    "a calibration at 12 steps": lambda v: from_calibration(v, _earlier(v), 0),
+    "from a calibration at 12 steps": lambda v: from_calibration(v, _earlier(v), 0),
+    "images at 6 steps": lambda v: at_fidelity(v, Fidelity(num_inference_steps=6)),
+    "images at cache interval 2": lambda v: at_fidelity(v, Fidelity(cache_interval=2)),
 }
 
 
-def scores(way: str, values: Values) -> dict[str, list[list[float]]]:
-    """Search one way; scores of the original and of both points on held-out prompts."""
-    _, found = WAYS[way](values)
+def scores(variant: str, values: Values) -> dict[str, list[list[float]]]:
+    """Search; scores of the original and of both points on held-out prompts."""
+    found = VARIANTS[variant](values)
     engine = Engine(config_of(values))
     candidates = [engine.space.coefficients(engine.space.start), *found]
     noises = engine.noises("held out", 0, engine.prompts.test)
@@ -175,7 +186,7 @@ def scores(way: str, values: Values) -> dict[str, list[list[float]]]:
 
 
 def difference(runs: Sequence[Values], others: Sequence[Values], name: str, row: int) -> Figure:
-    """Difference of two ways on the same prompts and noise, pooled over seeds."""
+    """Difference of two variants on the same prompts and noise, pooled over seeds."""
     ours, theirs = (
         np.concatenate([np.asarray(run[name])[row] for run in part]) for part in (runs, others)
     )
@@ -184,15 +195,15 @@ def difference(runs: Sequence[Values], others: Sequence[Values], name: str, row:
 
 def show(figures: dict[str, Any], keys: dict[str, list[str]]) -> Table:
     """Lay out the gain of the default over the original, and of the others over the default."""
-    default, *_ = WAYS
-    laid = Table("start", *(f"{name}, {at}" for name in REWARDS for at in ("half-way", "end")))
+    default, *_ = VARIANTS
+    laid = Table("variant", *(f"{name}, {at}" for name in REWARDS for at in ("half-way", "end")))
     base = [figures["runs"][key] for key in keys[default]]
     original = [{n: [table[n][0]] * 3 for n in REWARDS} for table in base]
-    for way, places in keys.items():
+    for variant, places in keys.items():
         runs = [figures["runs"][key] for key in places]
-        against = original if way == default else base
+        against = original if variant == default else base
         cells = [difference(runs, against, n, row) for n in REWARDS for row in (1, 2)]
-        laid.add_row(way, *(f"{c.mean:+.3f} [{c.low:+.3f}, {c.high:+.3f}]" for c in cells))
+        laid.add_row(variant, *(f"{c.mean:+.3f} [{c.low:+.3f}, {c.high:+.3f}]" for c in cells))
     return laid
 
 
@@ -204,14 +215,16 @@ def main() -> None:
     machine.quiet()
     figures = machine.load(NAME) or {"runs": {}}
     keys = {
-        way: [f"{way}, guidance {options.guidance:g}, seed {seed}" for seed in options.seeds]
-        for way in WAYS
+        variant: [
+            f"{variant}, guidance {options.guidance:g}, seed {seed}" for seed in options.seeds
+        ]
+        for variant in VARIANTS
     }
-    for way, places in keys.items():
+    for variant, places in keys.items():
         for key, seed in zip(places, options.seeds, strict=True):
             if key not in figures["runs"]:
                 values = {"seed": seed, "sampling.guidance_scale": options.guidance}
-                figures["runs"][key] = scores(way, values)
+                figures["runs"][key] = scores(variant, values)
                 machine.save(NAME, figures)
                 print(key, flush=True)
     Console(width=150).print(show(figures, keys))
