@@ -260,6 +260,18 @@ def test_buckets_that_grow_stay_within_the_prompts(monkeypatch):
     assert 0 <= len(engine.prompts.train) - 3 * asked["num_prompts"] < 3
 
 
+def test_a_population_that_was_named_is_kept(monkeypatch):
+    monkeypatch.setattr("calibri.measuring.recommend", lambda components, **given: (99, 3))
+    for popsize, expected in ((None, (99, 3)), (12, (12, 8))):
+        found = measure_first(
+            Engine(configured(search__popsize=popsize)),
+            TableEvaluator(lambda c, n, fidelity: effect(c) + hardness(n)),
+            Progress(),
+            DESIGN,
+        )
+        assert (found.popsize, found.bucket_size) == expected
+
+
 @pytest.mark.parametrize(
     ("values", "prompts", "says"),
     [

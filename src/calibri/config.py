@@ -212,7 +212,8 @@ class SearchConfig(_Section):
         fidelity: how the images of the generations are sampled where it is not as in ``sampling``,
             as checkpoints and final figures are in any case.
         probe: measure first how noisy scores are and whether cheaper images would do, and choose
-            ``popsize``, ``bucket_size`` and ``fidelity`` by it (``calibri.measuring``); None for
+            ``popsize`` (unless it is given), ``bucket_size`` and ``fidelity`` by it
+            (``calibri.measuring``); None for
             runs of 20,000 images and more.
         sigma0: first step size, in units of a gate; under guidance w a w-th of it.
         learning_rate: of ``"gradient"``: size of a step of Adam, in units of a gate.

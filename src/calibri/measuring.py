@@ -307,9 +307,11 @@ class Measurement:
         return search.popsize_for(self._engine.space.size), search.bucket_size
 
     def split(self, components: VarianceComponents) -> tuple[int, int]:
-        """Candidates and prompts of the first generation, as measured."""
+        """Candidates and prompts of the first generation, as measured; a named population stays."""
         engine = self._engine
         popsize, bucket_size = self.configured
+        if engine.config.search.popsize is not None:
+            return popsize, bucket_size
         return recommend(
             components,
             popsize=popsize,
