@@ -40,7 +40,7 @@ def swept(engine: Engine) -> Coefficients:
     """Choose the output weight alone, on the validation prompts."""
     start = engine.space.coefficients(engine.space.start)
     candidates = [
-        start.model_copy(update={"output_weights": tuple(w * f for w in start.start_weights)})
+        start.model_copy(update={"output_weights": tuple(w * f for w in start.output_weights)})
         for f in SWEEP
     ]
     noises = engine.noises("validation", 0, engine.prompts.validation)
@@ -79,7 +79,7 @@ def main() -> None:
     )
     found = {
         "sites and output": searched(engine, runs, "both"),
-        "sites alone": searched(engine, runs, "sites", output_weights=False),
+        "sites alone": searched(engine, runs, "sites", output_weights=False, output_knots=1),
         "output weight alone": swept(engine),
     }
     print(f"seed {arguments.seed}, {len(engine.prompts.test)} held-out prompts, 95% intervals")

@@ -13,6 +13,7 @@ from calibri.errors import ConfigError, FuseError
 from calibri.factors import lay_out
 from calibri.optimise import search_basis
 from calibri.pipelines import load_pipeline
+from calibri.run import RunFolder
 from calibri.runner import calibrate
 from calibri.search_space import SearchSpace
 from calibri.sites import find_sites
@@ -208,12 +209,24 @@ def test_what_is_left_open_is_searched_under_guidance(pipe):
     assert factors(W, space={"output_weights": False}) == (1, ())
     assert factors(W, search={"method": "reference"}) == (1, ())
     assert factors(W, search={"method": "gradient"}) == (2, ())
+    assert factors(W, space={"start": "skip-middle-block"}) == (1, ())
+    assert factors(W, space={"start": "a/calibration"}) == (2, ("shift",))
     pipe.scheduler = None
     assert factors(W) == (2, ())
 
 
-@pytest.mark.parametrize("change", [{"members": 2}, {"knots": 2}, {"start": "somewhere"}])
-def test_what_comes_from_elsewhere_is_left_as_it_is(change):
+def test_a_preset_has_constant_output_weights():
+    values = {
+        "device": "cpu",
+        "sampling": {"guidance_scale": W},
+        "space": {"start": "autoguidance", "output_knots": 2},
+    }
+    with pytest.raises(ConfigError, match="space.output_knots to 1"):
+        Engine(validate_config(values))
+
+
+@pytest.mark.parametrize("change", [{"members": 2}, {"knots": 2}, {"output_weights": False}])
+def test_other_spaces_are_left_as_they_are(change):
     space = SpaceConfig(**change).settled(timesteps_known=True, shift_known=True)
     assert (space.output_knots, space.shift) == (1, False)
 
@@ -238,7 +251,14 @@ def test_a_guided_search_gives_an_artifact_that_is_evaluated(tmp_path):
     )
     assert Engine(config).space.output_knots == 2
     summary = calibrate(config, name="knots", runs=tmp_path)
+    kept = RunFolder.open(tmp_path / "knots").config["space"]
+    assert (kept["output_knots"], kept["shift"]) == (2, True)
     assert "conditional/output@1" in summary.coefficients
     found = Calibration.from_pretrained(tmp_path / "knots" / "calibration").coefficients
     assert found.output_knots == 2
     assert len(found.output_weights) == 4
+    space = config.space.model_copy(update={"start": str(tmp_path / "knots" / "calibration")})
+    again = Engine(config.model_copy(update={"space": space}))
+    assert again.space.coefficients(again.start).output_weights == pytest.approx(
+        found.output_weights
+    )

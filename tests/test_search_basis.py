@@ -57,4 +57,9 @@ def test_candidates_share_shifts_in_groups_and_keep_the_rest(sites):
     assert (np.diff(shared[:, -1]) >= 0).all()
     assert shared[:, -1].var() > 0.9 * before[:, -1].var()
     plain = SearchSpace.build(sites, "block", guidance_scale=3.0)
-    assert share_shifts(plain, drawn[:2])[1] is drawn[1]
+    assert share_shifts(plain, drawn)[1] is drawn[1]
+    # A few groups of a small population would leave nothing to choose among.
+    assert [vector is drawn[i] for i, vector in enumerate(share_shifts(space, drawn[:23]))] == (
+        [True] * 23
+    )
+    assert len({vector[-1] for vector in share_shifts(space, drawn[:24])}) == 3

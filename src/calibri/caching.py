@@ -93,6 +93,8 @@ class _StepCache:
         self._time: float | None = None
         # Pipelines may run the branches of guidance one after the other, always in the same order.
         self._call = 0
+        # How many calls a step has, once the first one is over.
+        self._calls: int | None = None
         # The last two outputs of each call of a step, with their timesteps.
         self._known: dict[int, list[tuple[float, Any]]] = {}
 
@@ -113,9 +115,12 @@ class _StepCache:
         return float(torch.as_tensor(value).flatten()[0])
 
     def _count(self, time: float) -> None:
-        if time == self._time:
+        # Timesteps in half precision can be equal at two steps.
+        if time == self._time and self._call + 1 != self._calls:
             self._call += 1
             return
+        if self._step == 0 and self._calls is None:
+            self._calls = self._call + 1
         self._step, self._call, self._time = self._step + 1, 0, time
 
 

@@ -164,7 +164,7 @@ class Coefficients(Record):
         """Factors on what each member returns, float64 (members, output knots)."""
         # The pipeline itself combines the branches with the start weights (guidance formula).
         branch_weights = np.array(self._branch_weights())[list(self.member_branches)]
-        weights = np.reshape(self.output_weights, (-1, self.output_knots))
+        weights = np.reshape(self.output_weights, (len(self.start_weights), self.output_knots))
         return np.asarray(weights / branch_weights[:, None])
 
     @property

@@ -46,7 +46,8 @@ class SamplingConfig(_Section):
         workers: processes that sample, each with a model of its own: GPUs from the first one on,
             or groups of CPU cores. None for one on a GPU, and on a CPU as many as pay off.
         compile: compile the blocks of the transformer, once for all candidates; takes a minute or
-            so, and once more for the last, smaller batch of a phase.
+            so, and once more for batches of other sizes, such as the last one of a phase and, where
+            a shift is searched, those of candidates that share one.
     """
 
     num_inference_steps: int = Field(8, ge=1, le=1000)
@@ -97,14 +98,14 @@ class SpaceConfig(_Section):
         """Search what pays under classifier-free guidance, where it was left open.
 
         There a guidance that changes over the trajectory and the shift of the schedule gain more
-        than all constant scales together (docs/search.md). What comes from elsewhere, a start or an
-        ensemble, stays as it is.
+        than all constant scales together (docs/search.md). Ensembles, scales with knots of their
+        own and searches without output weights stay as they are.
 
         Args:
             timesteps_known: whether the model can have knots (``calibri.scaling``).
             shift_known: whether its scheduler has a shift (``calibri.schedules``).
         """
-        plain = self.members == self.knots == 1 and self.output_weights and self.start is None
+        plain = self.members == self.knots == 1 and self.output_weights
         found: dict[str, Any] = {}
         if self.output_knots is None:
             found["output_knots"] = 2 if plain and timesteps_known else 1
@@ -212,9 +213,8 @@ class SearchConfig(_Section):
         fidelity: how the images of the generations are sampled where it is not as in ``sampling``,
             as checkpoints and final figures are in any case.
         probe: measure first how noisy scores are and whether cheaper images would do, and choose
-            ``popsize`` (unless it is given), ``bucket_size`` and ``fidelity`` by it
-            (``calibri.measuring``); None for
-            runs of 20,000 images and more.
+            ``bucket_size``, ``popsize`` (both unless that is given) and ``fidelity`` by it
+            (``calibri.measuring``); None for runs of 20,000 images and more.
         sigma0: first step size, in units of a gate; under guidance w a w-th of it.
         learning_rate: of ``"gradient"``: size of a step of Adam, in units of a gate.
         last_steps: of ``"gradient"``: steps of the sampler that carry the gradient, which bounds
@@ -305,6 +305,25 @@ class RunConfig(_Section):
     prompts: PromptConfig = PromptConfig()
     search: SearchConfig = SearchConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    def settled(
+        self, guidance_scale: float, *, timesteps_known: bool, shift_known: bool
+    ) -> RunConfig:
+        """Fill in what of the search space was left open (``SpaceConfig.settled``).
+
+        Args:
+            guidance_scale: w of classifier-free guidance; at most 1 means none.
+            timesteps_known: whether the model can have knots.
+            shift_known: whether its scheduler has a shift.
+        """
+        # The paper's loop searches what the paper does.
+        is_open = guidance_scale > 1.0 and self.search.method != "reference"
+        has_gradient = self.search.method == "gradient"  # which factors have not
+        space = self.space.settled(
+            timesteps_known=is_open and timesteps_known,
+            shift_known=is_open and shift_known and not has_gradient,
+        )
+        return self.model_copy(update={"space": space})
 
 
 def load_config(

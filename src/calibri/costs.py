@@ -127,8 +127,7 @@ def plan(
     speeds = [measure(config, _measured_flops(flops, guidance))] if measured else []
     speeds = speeds or _speeds(chosen, tflops)
     paper, size = _sizes_of_searches(networks["transformer"], config, guidance)
-    components = _sizes(networks, config)
-    branches = 2 if guidance > 1.0 else 1
+    components, branches = _sizes(networks, config), 2 if guidance > 1.0 else 1
     per_step = branches * config.space.members
     searched = image_flops(geometry, networks, config, config.search.fidelity)
     counted = Counted(config, flops, searched, per_step, branches)
@@ -162,15 +161,20 @@ def _guidance(networks: Mapping[str, nn.Module], config: RunConfig) -> float:
     return max(1.0, float(getattr(config.sampling, family.guidance)))
 
 
+def _settled(config: RunConfig, transformer: nn.Module, guidance: float) -> RunConfig:
+    """Fill in what was left open, the scheduler being one with a shift where knots are known."""
+    known = knows_timesteps(transformer)
+    return config.settled(guidance, timesteps_known=known, shift_known=known)
+
+
 def _sizes_of_searches(
     transformer: nn.Module, config: RunConfig, guidance: float
 ) -> tuple[int, int]:
-    """Numbers that the paper's procedure and ours search, the scheduler being one with a shift."""
-    known = guidance > 1.0 and knows_timesteps(transformer)
-    ours = config.space.settled(timesteps_known=known, shift_known=known)
+    """Numbers that the paper's procedure and ours search."""
     sites = find_sites(transformer)
-    papers, own = config.space.build(sites, guidance), ours.build(sites, guidance)
-    return papers.size, own.size
+    ours = _settled(config, transformer, guidance).space
+    papers = ours.model_copy(update={"output_knots": 1, "shift": False})
+    return papers.build(sites, guidance).size, ours.build(sites, guidance).size
 
 
 def _machine(name: str | None, geometry: Geometry) -> Machine | None:

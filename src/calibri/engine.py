@@ -15,7 +15,7 @@ from calibri.compositional import compositional_prompts
 from calibri.config import COMPOSITIONAL, SHIPPED, PromptConfig, RunConfig
 from calibri.errors import ConfigError, PromptError
 from calibri.evaluator import Evaluator, Ledger, OnUnit, ignore
-from calibri.factors import lay_out
+from calibri.factors import lay_out, settle
 from calibri.frames import mean_over_frames
 from calibri.guidance import BranchResolver
 from calibri.in_process import Grouped, InProcess
@@ -101,7 +101,9 @@ class Engine:
         if config.sampling.compile:
             compile_transformers(self.pipe)
         _check_branches(config, self.scaler.networks)
-        self.space: SearchSpace = lay_out(config, self.pipe, self.sampler.cfg_scale)
+        # What a run keeps of its configuration says all that decides its result.
+        self.config = settle(config, self.pipe, self.sampler.cfg_scale)
+        self.space: SearchSpace = lay_out(self.config, self.pipe, self.sampler.cfg_scale)
         self.start: Vector = self._start()
 
     def _start(self) -> Vector:
@@ -123,10 +125,10 @@ class Engine:
             granularity=self.space.granularity,
         )
         original = self.space.coefficients(self.space.start)
-        if self.space.knots > 1:
+        if (self.space.knots, self.space.output_knots) != (1, 1):
             raise ConfigError(
                 f"The preset '{name}' has scales that do not change over the sampling steps. Set "
-                "space.knots to 1."
+                "space.knots to 1 and space.output_knots to 1."
             )
         alike = (found.branches, len(found.scales)) == (original.branches, len(original.scales))
         if not alike or not self.space.search_output:

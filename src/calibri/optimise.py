@@ -123,17 +123,19 @@ def _trajectory_modes(knots: int) -> NDArray[np.float64]:
 def share_shifts(space: SearchSpace, candidates: Sequence[Vector]) -> list[Vector]:
     """Let neighbours in the shift of the schedule share their mean, since a batch has one schedule.
 
-    With groups of 8 the shifts still vary nearly as they were drawn, and batches are 8 times as
-    large where a candidate has few images, as at the start of a race.
+    With groups of 8 the shifts of a large population still vary nearly as they were drawn, and
+    batches are 8 times as large where a candidate has few images, as at the start of a race. Of a
+    small one too few shifts would be left to choose among.
 
     Returns:
-        The candidates in the order of their shifts; as they were where no shift is searched.
+        The candidates in the order of their shifts; as they were where no shift is searched or
+        they are fewer than 24.
     """
-    if "shift" not in space.factors:
+    if "shift" not in space.factors or len(candidates) < 3 * _SHARING:
         return list(candidates)
     place = space.labels.index("shift")
     table = np.array(sorted(candidates, key=lambda vector: float(vector[place])))
-    for group in np.array_split(table, max(1, len(table) // _SHARING)):
+    for group in np.array_split(table, len(table) // _SHARING):
         group[:, place] = group[:, place].mean()
     return list(table)
 

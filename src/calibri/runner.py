@@ -76,7 +76,7 @@ def calibrate(
     check_unused(path)  # before a model is loaded, which can take minutes
     engine = Engine(config)
     check_search(engine)
-    folder = RunFolder.create(path, config.model_dump(mode="json"))
+    folder = RunFolder.create(path, engine.config.model_dump(mode="json"))
     return _run(folder, engine, progress or Progress())
 
 

@@ -95,6 +95,6 @@ def _ratios(found: Coefficients, members: int, knots: int) -> list[float]:
         raise ConfigError(
             f"The calibration to start from has {len(ratios)} output weights with "
             f"{found.output_knots} knots, this search {members} with {knots}. Give the search as "
-            "many, or start from one."
+            "many (space.output_knots, space.members), or start from one."
         )
     return [float(ratio) for ratio in np.broadcast_to(ratios, (members, knots)).flatten()]

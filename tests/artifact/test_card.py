@@ -88,3 +88,11 @@ def test_the_body_has_no_lines_but_its_own(calibration: Calibration) -> None:
     clean = render_card(calibration, "user/repo").count("\n")
     noisy = calibration.model_copy(update={"calibri_version": "a\n\n# b", "objective": "c\r\nd"})
     assert render_card(noisy, "user/repo").count("\n") == clean
+
+
+def test_output_weights_with_knots_have_a_row_for_each_member(calibration):
+    update = {"output_weights": (2.0, 5.0, -1.0, -4.0), "output_knots": 2}
+    coefficients = calibration.coefficients.model_copy(update=update)
+    card = render_card(calibration.model_copy(update={"coefficients": coefficients}), "me/it")
+    assert "| Output weight 1, from the image to the noise | 2.0, 5.0 |" in card
+    assert "| Output weight 2, from the image to the noise | -1.0, -4.0 |" in card
