@@ -261,7 +261,8 @@ def _show_plan(config: RunConfig) -> None:
         engine = Engine(config)
     check_search(engine)
     console = out()
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    settled = engine.config.model_dump(mode="json")
+    text = yaml.safe_dump(settled, sort_keys=False, allow_unicode=True)
     verbatim(console, text)
     planned = planned_images(engine)
     facts = {
