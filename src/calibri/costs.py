@@ -161,18 +161,14 @@ def _guidance(networks: Mapping[str, nn.Module], config: RunConfig) -> float:
     return max(1.0, float(getattr(config.sampling, family.guidance)))
 
 
-def _settled(config: RunConfig, transformer: nn.Module, guidance: float) -> RunConfig:
-    """Fill in what was left open, the scheduler being one with a shift where knots are known."""
-    known = knows_timesteps(transformer)
-    return config.settled(guidance, timesteps_known=known, shift_known=known)
-
-
 def _sizes_of_searches(
     transformer: nn.Module, config: RunConfig, guidance: float
 ) -> tuple[int, int]:
     """Numbers that the paper's procedure and ours search."""
     sites = find_sites(transformer)
-    ours = _settled(config, transformer, guidance).space
+    # There is no scheduler to ask here: where knots are known, pipelines have one with a shift.
+    known = knows_timesteps(transformer)
+    ours = config.settled(guidance, timesteps_known=known, shift_known=known).space
     papers = ours.model_copy(update={"output_knots": 1, "shift": False})
     return papers.build(sites, guidance).size, ours.build(sites, guidance).size
 
