@@ -14,15 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
+from calibri import calibrate
 from calibri.artifact import Calibration
 from calibri.coefficients import Coefficients
 from calibri.config import load_config
-from calibri.engine import Engine
-from calibri.evaluation import Comparer
-from calibri.evaluator import Ledger, MemoryRecords
 from calibri.progress import Progress
 from calibri.results import Comparison
-from calibri.runner import calibrate
+from calibri.runs import Comparer, Engine
+from calibri.scoring import Ledger, MemoryRecords
 
 SWEEP = np.arange(0.80, 1.61, 0.05)
 

@@ -13,12 +13,9 @@ import sys
 import torch
 
 from calibri.config import SearchConfig, load_config
-from calibri.engine import Engine
-from calibri.evaluator import Evaluator, Ledger, MemoryRecords
-from calibri.measuring import Design, Measurement
 from calibri.results import FULL, Fidelity, FidelityResult, Figure
-from calibri.units import Scores
-from calibri.variance import variance_components
+from calibri.runs import Design, Engine, Measurement, variance_components
+from calibri.scoring import Evaluator, Ledger, MemoryRecords, Scores
 
 
 def fidelities(steps: int) -> list[Fidelity]:

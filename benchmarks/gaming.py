@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from calibri import calibrate
 from calibri.config import Guard, RunConfig, load_config
 from calibri.results import Figure, RunSummary
 from calibri.rewards import BatchedReward, RewardInfo
-from calibri.runner import calibrate
 
 GUARDS: tuple[Guard, ...] = ("off", "veto", "stop")
 HELD_OUT = ("shapes-judge", "shapes")

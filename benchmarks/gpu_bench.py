@@ -17,7 +17,7 @@ from torch._dynamo.utils import counters
 from benchmarks import gpu_models as models
 from benchmarks.gpu_models import Geometry, Inputs
 from benchmarks.machine import Spread
-from calibri.scaling import Scaler
+from calibri.sampling import Scaler
 
 Figures = dict[str, Any]
 

@@ -25,12 +25,10 @@ from rich.table import Table
 
 from benchmarks import machine
 from calibri.config import load_config
-from calibri.engine import Engine
-from calibri.evaluator import Ledger, MemoryRecords
-from calibri.gradient import GradientOptimiser, Gradients
-from calibri.optimise import Optimiser
 from calibri.progress import Progress
 from calibri.results import Figure
+from calibri.runs import Engine, GradientOptimiser, Gradients, Optimiser
+from calibri.scoring import Ledger, MemoryRecords
 from calibri.search import tail_mean
 from calibri.statistics import bootstrap_mean, paired_difference
 

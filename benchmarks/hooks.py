@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from calibri.scaling import Fused, Scaler
-from calibri.sites import find_sites
+from calibri.pipelines import find_sites
+from calibri.sampling import Fused, Scaler
 
 # Blocks of the width of SD3.5 Medium and half that of FLUX.1-dev, and enough of them for more than
 # 200 M parameters.

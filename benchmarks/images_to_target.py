@@ -37,12 +37,11 @@ from benchmarks import machine
 from benchmarks.reference import Gates, Search, Settings
 from calibri.coefficients import Coefficients
 from calibri.config import RunConfig, load_config
-from calibri.engine import Engine
-from calibri.evaluator import Evaluator, Ledger, MemoryRecords
-from calibri.optimise import Optimiser
 from calibri.progress import Progress
 from calibri.results import Figure
+from calibri.runs import Engine, Optimiser
 from calibri.sampling import Noise
+from calibri.scoring import Evaluator, Ledger, MemoryRecords
 from calibri.search import tail_mean
 from calibri.statistics import bootstrap_mean
 

@@ -14,13 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.machine import Row, Spread
-from calibri.engine import Engine
-from calibri.evaluator import Evaluator, Ledger, MemoryRecords, Records
-from calibri.optimise import Optimiser
 from calibri.progress import Progress
-from calibri.run import Journal
+from calibri.runs import Engine, Journal, Optimiser
+from calibri.scoring import Evaluator, Ledger, Measure, MemoryRecords, Records, Scored, Unit
 from calibri.seeds import derive_seed
-from calibri.units import Measure, Scored, Unit
 
 
 class Instant:

@@ -22,11 +22,11 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from calibri.rewards.remote import RemoteReward
+from calibri.rewards import RemoteReward
 
 SERVER = """
 import sys, time
-from calibri.reward_server.standalone import serve
+from calibri.rewards.server.standalone import serve
 def score(images, prompts):
     time.sleep(float(sys.argv[2]))
     return [sum(image.tobytes()) / len(image.tobytes()) for image in images]

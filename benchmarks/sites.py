@@ -17,14 +17,18 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from calibri.coefficients import GRANULARITIES, parameter_names
-from calibri.scaling import Fused
-from calibri.sites import find_sites
-from calibri.sites.models import REFUSED, transformer_classes
-from calibri.sites.table import REFINED
-from tests.sites.test_agreement import by_block, measured
-from tests.sites.test_contract import distance, random_scales, scaled
-from tests.sites.zoo import ZOO, Specimen, run
+from calibri.pipelines import (
+    GRANULARITIES,
+    REFINED,
+    REFUSED,
+    find_sites,
+    parameter_names,
+    transformer_classes,
+)
+from calibri.sampling import Fused
+from tests.pipelines.test_agreement import by_block, measured
+from tests.pipelines.test_contract import distance, random_scales, scaled
+from tests.pipelines.zoo import ZOO, Specimen, run
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,11 @@ from benchmarks.machine import Row, Spread, alternating, threads
 from benchmarks.reference import Procedure, Settings
 from calibri.coefficients import Coefficients
 from calibri.config import load_config
-from calibri.engine import Engine
-from calibri.evaluator import Evaluator, Ledger, MemoryRecords
-from calibri.optimise import Optimiser
 from calibri.pipelines import load_pipeline
 from calibri.progress import Progress
 from calibri.rewards import Reward
-from calibri.runner import planned_images
+from calibri.runs import Engine, Optimiser, planned_images
+from calibri.scoring import Evaluator, Ledger, MemoryRecords
 
 Vector = NDArray[np.float64]
 

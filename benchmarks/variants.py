@@ -25,17 +25,15 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine
-from calibri import optimise
 from calibri.artifact import Calibration, Sampling
-from calibri.coefficients import Coefficients
+from calibri.coefficients import Coefficients, SearchSpace
 from calibri.config import RunConfig, load_config
-from calibri.engine import Engine
-from calibri.evaluator import Ledger, MemoryRecords
-from calibri.optimise import Optimiser
-from calibri.procedures import images_by_phase
+from calibri.planning import images_by_phase
 from calibri.progress import Progress
 from calibri.results import Fidelity, Figure
-from calibri.search_space import SearchSpace
+from calibri.runs import Engine, Optimiser
+from calibri.runs import loop as optimise
+from calibri.scoring import Ledger, MemoryRecords
 from calibri.statistics import paired_difference
 
 NAME = "variants"

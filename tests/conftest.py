@@ -7,7 +7,7 @@ import pytest
 def finished_run(tmp_path_factory):
     """A tiny finished run of the shipped pipeline. Copy it before changing anything in it."""
     from calibri.config import validate_config
-    from calibri.runner import calibrate
+    from calibri.runs.calibrate import calibrate
 
     config = validate_config(
         {

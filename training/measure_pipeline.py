@@ -14,8 +14,7 @@ from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from calibri.rewards.registry import make_reward
-from calibri.rewards.reward import Reward
+from calibri.rewards import Reward, make_reward
 from calibri.seeds import derive_seed
 from calibri.shapes import IMAGE_SIZE, PIPELINE_PATH, sample_prompts
 

@@ -10,11 +10,9 @@ import argparse
 import torch
 from torch import Tensor
 
-from calibri.rewards.registry import make_reward
-from calibri.rewards.reward import Reward
+from calibri.rewards import Reward, make_reward
 from calibri.seeds import derive_seed
-from calibri.shapes import Scene, parse_caption, render_batch, sample_prompts
-from calibri.shapes.variations import DAMAGES, NEAR_MISSES
+from calibri.shapes import DAMAGES, NEAR_MISSES, Scene, parse_caption, render_batch, sample_prompts
 
 Case = tuple[str, list[int], Tensor]
 """A name, the scenes it is about, and their pictures."""

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from calibri.coefficients import Branches, Granularity
 from calibri.errors import ConfigError
 from calibri.results import FULL, Fidelity
-from calibri.search import default_popsize, large_popsize
-from calibri.search_space import SearchSpace
-from calibri.sites import Site
 
 SHIPPED = "shapes"
 COMPOSITIONAL = "compositional"
 
+Granularity = Literal["block", "layer", "gate"]
+Branches = Literal["shared", "separate"]
 OnFailure = Literal["retry", "drop", "fail"]
 Guard = Literal["off", "veto", "stop"]
 
@@ -79,8 +77,8 @@ class SpaceConfig(_Section):
         guidance: search a factor on the guidance too, on models that embed it (FLUX.1-dev).
         shift: search a factor on the shift of the scheduler's noise schedule too; None where it
             pays.
-        start: where the search starts: name of a known guidance (``calibri.presets``), or a
-            calibration of the same model, a folder or a repository id, as fine as the search or
+        start: where the search starts: name of a known guidance (``calibri.preset``), or
+            a calibration of the same model, a folder or a repository id, as fine as the search or
             coarser; None for the original model.
     """
 
@@ -102,8 +100,8 @@ class SpaceConfig(_Section):
         own and searches without output weights stay as they are.
 
         Args:
-            timesteps_known: whether the model can have knots (``calibri.scaling``).
-            shift_known: whether its scheduler has a shift (``calibri.schedules``).
+            timesteps_known: whether the model can have knots (``calibri.sampling.scales``).
+            shift_known: whether its scheduler has a shift (``calibri.sampling.shift``).
         """
         plain = self.members == self.knots == 1 and self.output_weights
         found: dict[str, Any] = {}
@@ -112,29 +110,6 @@ class SpaceConfig(_Section):
         if self.shift is None:
             found["shift"] = plain and shift_known
         return self.model_copy(update=found)
-
-    def build(self, sites: Sequence[Site], guidance_scale: float) -> SearchSpace:
-        """Lay out the search over the sites of a pipeline.
-
-        Args:
-            sites: of its transformers.
-            guidance_scale: w of classifier-free guidance; at most 1 means none.
-
-        Raises:
-            ConfigError: see ``SearchSpace.build``.
-        """
-        return SearchSpace.build(
-            sites,
-            self.granularity,
-            guidance_scale=guidance_scale,
-            branches=self.branches,
-            search_output=self.output_weights,
-            members=self.members,
-            knots=self.knots,
-            output_knots=self.output_knots or 1,
-            search_guidance=self.guidance,
-            search_shift=bool(self.shift),
-        )
 
 
 class RewardConfig(_Section):
@@ -173,8 +148,8 @@ class PromptConfig(_Section):
 
     Attributes:
         train: prompts for the buckets: a file, ``"shapes"`` for the shipped world,
-            ``"compositional"`` for generated ones (``calibri.compositional``), or the name of a
-            set such as ``"t2i-compbench:train"`` (``calibri.prompt_sets``).
+            ``"compositional"`` for generated ones (``prompts.compositional``), or the name of
+            a set such as ``"t2i-compbench:train"`` (``calibri.prompts.sets``).
         held_out: prompts for selection and for the final figures, given in the same ways; None
             holds out a fifth of ``train`` by content, or takes the held-out ones of a generator.
     """
@@ -214,7 +189,7 @@ class SearchConfig(_Section):
             as checkpoints and final figures are in any case.
         probe: measure first how noisy scores are and whether cheaper images would do, and choose
             ``bucket_size``, ``popsize`` (both unless that is given) and ``fidelity`` by it
-            (``calibri.measuring``); None for runs of 20,000 images and more.
+            (``calibri.runs.probe.measure``); None for runs of 20,000 images and more.
         sigma0: first step size, in units of a gate; under guidance w a w-th of it.
         learning_rate: of ``"gradient"``: size of a step of Adam, in units of a gate.
         last_steps: of ``"gradient"``: steps of the sampler that carry the gradient, which bounds
@@ -247,11 +222,6 @@ class SearchConfig(_Section):
     validate_every: int = Field(5, ge=1)
     num_validation_prompts: int = Field(192, ge=2)
     plateau: int = Field(8, ge=4)
-
-    def popsize_for(self, dimension: int) -> int:
-        """Candidates per generation of a search of this many numbers."""
-        rule = default_popsize if self.method == "reference" else large_popsize
-        return self.popsize or rule(dimension)
 
     @property
     def final_bucket_size(self) -> int:

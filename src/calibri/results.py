@@ -128,7 +128,7 @@ class Checkpoint(Record):
 
 
 class VarianceComponents(Record):
-    """Variances of the effects that a score is the sum of (``calibri.variance``).
+    """Variances of the effects that a score is the sum of (``calibri.runs.probe.variance``).
 
     Attributes:
         candidate: of the candidates' true means: what a search can use.
@@ -154,7 +154,7 @@ class Fidelity(Record):
         width: pixels.
         max_sequence_length: tokens of a prompt; None for the pipeline's own number.
         cache_interval: the transformer runs at the first and every so many-th step
-            (``calibri.caching``); None for all.
+            (``calibri.sampling.step_cache``); None for all.
     """
 
     num_inference_steps: int | None = Field(None, ge=1)
@@ -195,7 +195,7 @@ class FidelityResult(Record):
 
     Attributes:
         label: what is cheaper, for people.
-        cost: of an image in units of one at full fidelity, counted (``calibri.cheaper``).
+        cost: of an image in units of one at full fidelity, counted (``calibri.runs.probe``).
         tau: Kendall's tau with the full fidelity.
         bias: change of the error from the original model to a candidate one step size away.
         refused: why it cannot serve the search; empty when it can.

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from calibri.artifact import Calibration, Sampling
-from calibri.coefficients import Coefficients
+from calibri.artifact.calibration import Calibration, Sampling
+from calibri.coefficients.coefficients import Coefficients
 from calibri.results import Comparison, Evaluation, Figure, SettingResult
 
 

@@ -13,8 +13,9 @@ from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from calibri.artifact import Calibration, Sampling, files
-from calibri.coefficients import Coefficients
+from calibri.artifact import folder_format
+from calibri.artifact.calibration import Calibration, Sampling
+from calibri.coefficients.coefficients import Coefficients
 from calibri.errors import CalibrationError, RunError
 from calibri.results import Evaluation
 
@@ -23,7 +24,7 @@ FINITE = st.floats(allow_nan=False, allow_infinity=False)
 
 
 def edit(folder: Path, change: Callable[[Document], object]) -> None:
-    path = folder / files.JSON_NAME
+    path = folder / folder_format.JSON_NAME
     document = json.loads(path.read_text())
     change(document)
     path.write_text(json.dumps(document))
@@ -83,15 +84,15 @@ def test_tensors_can_be_read_without_calibri(calibration: Calibration, folder: P
 def test_the_json_file_is_written_last(
     calibration: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, written = files.write_atomically, []
+    real, written = folder_format.write_atomically, []
 
     def fail_at_json(path: Path, data: bytes) -> None:
-        if path.name == files.JSON_NAME:
+        if path.name == folder_format.JSON_NAME:
             raise RunError("the disk is full")
         written.append(path.name)
         real(path, data)
 
-    monkeypatch.setattr(files, "write_atomically", fail_at_json)
+    monkeypatch.setattr(folder_format, "write_atomically", fail_at_json)
     with pytest.raises(CalibrationError, match="the disk is full"):
         calibration.save_pretrained(tmp_path)
     assert sorted(written) == ["README.md", "calibri.safetensors"]
@@ -101,14 +102,14 @@ def test_the_json_file_is_written_last(
 
 def test_a_half_replaced_calibration_is_refused(calibration: Calibration, folder: Path) -> None:
     other = calibration.coefficients.model_copy(update={"output_weights": (4.7, -3.2)})
-    (folder / files.TENSORS_NAME).write_bytes(files.tensor_bytes(other))
+    (folder / folder_format.TENSORS_NAME).write_bytes(folder_format.tensor_bytes(other))
     with pytest.raises(CalibrationError, match="disagree"):
         Calibration.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("name", ["scales.0", "start_weights"])
 def test_any_tensor_that_disagrees_is_refused(folder: Path, name: str) -> None:
-    path = folder / files.TENSORS_NAME
+    path = folder / folder_format.TENSORS_NAME
     with safe_open(path, framework="numpy") as file:
         metadata = file.metadata()
     tensors = load_file(path)
@@ -119,7 +120,7 @@ def test_any_tensor_that_disagrees_is_refused(folder: Path, name: str) -> None:
 
 
 def test_names_that_disagree_are_refused(folder: Path) -> None:
-    path = folder / files.TENSORS_NAME
+    path = folder / folder_format.TENSORS_NAME
     save_file(load_file(path), path, {"names.0": "[]"})
     with pytest.raises(CalibrationError, match="disagree"):
         Calibration.from_pretrained(folder)
@@ -127,7 +128,7 @@ def test_names_that_disagree_are_refused(folder: Path) -> None:
 
 @pytest.mark.parametrize("token", ["NaN", "Infinity", "-Infinity", "1e999"])
 def test_numbers_that_are_not_finite_are_refused(folder: Path, token: str) -> None:
-    path = folder / files.JSON_NAME
+    path = folder / folder_format.JSON_NAME
     path.write_text(path.read_text().replace("0.625", token))
     with pytest.raises(CalibrationError, match="not finite"):
         Calibration.from_pretrained(folder)
@@ -197,27 +198,27 @@ def test_the_python_call_refuses_what_the_file_would_refuse(calibration: Calibra
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, "\x00", '{"format_version": 1'])
 def test_text_that_is_not_a_calibration_is_refused(folder: Path, text: str) -> None:
-    (folder / files.JSON_NAME).write_text(text)
+    (folder / folder_format.JSON_NAME).write_text(text)
     with pytest.raises(CalibrationError, match="not a valid calibration"):
         Calibration.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("data", [b"", b"\x80\x05pickle", b"\xff" * 64])
 def test_damaged_tensors_are_refused(folder: Path, data: bytes) -> None:
-    (folder / files.TENSORS_NAME).write_bytes(data)
+    (folder / folder_format.TENSORS_NAME).write_bytes(data)
     with pytest.raises(CalibrationError, match="not a valid calibration"):
         Calibration.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("name", [files.JSON_NAME, files.TENSORS_NAME])
+@pytest.mark.parametrize("name", [folder_format.JSON_NAME, folder_format.TENSORS_NAME])
 def test_an_oversized_file_is_refused(folder: Path, name: str) -> None:
     with (folder / name).open("ab") as file:
-        file.truncate(files.MAX_BYTES + 1)
+        file.truncate(folder_format.MAX_BYTES + 1)
     with pytest.raises(CalibrationError, match="at most 10 MB"):
         Calibration.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("name", [files.JSON_NAME, files.TENSORS_NAME])
+@pytest.mark.parametrize("name", [folder_format.JSON_NAME, folder_format.TENSORS_NAME])
 def test_a_missing_file_is_named(folder: Path, name: str) -> None:
     (folder / name).unlink()
     with pytest.raises(CalibrationError, match=f"{name} is missing"):
@@ -232,7 +233,7 @@ def test_no_other_file_is_opened(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     real = Path.open
     monkeypatch.setattr(Path, "open", lambda p, *a, **k: opened.append(p.name) or real(p, *a, **k))
     assert Calibration.from_pretrained(folder).objective == "shapes"
-    assert set(opened) == {files.JSON_NAME, files.TENSORS_NAME}
+    assert set(opened) == {folder_format.JSON_NAME, folder_format.TENSORS_NAME}
 
 
 def test_a_subfolder_is_read(calibration: Calibration, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import re
 import pytest
 import yaml
 
-from calibri.artifact import Calibration
+from calibri.artifact.calibration import Calibration
 from calibri.artifact.card import render_card
 
 HOSTILE = "</script><img onerror=alert(1) src=x> | a](javascript:x) `b` *c* \u202e \x00\n---\n# d"

@@ -8,7 +8,8 @@ import pytest
 from hub_server import LocalHub, Repository
 from huggingface_hub import constants
 
-from calibri.artifact import Calibration, files
+from calibri.artifact import folder_format
+from calibri.artifact.calibration import Calibration
 from calibri.errors import CalibrationError
 
 REPO = "someone/a-calibration"
@@ -94,7 +95,9 @@ def test_only_the_two_files_are_downloaded(hub: LocalHub, calibration: Calibrati
 
 def test_an_oversized_file_is_not_downloaded(hub: LocalHub) -> None:
     hub.repositories[REPO] = Repository()
-    hub.repositories[REPO].commit("main", {files.JSON_NAME: bytes(files.MAX_BYTES + 1)})
+    hub.repositories[REPO].commit(
+        "main", {folder_format.JSON_NAME: bytes(folder_format.MAX_BYTES + 1)}
+    )
     with pytest.raises(CalibrationError, match="at most 10 MB"):
         Calibration.from_pretrained(REPO)
     assert hub.bytes_sent == 0

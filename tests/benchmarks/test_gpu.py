@@ -8,7 +8,7 @@ from benchmarks.gpu_bench import Bench
 
 from benchmarks import gpu, gpu_bench
 from benchmarks import gpu_models as models
-from calibri.scaling import Scaler
+from calibri.sampling.scales.scaler import Scaler
 
 CPU = {"device": "cpu", "dtype": torch.float32}
 

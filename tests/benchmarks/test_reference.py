@@ -6,9 +6,9 @@ import torch
 from benchmarks.reference import Procedure, Search, Settings
 from diffusers import DiffusionPipeline
 
-from calibri.coefficients import Coefficients
+from calibri.coefficients.coefficients import Coefficients
 from calibri.config import load_config
-from calibri.engine import Engine
+from calibri.runs.session import Engine
 from calibri.shapes import PIPELINE_PATH
 
 

@@ -16,6 +16,7 @@ from benchmarks.synthetic import (
 
 from benchmarks import synthetic
 from calibri.config import SearchConfig
+from calibri.search.cma import popsize_for
 
 
 @pytest.mark.parametrize("landscape", LANDSCAPES)
@@ -114,4 +115,4 @@ def test_what_is_measured_is_what_the_product_does(settings, method):
     assert settings.buckets == (config.bucket_size, config.final_bucket_size)
     assert settings.race[1] == config.race_keep
     assert method == "reference" or settings.race[0] == config.race_first
-    assert all(settings.popsize(n) == config.popsize_for(n) for n in range(1, 500))
+    assert all(settings.popsize(n) == popsize_for(config, n) for n in range(1, 500))

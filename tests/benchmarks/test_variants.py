@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from benchmarks.variants import _waves, budget_of, config_of, difference, scores, smooth_in_depth
 
-from calibri import optimise
-from calibri.engine import Engine
-from calibri.procedures import images_by_phase
+from calibri.planning.procedures import images_by_phase
+from calibri.runs import loop as optimise
+from calibri.runs.session import Engine
 
 TINY = {
     "seed": 3,

@@ -72,8 +72,7 @@ def test_the_choices_of_options_are_those_of_the_library():
     from typing import get_args
 
     from calibri.cli import options
-    from calibri.coefficients import Branches, Granularity
-    from calibri.config import RunConfig
+    from calibri.config import Branches, Granularity, RunConfig
 
     assert get_args(options.GranularityName) == get_args(Granularity)
     assert get_args(options.BranchesName) == get_args(Branches)
@@ -95,7 +94,7 @@ def failing(monkeypatch, calibri):
         def fail(path):
             raise error
 
-        monkeypatch.setattr("calibri.reporting.report", fail)
+        monkeypatch.setattr("calibri.report", fail, raising=False)
         monkeypatch.setattr(sys, "argv", ["calibri", "report", "a run"])
         return calibri(*flags, "report", "x")
 
@@ -138,7 +137,7 @@ def test_debug_shows_the_traceback(monkeypatch, tmp_path, error):
     def fail(path):
         raise error
 
-    monkeypatch.setattr("calibri.reporting.report", fail)
+    monkeypatch.setattr("calibri.report", fail, raising=False)
     shown = CliRunner().invoke(app, ["--debug", "report", str(tmp_path)]).stderr
     hidden = CliRunner().invoke(app, ["report", str(tmp_path)]).stderr
     assert "Traceback" in shown

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from calibri.run import RunFolder
+from calibri.runs.folder import RunFolder
 
 CONFIG, MODEL, REWARD, RUN = 2, 3, 4, 5
 

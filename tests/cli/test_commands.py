@@ -8,10 +8,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from calibri.artifact import Calibration
+from calibri.artifact.calibration import Calibration
 from calibri.config import RunConfig
-from calibri.inspection import Inspection
 from calibri.results import Evaluation, RunSummary
+from calibri.runs.inspect import Inspection
 
 PROMPTS = ["two small green triangles", "a red circle above a blue square"]
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from calibri.artifact import Calibration
+from calibri.artifact.calibration import Calibration
 from calibri.errors import CalibrationError
 from calibri.results import Evaluation
 from tests.rewards.chat_server import ChatServer

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from calibri.artifact import Calibration
+from calibri.artifact.calibration import Calibration
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from calibri.sites.discovered import Discovery
+from calibri.pipelines.discovery.findings import Discovery
 
 pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from calibri.cli.plan import _flop, _memory
-from calibri.costs import Plan, plan
+from calibri.planning.costs import Plan, plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
 

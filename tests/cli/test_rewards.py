@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from calibri.cli.rewards import COMMANDS
 from calibri.errors import RewardError
-from calibri.rewards import reward_names
 from calibri.rewards.golden import golden_pictures
+from calibri.rewards.registry import reward_names
 
 
 def test_help_lists_the_commands_and_imports_no_torch():
@@ -35,7 +35,7 @@ def test_list_names_every_reward_and_loads_none(calibri, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("loaded")
 
-    monkeypatch.setattr("calibri.rewards.checkpoints.Checkpoint.file", refuse)
+    monkeypatch.setattr("calibri.rewards.weights.Checkpoint.file", refuse)
     monkeypatch.setattr("socket.socket.connect", refuse)
     result = calibri("rewards", "list", "--json")
     assert (result.exit_code, result.stderr) == (0, "")
@@ -48,7 +48,7 @@ def test_list_names_every_reward_and_loads_none(calibri, monkeypatch):
 
 
 def test_the_table_has_a_row_a_reward_and_says_why_one_is_missing(calibri, monkeypatch):
-    from calibri.rewards import make_reward
+    from calibri.rewards.registry import make_reward
 
     def make(name):
         if name == "bad":
@@ -124,9 +124,9 @@ def test_check_says_when_there_is_no_figure_and_what_failed(calibri, monkeypatch
 def test_a_folder_is_compared_with_the_figures_of_the_published_files(
     calibri, monkeypatch, tmp_path
 ):
-    from calibri.rewards import make_reward
     from calibri.rewards.golden import StoredFigures
     from calibri.rewards.pickscore import PickScore
+    from calibri.rewards.registry import make_reward
 
     pictures = golden_pictures()
     figures = StoredFigures(pictures=pictures.sha256, scores=dict.fromkeys(pictures.names, 20.0))

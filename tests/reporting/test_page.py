@@ -12,10 +12,10 @@ import example_run
 import pytest
 
 from calibri.errors import RunError
-from calibri.reporting import render_report, report
+from calibri.reporting.page import render_report, report
 from calibri.reporting.text import count
 from calibri.results import RunSummary
-from calibri.run import RunFolder
+from calibri.runs.folder import RunFolder
 
 HOSTILE = "</script></style><img onerror=alert(1) src=x> \"' {{ 7 * 7 }} \u202e\u0000\u0085\u2028"
 VOID = {"meta", "img", "br", "circle", "line"}

@@ -18,9 +18,9 @@ from calibri.errors import RewardError
 from calibri.rewards import blip_vqa
 from calibri.rewards.blip import from_original, text_base, vision_base, vision_large
 from calibri.rewards.blip_vqa import Architecture, BlipVqa, clean_question
-from calibri.rewards.checkpoints import Checkpoint
 from calibri.rewards.compbench import CompBenchAttribute
 from calibri.rewards.imagereward import ImageReward
+from calibri.rewards.weights import Checkpoint
 from tests.rewards.oracles import (
     MEAN,
     STD,

@@ -15,13 +15,13 @@ from transformers import CLIPModel
 from calibri.errors import RewardError
 from calibri.rewards import clip, pickscore
 from calibri.rewards.aesthetic import Aesthetic
-from calibri.rewards.checkpoints import Checkpoint
 from calibri.rewards.clip import ClipReward, vit_b32, vit_h14, vit_l14
 from calibri.rewards.clipscore import ClipScore, CompBenchClip, OriginalClipScore
 from calibri.rewards.hpsv2 import HpsV21, from_open_clip
-from calibri.rewards.hub import load_tokenizer
 from calibri.rewards.pickscore import PickScore
+from calibri.rewards.pretrained import load_tokenizer
 from calibri.rewards.reward import Reward
+from calibri.rewards.weights import Checkpoint
 from tests.rewards.oracles import (
     cosine,
     crop_pixels,

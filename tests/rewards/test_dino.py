@@ -14,8 +14,8 @@ from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
 from calibri.errors import RewardError
 from calibri.rewards import dino
-from calibri.rewards.checkpoints import Checkpoint
 from calibri.rewards.dino import DinoDiversity, mean_dissimilarity
+from calibri.rewards.weights import Checkpoint
 from tests.rewards.oracles import cosine, dinov2, double
 from tests.rewards.tiny_models import HEADS, Draw, pictures, save
 

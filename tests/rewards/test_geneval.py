@@ -16,7 +16,6 @@ from transformers import Mask2FormerConfig, Mask2FormerModel, SwinConfig
 
 from calibri.errors import RewardError
 from calibri.rewards import geneval, mask2former
-from calibri.rewards.checkpoints import Checkpoint
 from calibri.rewards.geneval import GenEval, GenEvalSoft, crop_object
 from calibri.rewards.geneval_rules import COLORS, NAMES, Detection, Requirement, Task
 from calibri.rewards.mask2former import (
@@ -26,6 +25,7 @@ from calibri.rewards.mask2former import (
     resized_size,
     upsample,
 )
+from calibri.rewards.weights import Checkpoint
 from tests.rewards.oracles import cosine, double, hf_image, hf_text, quick_gelu
 from tests.rewards.tiny_models import (
     HEADS,

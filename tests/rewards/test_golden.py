@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from calibri.errors import RewardError
-from calibri.rewards import BatchedReward, RewardInfo, make_reward
 from calibri.rewards.golden import check_reward, golden_pictures, stored_figures
-from calibri.shapes import parse_caption
+from calibri.rewards.registry import make_reward
+from calibri.rewards.reward import BatchedReward, RewardInfo
+from calibri.shapes.scenes import parse_caption
 
 
 class Brightness(BatchedReward):

@@ -15,10 +15,10 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from calibri.errors import RewardError
 from calibri.rewards import hpsv3_prompt
-from calibri.rewards.checkpoints import Checkpoint
 from calibri.rewards.hpsv3 import HPSv3Reward, patches, pixel_values, target_size
 from calibri.rewards.hpsv3_network import HPSv3Network, published_config, rename
 from calibri.rewards.hpsv3_prompt import REWARD_TOKEN, escape, instruction, render
+from calibri.rewards.weights import Checkpoint
 from tests.rewards.qwen2vl_oracle import Oracle, Sizes, checkpoint
 
 SIZES = Sizes()

@@ -2,8 +2,8 @@ import re
 
 import pytest
 
-from calibri import compositional as words
-from calibri.compositional import CATEGORIES, compositional_prompts
+from calibri.prompts import compositional as words
+from calibri.prompts.compositional import CATEGORIES, compositional_prompts
 from calibri.rewards.compbench import CompBenchAttribute
 from calibri.rewards.noun_chunks import rule_based_noun_chunks
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from calibri.errors import RewardError
 from calibri.rewards import qalign
-from calibri.rewards.checkpoints import Checkpoint
 from calibri.rewards.mplug_owl2 import MPlugOwl2, OwlSizes
 from calibri.rewards.qalign import QAlignAesthetics, QAlignReward, question
+from calibri.rewards.weights import Checkpoint
 from tests.rewards.mplug_owl2_oracle import Oracle, Sizes, checkpoint
 
 SIZES = Sizes()

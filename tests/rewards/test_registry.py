@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from calibri.errors import RewardError
-from calibri.rewards import Reward, make_reward, registry, reward_names
-from calibri.rewards.checkpoints import Checkpoint
-from calibri.rewards.options import arguments
-from calibri.rewards.reward import ModelReward, RewardInfo
+from calibri.rewards import registry
+from calibri.rewards.arguments import arguments
+from calibri.rewards.registry import make_reward, reward_names
+from calibri.rewards.reward import ModelReward, Reward, RewardInfo
+from calibri.rewards.weights import Checkpoint
 
 PLUGIN = """
 from calibri.rewards import BatchedReward, RewardInfo

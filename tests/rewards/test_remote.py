@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from calibri.errors import RewardError
-from calibri.reward_server.adapter import info_fields, score_function
-from calibri.reward_server.standalone import Limits, RewardServer
-from calibri.rewards import BatchedReward, Reward, RewardInfo, make_reward
+from calibri.rewards.registry import make_reward
 from calibri.rewards.remote import RemoteReward
+from calibri.rewards.reward import BatchedReward, Reward, RewardInfo
+from calibri.rewards.server.adapter import info_fields, score_function
+from calibri.rewards.server.standalone import Limits, RewardServer
 from calibri.rewards.servers import Servers
 
 INFO = {"name": "brightness", "variant": "1", "range": [0, None], "unit": "mean"}

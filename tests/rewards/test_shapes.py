@@ -5,7 +5,8 @@ from torch import Tensor
 from calibri.errors import RewardError
 from calibri.rewards.reward import Reward
 from calibri.rewards.shapes import ShapesReward
-from calibri.shapes import Scene, Thing, caption, parse_caption, render_batch, sample_prompts
+from calibri.shapes.render import render_batch
+from calibri.shapes.scenes import Scene, Thing, caption, parse_caption, sample_prompts
 from calibri.shapes.variations import DAMAGES, NEAR_MISSES
 
 

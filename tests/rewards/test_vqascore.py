@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import CLIPVisionModel, T5Config, T5ForConditionalGeneration, T5Model, T5Tokenizer
 
 from calibri.errors import RewardError
-from calibri.rewards.checkpoints import Checkpoint
 from calibri.rewards.clip import vision_l14
 from calibri.rewards.vqascore import AFTER, BEFORE, ClipT5, VqaScore
+from calibri.rewards.weights import Checkpoint
 from tests.rewards.oracles import (
     MEAN,
     STD,

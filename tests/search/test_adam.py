@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from calibri.search import AdamSearch
+from calibri.search.adam import AdamSearch
 
 WIDE = np.tile([-10.0, 10.0], (5, 1))
 

@@ -3,14 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibri.search import (
-    CMASearch,
-    default_popsize,
-    large_popsize,
-    race_scores,
-    survivors,
-    tail_mean,
-)
+from calibri.search.cma import CMASearch, default_popsize, large_popsize, tail_mean
+from calibri.search.racing import race_scores, survivors
 
 
 def make(n=6, *, seed=0, sigma0=0.25, start=None, basis=None, bounds=(-5.0, 5.0), popsize=10):

@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibri.search import bucket_size, first_prompts, images_of_generation, race_scores, survivors
+from calibri.search.buckets import bucket_size
+from calibri.search.racing import first_prompts, images_of_generation, race_scores, survivors
 
 scores = st.lists(st.floats(-100, 100), min_size=4, max_size=40).map(np.array)
 shares = st.floats(0.01, 1.0)

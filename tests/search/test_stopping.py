@@ -3,8 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibri.search import reached_plateau, select
-from calibri.search.stopping import _t_quantile
+from calibri.search.stopping import _t_quantile, reached_plateau, select
 
 
 def stop(gains, window=10, **options):

@@ -5,8 +5,9 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
 from torch import Tensor
 
-from calibri.shapes import IMAGE_SIZE, PIPELINE_PATH, parse_caption, render_batch, sample_prompts
-from calibri.shapes.scenes import VOCABULARY
+from calibri.shapes import PIPELINE_PATH
+from calibri.shapes.render import IMAGE_SIZE, render_batch
+from calibri.shapes.scenes import VOCABULARY, parse_caption, sample_prompts
 
 TEXT = "a small red circle above a large blue square"
 

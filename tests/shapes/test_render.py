@@ -2,9 +2,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from calibri.shapes import IMAGE_SIZE, Scene, Thing, render, render_batch, sample_scene
-from calibri.shapes.render import BACKGROUND_RANGE, COLOR_JITTER, PALETTE
-from calibri.shapes.scenes import COLORS, RELATIONS, SHAPES, SIZES
+from calibri.shapes.render import (
+    BACKGROUND_RANGE,
+    COLOR_JITTER,
+    IMAGE_SIZE,
+    PALETTE,
+    render,
+    render_batch,
+)
+from calibri.shapes.scenes import COLORS, RELATIONS, SHAPES, SIZES, Scene, Thing, sample_scene
 
 
 def generator(seed: int) -> torch.Generator:

@@ -4,14 +4,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calibri.errors import PromptError
-from calibri.shapes import Scene, Thing, caption, held_out, parse_caption, sample_prompts
 from calibri.shapes.scenes import (
     COLORS,
     RELATIONS,
     SHAPES,
     SIZES,
     VOCABULARY,
+    Scene,
+    Thing,
     all_captions,
+    caption,
+    held_out,
+    parse_caption,
+    sample_prompts,
     sample_scene,
 )
 

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from calibri.shapes import Scene, Thing, caption, render_batch, sample_scene
+from calibri.shapes.render import render_batch
+from calibri.shapes.scenes import Scene, Thing, caption, sample_scene
 from calibri.shapes.variations import DAMAGES, NEAR_MISSES
 
 

@@ -1,5 +1,5 @@
-"""A calibration as a folder: save, load, model card, hub."""
+"""A finished calibration: folder, hub, card, its effect on a pipeline, other formats."""
 
-from calibri.artifact.calibration import Calibration, Sampling
+import lazy_loader
 
-__all__ = ["Calibration", "Sampling"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

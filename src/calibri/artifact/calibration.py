@@ -8,9 +8,10 @@ from typing import Literal
 
 from pydantic import Field, FiniteFloat, JsonValue, PositiveInt, model_validator
 
-from calibri.artifact import files, hub
+from calibri.artifact import folder_format as files
+from calibri.artifact import hub
 from calibri.artifact.card import render_card
-from calibri.artifact.files import FORMAT_VERSION
+from calibri.artifact.folder_format import FORMAT_VERSION
 from calibri.coefficients import Coefficients
 from calibri.errors import CalibrationError
 from calibri.results import Evaluation, Record
@@ -45,7 +46,7 @@ class Calibration(Record):
         base_revision: commit of the pipeline's repository, or None when it is not known.
         rewards: reward name to variant; the first is the objective.
         reward_options: reward name to the arguments it was made with, none of them secret
-            (``calibri.rewards.remembered``).
+            (``calibri.rewards.stored_options``).
         objective: name of the reward that was maximised.
         format_version: 2; files of version 1, without factors on guidance and shift, are read too.
         provenance: how it was made: seed, generations, population, command and so on.
@@ -131,7 +132,9 @@ class Calibration(Record):
         data = files.read_json(folder / files.JSON_NAME)
         calibration = files.validate(cls, data, folder / files.JSON_NAME)
         files.check_tensors(
-            folder / files.TENSORS_NAME, calibration.coefficients, calibration.format_version
+            folder / files.TENSORS_NAME,
+            calibration.coefficients,
+            calibration.format_version,
         )
         return calibration
 

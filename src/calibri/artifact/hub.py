@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from calibri.artifact import files
+from calibri.artifact import folder_format as files
 from calibri.errors import CalibrationError
 
 

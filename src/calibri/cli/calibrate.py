@@ -238,8 +238,8 @@ def _check_own_material(config: RunConfig) -> None:
 
 
 def _run(config: RunConfig, name: str | None, runs: Path) -> None:
-    from calibri.runner import calibrate as calibrate_pipeline
-    from calibri.runner import default_run_name
+    from calibri import calibrate as calibrate_pipeline
+    from calibri.runs import default_run_name
 
     name = name or default_run_name()
     see_through(
@@ -252,10 +252,8 @@ def _run(config: RunConfig, name: str | None, runs: Path) -> None:
 def _show_plan(config: RunConfig) -> None:
     import yaml
 
-    from calibri.engine import Engine
-    from calibri.optimise import make_search
     from calibri.pipelines import transformer_of
-    from calibri.runner import check_search, planned_images
+    from calibri.runs import Engine, check_search, make_search, planned_images
 
     with loading(f"Loading {config.pipeline}"):
         engine = Engine(config)

@@ -8,13 +8,7 @@ import typer
 from rich.text import Text
 
 from calibri.cli.display import loading, out, say, show_evaluation
-from calibri.cli.options import (
-    DATA,
-    CalibrationArgument,
-    DeviceOption,
-    JsonOption,
-    PipelineOption,
-)
+from calibri.cli.options import DATA, CalibrationArgument, DeviceOption, JsonOption, PipelineOption
 from calibri.cli.paths import calibration_source
 from calibri.cli.progress import watching
 from calibri.cli.quiet import quiet_libraries
@@ -83,9 +77,9 @@ def evaluate(
     """
     source = calibration_source(calibration)
     with loading("Starting"):
+        from calibri import evaluate as evaluate_calibration
         from calibri.artifact import Calibration
-        from calibri.evaluation import evaluate as evaluate_calibration
-        from calibri.evaluation import verdict
+        from calibri.runs import verdict
 
         loaded = Calibration.from_pretrained(source)
         file = _prompt_file(loaded, pipeline, prompts)
@@ -112,7 +106,7 @@ def evaluate(
 
 
 def _options(texts: list[str]) -> dict[str, dict[str, Any]]:
-    from calibri.rewards.remembered import parse_option
+    from calibri.rewards import parse_option
 
     options: dict[str, dict[str, Any]] = {}
     for name, key, value in map(parse_option, texts):

@@ -42,7 +42,7 @@ def export(
     """
     source = calibration_source(calibration)
     with loading("Writing the calibration"):
-        from calibri.exports import export as export_calibration
+        from calibri import export as export_calibration
 
         quiet_libraries()
         written = export_calibration(

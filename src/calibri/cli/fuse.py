@@ -30,7 +30,7 @@ def fuse(
     """
     source = calibration_source(calibration)
     with loading("Folding the calibration into the weights"):
-        from calibri.fusing import fuse as fuse_pipeline
+        from calibri import fuse as fuse_pipeline
 
         quiet_libraries()
         folder = fuse_pipeline(pipeline, source, output, strength=strength, dtype=dtype)

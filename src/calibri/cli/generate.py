@@ -25,7 +25,7 @@ from calibri.errors import ConfigError, RunError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from calibri.generation import Picture
+    from calibri.artifact import Picture
 
 VISIBLE = 256
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".gif": "GIF"}
@@ -90,7 +90,7 @@ def generate(
     targets = target_files(output, prompts, seed)
     source = None if calibration is None else calibration_source(calibration)
     with loading(f"Sampling with {pipeline}"):
-        from calibri.generation import generate as generate_images
+        from calibri import generate as generate_images
 
         quiet_libraries()
         images = generate_images(
@@ -149,8 +149,7 @@ def save(picture: Picture, target: Path, enlarge: bool) -> int:
     Raises:
         RunError: the file cannot be written.
     """
-    from calibri.run import write_atomically
-    from calibri.run.files import plain_words
+    from calibri.files import plain_words, write_atomically
 
     frames = picture if isinstance(picture, list) else [picture]
     factor = -(-VISIBLE // min(frames[0].size)) if enlarge else 1

@@ -61,9 +61,10 @@ def import_(
     calibri import cmaes_step_2280.json --pipeline my-sd35-medium --members 2 --as-they-ran
     """
     with loading("Reading the vector"):
-        from calibri.authors import AuthorsFile, import_authors_vector
+        from calibri import import_authors_vector
+        from calibri.artifact import AuthorsFile
         from calibri.errors import RunError
-        from calibri.skeletons import load_skeleton
+        from calibri.pipelines import load_skeleton
 
         quiet_libraries()
         target = output or Path(file.stem)

@@ -17,8 +17,8 @@ from calibri.errors import ConfigError
 from calibri.results import SiteRecord
 
 if TYPE_CHECKING:
-    from calibri.inspection import Inspection, SpaceRecord
-    from calibri.sites.discovered import Discovery
+    from calibri.pipelines import Discovery
+    from calibri.runs import Inspection, SpaceRecord
 
 _STREAM_STYLES = {"visual": "cyan", "text": "magenta", "joint": "yellow", "audio": "green"}
 
@@ -81,8 +81,8 @@ def inspect(
         raise ConfigError("--save writes what --discover finds. Add --discover.")
     values = {"pipeline": pipeline, "space.granularity": granularity}
     with loading(f"Loading {pipeline or 'the pipeline'}"):
+        from calibri import inspect as inspect_pipeline
         from calibri.config import load_config
-        from calibri.inspection import inspect as inspect_pipeline
 
         quiet_libraries()
         config = load_config(config_file, overrides or (), values)

@@ -14,7 +14,7 @@ from calibri.cli.options import JsonOption
 from calibri.cli.quiet import quiet_libraries
 
 if TYPE_CHECKING:
-    from calibri.catalogue import ModelStatus
+    from calibri.pipelines import ModelStatus
 
 _STYLES = {"table": "green", "discover": "yellow", "refused": "red"}
 
@@ -33,7 +33,7 @@ def models(
         calibri models FluxTransformer2DModel WanTransformer3DModel --json
     """
     with loading("Building every model without weights"):
-        from calibri.catalogue import models as statuses
+        from calibri import models as statuses
 
         quiet_libraries()
         found = statuses(names)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-# The same choices as ``calibri.coefficients``, spelled here because that module imports torch.
+# The same choices as ``calibri.config``, spelled here for a quick start.
 GranularityName = Literal["block", "layer", "gate"]
 BranchesName = Literal["shared", "separate"]
 DtypeName = Literal["float32", "bfloat16", "float16"]

@@ -28,7 +28,7 @@ def see_through(path: Path, config: RunConfig, work: Callable[[Progress], RunSum
         config: its configuration.
         work: does the run, given whom to tell.
     """
-    from calibri.reporting import report
+    from calibri import report
 
     with watching(
         tally_of(config),

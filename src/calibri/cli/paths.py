@@ -21,7 +21,7 @@ def calibration_source(given: str) -> str:
     Raises:
         RunError: the run is not finished, so that it has no calibration yet.
     """
-    from calibri.run import RunFolder
+    from calibri.runs import RunFolder
 
     path = run_path(Path(given))
     if not (path / "config.json").is_file():

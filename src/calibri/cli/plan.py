@@ -24,8 +24,7 @@ from calibri.cli.options import (
 from calibri.cli.quiet import quiet_libraries
 
 if TYPE_CHECKING:
-    from calibri.costs import Plan
-    from calibri.procedures import Hours, Procedure
+    from calibri.planning import Hours, Plan, Procedure
 
 _Row = tuple[str, list[str]]
 
@@ -118,8 +117,8 @@ def plan(
         "sampling.guidance_scale": guidance_scale,
     }
     with loading("Counting"):
+        from calibri import plan as plan_run
         from calibri.config import load_config
-        from calibri.costs import plan as plan_run
 
         quiet_libraries()
         config = load_config(config_file, overrides or [], flags)

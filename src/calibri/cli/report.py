@@ -14,6 +14,6 @@ def report(run: RunArgument) -> None:
 
         calibri report runs/20260131-120000
     """
-    from calibri.reporting import report as write_report
+    from calibri import report as write_report
 
     verbatim(out(), str(write_report(run_path(run))))

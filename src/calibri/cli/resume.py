@@ -17,13 +17,13 @@ def resume(run: RunArgument) -> None:
         calibri resume runs/20260131-120000
         calibri resume 20260131-120000
     """
-    from calibri.run import RunFolder
+    from calibri.runs import RunFolder
 
     path = run_path(run)
     folder = RunFolder.open(path)
     with loading("Starting"):
+        from calibri import resume as resume_run
         from calibri.config import validate_config
-        from calibri.runner import resume as resume_run
 
         config = validate_config(folder.config)
         quiet_libraries()

@@ -18,8 +18,7 @@ from calibri.cli.quiet import quiet_libraries
 from calibri.errors import RewardError
 
 if TYPE_CHECKING:
-    from calibri.rewards import Reward, RewardInfo
-    from calibri.rewards.golden import GoldenCheck
+    from calibri.rewards import GoldenCheck, Reward, RewardInfo
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -75,7 +74,7 @@ def convert(
             f"'{target}' exists, and nothing is overwritten. Use it as it is, or remove it first."
         )
     with loading(f"Converting {path.name}"):
-        from calibri.rewards.convert import convert_checkpoint
+        from calibri.rewards import convert_checkpoint
 
         written = convert_checkpoint(path)
     verbatim(out(), str(written))
@@ -98,8 +97,7 @@ def check(
     calibri rewards check pickscore --checkpoint my-pickscore --device cuda
     """
     with loading(f"Scoring with {name}"):
-        from calibri.rewards import make_reward
-        from calibri.rewards.golden import check_reward
+        from calibri.rewards import check_reward, make_reward
 
         quiet_libraries()
         options = {} if checkpoint is None else {"checkpoint": checkpoint}

@@ -43,8 +43,8 @@ def serve_reward(
         calibri calibrate --reward remote --set rewards.options.remote.url=http://127.0.0.1:8765
     """
     with loading(f"Loading {reward}"):
-        from calibri.reward_server import serve_reward as serve
         from calibri.rewards import make_reward
+        from calibri.rewards import serve_reward as serve
 
         quiet_libraries()
         made = make_reward(reward, **_options(overrides or []))

@@ -1,5 +1,5 @@
-"""A run folder to one self-contained HTML page."""
+"""A finished run as one self-contained HTML page."""
 
-from calibri.reporting.page import render_report, report
+import lazy_loader
 
-__all__ = ["render_report", "report"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -11,10 +11,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from calibri.errors import RunError
+from calibri.files import write_atomically
 from calibri.reporting import charts, context, text
 from calibri.reporting.network import Network, place_coefficients
 from calibri.results import Evaluation, RunSummary
-from calibri.run import RunFolder, write_atomically
+from calibri.runs import RunFolder
 
 # Pixels: a chart across the page, and on a phone.
 _WIDE, _NARROW = 1040.0, 330.0

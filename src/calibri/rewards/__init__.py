@@ -1,22 +1,5 @@
 """Images and prompts to scores."""
 
-from calibri.rewards.registry import make_reward, reward_names
-from calibri.rewards.reward import (
-    BatchedReward,
-    DifferentiableReward,
-    FeatureReward,
-    ModelReward,
-    Reward,
-    RewardInfo,
-)
+import lazy_loader
 
-__all__ = [
-    "BatchedReward",
-    "DifferentiableReward",
-    "FeatureReward",
-    "ModelReward",
-    "Reward",
-    "RewardInfo",
-    "make_reward",
-    "reward_names",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import CLIPConfig
 
-from calibri.rewards.checkpoints import Checkpoint, load_strict, read_tensors
 from calibri.rewards.clip import CLIP_L14, WEIGHTS_FILE, embed_images, load_clip, vit_l14
 from calibri.rewards.images import ROUND, clip_pixels
 from calibri.rewards.reward import ModelReward, RewardInfo
+from calibri.rewards.weights import Checkpoint, load_strict, read_tensors
 
 DEFAULT = Checkpoint(
     "ttj/sac-logos-ava1-l14-linearMSE", revision="1e77fa05081323d99725fc40a9bf9f88180490e7"

@@ -18,11 +18,11 @@ from transformers.initialization import no_init_weights
 
 from calibri.errors import RewardError
 from calibri.rewards.blip import from_original, text_base, vision_base
-from calibri.rewards.checkpoints import Checkpoint, load_strict, read_tensors
 from calibri.rewards.clip import WEIGHTS_FILE
-from calibri.rewards.hub import load_tokenizer
 from calibri.rewards.images import BICUBIC, CLIP_MEAN, CLIP_STD, normalise, to_pil
+from calibri.rewards.pretrained import load_tokenizer
 from calibri.rewards.reward import ModelReward, RewardInfo
+from calibri.rewards.weights import Checkpoint, load_strict, read_tensors
 
 DEFAULT = Checkpoint("Salesforce/blip-vqa-capfilt-large")
 IMAGE_SIZE = 480

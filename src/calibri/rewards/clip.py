@@ -11,10 +11,10 @@ from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 from transformers.initialization import no_init_weights
 
-from calibri.rewards.checkpoints import Checkpoint, load_strict, read_tensors
-from calibri.rewards.hub import load_tokenizer
 from calibri.rewards.images import FLOOR, Offset, clip_pixels
+from calibri.rewards.pretrained import load_tokenizer
 from calibri.rewards.reward import ModelReward, PromptCache
+from calibri.rewards.weights import Checkpoint, load_strict, read_tensors
 
 WEIGHTS_FILE = "model.safetensors"
 

@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 from transformers import CLIPConfig
 
-from calibri.rewards.checkpoints import Checkpoint
 from calibri.rewards.clip import CLIP_B32, CLIP_L14, ClipReward, vit_b32, vit_l14
 from calibri.rewards.images import ROUND
 from calibri.rewards.reward import RewardInfo
+from calibri.rewards.weights import Checkpoint
 
 # The original prefixes every caption (Hessel et al., 2021, section 3).
 PREFIX = "A photo depicts "

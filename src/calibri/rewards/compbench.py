@@ -12,9 +12,9 @@ from torch import Tensor
 
 from calibri.errors import RewardError
 from calibri.rewards.blip_vqa import DEFAULT, IMAGE_SIZE, MAX_TOKENS, BlipVqa
-from calibri.rewards.checkpoints import Checkpoint
 from calibri.rewards.noun_chunks import rule_based_noun_chunks
 from calibri.rewards.reward import RewardInfo
+from calibri.rewards.weights import Checkpoint
 
 MAX_CHUNKS = 8
 # Noun chunks that name no object.

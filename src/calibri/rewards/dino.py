@@ -11,8 +11,6 @@ from torch.nn import functional
 from transformers import Dinov2Model, ViTModel
 
 from calibri.errors import RewardError
-from calibri.rewards.checkpoints import Checkpoint
-from calibri.rewards.hub import load_pretrained, read_json
 from calibri.rewards.images import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -21,7 +19,9 @@ from calibri.rewards.images import (
     resize_short_side,
     to_pil,
 )
+from calibri.rewards.pretrained import load_pretrained, read_json
 from calibri.rewards.reward import ModelReward, RewardInfo
+from calibri.rewards.weights import Checkpoint
 
 DEFAULT = Checkpoint("facebook/dinov2-base")
 RESIZE, CROP = 256, 224

@@ -14,13 +14,13 @@ from torch.nn import functional
 from transformers import CLIPConfig
 
 from calibri.errors import RewardError
-from calibri.rewards.checkpoints import Checkpoint
 from calibri.rewards.clip import CLIP_L14, embed_images, embed_texts, load_clip, vit_l14
 from calibri.rewards.geneval_rules import COLORS, Detection, Task, faults, grade, read_tasks, select
-from calibri.rewards.hub import load_tokenizer
 from calibri.rewards.images import ROUND, clip_pixels, to_pil
 from calibri.rewards.mask2former import detect, load_detector
+from calibri.rewards.pretrained import load_tokenizer
 from calibri.rewards.reward import ModelReward, RewardInfo
+from calibri.rewards.weights import Checkpoint
 
 DEFAULT = Checkpoint("facebook/mask2former-swin-small-coco-instance")
 BACKGROUND = (0x99, 0x99, 0x99)

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
 from transformers.initialization import no_init_weights
 
-from calibri.rewards.checkpoints import Checkpoint, load_strict
 from calibri.rewards.clip import ClipReward, vit_h14
-from calibri.rewards.hub import read_converted
 from calibri.rewards.images import letterbox_pixels
+from calibri.rewards.pretrained import read_converted
 from calibri.rewards.reward import RewardInfo
+from calibri.rewards.weights import Checkpoint, load_strict
 
 DEFAULT = Checkpoint("xswu/HPSv2")
 TOKENIZER = Checkpoint("laion/CLIP-ViT-H-14-laion2B-s32B-b79K")

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from transformers import Qwen2VLConfig
 
 from calibri.errors import RewardError
-from calibri.rewards.checkpoints import Checkpoint, load_strict, read_tensors
 from calibri.rewards.hpsv3_network import HPSv3Network, published_config, rename
 from calibri.rewards.hpsv3_prompt import IMAGE_TOKEN, REWARD_TOKEN, render
-from calibri.rewards.hub import load_tokenizer
 from calibri.rewards.images import BICUBIC, CLIP_MEAN, CLIP_STD, normalise, to_pil
+from calibri.rewards.pretrained import load_tokenizer
 from calibri.rewards.reward import ModelReward, RewardInfo
+from calibri.rewards.weights import Checkpoint, load_strict, read_tensors
 
 CHECKPOINT = Checkpoint("MizzenAI/HPSv3")
 TOKENIZER = Checkpoint("Qwen/Qwen2-VL-7B-Instruct")

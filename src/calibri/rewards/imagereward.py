@@ -12,10 +12,10 @@ from transformers.initialization import no_init_weights
 
 from calibri.rewards.aesthetic import score_head
 from calibri.rewards.blip import from_original, text_base, vision_large
-from calibri.rewards.checkpoints import Checkpoint, load_strict
-from calibri.rewards.hub import load_tokenizer, read_converted
 from calibri.rewards.images import ROUND, clip_pixels
+from calibri.rewards.pretrained import load_tokenizer, read_converted
 from calibri.rewards.reward import ModelReward, RewardInfo
+from calibri.rewards.weights import Checkpoint, load_strict
 
 DEFAULT = Checkpoint("THUDM/ImageReward")
 TOKENIZER = Checkpoint("google-bert/bert-base-uncased")

@@ -14,11 +14,11 @@ from torch.nn import functional
 from transformers import Mask2FormerModel
 
 from calibri.errors import RewardError
-from calibri.rewards.checkpoints import Checkpoint, load_strict, read_tensors
 from calibri.rewards.clip import WEIGHTS_FILE
 from calibri.rewards.geneval_rules import NAMES, THRESHOLD, Detection
-from calibri.rewards.hub import load_pretrained
 from calibri.rewards.images import BILINEAR, IMAGENET_MEAN, IMAGENET_STD, normalise, to_pil
+from calibri.rewards.pretrained import load_pretrained
+from calibri.rewards.weights import Checkpoint, load_strict, read_tensors
 
 SHORT_SIDE, LONG_SIDE = 800, 1333
 DIVISOR = 32

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import CLIPConfig
 
-from calibri.rewards.checkpoints import Checkpoint
 from calibri.rewards.clip import ClipReward, vit_h14
 from calibri.rewards.reward import RewardInfo
+from calibri.rewards.weights import Checkpoint
 
 DEFAULT = Checkpoint("yuvalkirstain/PickScore_v1")
 TOKENIZER = Checkpoint("laion/CLIP-ViT-H-14-laion2B-s32B-b79K")

@@ -12,18 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from calibri.errors import RewardError
-from calibri.rewards.checkpoints import Checkpoint, load_strict
-from calibri.rewards.hub import read_json, read_sharded
-from calibri.rewards.images import (
-    BICUBIC,
-    CLIP_MEAN,
-    CLIP_STD,
-    normalise,
-    pad_to_square,
-    to_pil,
-)
+from calibri.rewards.images import BICUBIC, CLIP_MEAN, CLIP_STD, normalise, pad_to_square, to_pil
 from calibri.rewards.mplug_owl2 import MPlugOwl2, OwlSizes, rename
+from calibri.rewards.pretrained import read_json, read_sharded
 from calibri.rewards.reward import ModelReward, RewardInfo
+from calibri.rewards.weights import Checkpoint, load_strict
 
 CHECKPOINT = Checkpoint("q-future/one-align")
 

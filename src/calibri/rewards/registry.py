@@ -12,7 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from calibri.errors import RewardError
-from calibri.rewards.options import arguments
+from calibri.rewards.arguments import arguments
 from calibri.rewards.reward import Reward, RewardInfo
 
 ENTRY_POINTS = "calibri.rewards"
@@ -82,7 +82,7 @@ def _check_protocol(name: str, reward: object) -> None:
     if not isinstance(getattr(reward, "info", None), RewardInfo) or not isinstance(reward, Reward):
         raise RewardError(
             f"Reward '{name}' has no 'info' or no 'score'. Its authors can check it with "
-            "calibri.testing.reward_contract."
+            "calibri.rewards.contract."
         )
 
 

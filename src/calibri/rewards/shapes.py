@@ -22,16 +22,20 @@ from torch.nn import functional
 
 from calibri.errors import PromptError, RewardError
 from calibri.rewards.reward import BatchedReward, RewardInfo
-from calibri.shapes.render import (
+from calibri.shapes import (
     BACKGROUND_RANGE,
     COLOR_JITTER,
+    COLORS,
     IMAGE_SIZE,
     PALETTE,
     RADII,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    parse_caption,
     pixel_grid,
     shape_distance,
 )
-from calibri.shapes.scenes import COLORS, RELATIONS, SHAPES, SIZES, parse_caption
 
 _T = TypeVar("_T")
 

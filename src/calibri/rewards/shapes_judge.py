@@ -20,8 +20,17 @@ from torch.nn import functional
 
 from calibri.errors import PromptError, RewardError
 from calibri.rewards.reward import BatchedReward, RewardInfo
-from calibri.shapes import IMAGE_SIZE, JUDGE_PATH, Thing, parse_caption, render_batch
-from calibri.shapes.scenes import COLORS, RELATIONS, SHAPES, SIZES
+from calibri.shapes import (
+    COLORS,
+    IMAGE_SIZE,
+    JUDGE_PATH,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    Thing,
+    parse_caption,
+    render_batch,
+)
 
 WEIGHTS_FILE = "judge.safetensors"
 CONFIG_FILE = "config.json"

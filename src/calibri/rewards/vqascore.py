@@ -13,9 +13,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, T5Config, T5ForCondi
 from transformers.initialization import no_init_weights
 
 from calibri.errors import RewardError
-from calibri.rewards.checkpoints import Checkpoint, load_strict, read_tensors
 from calibri.rewards.clip import WEIGHTS_FILE, vision_l14
-from calibri.rewards.hub import load_tokenizer, read_json, read_sharded
 from calibri.rewards.images import (
     CLIP_MEAN,
     CLIP_STD,
@@ -24,7 +22,9 @@ from calibri.rewards.images import (
     resize_short_side,
     to_pil,
 )
+from calibri.rewards.pretrained import load_tokenizer, read_json, read_sharded
 from calibri.rewards.reward import ModelReward, RewardInfo
+from calibri.rewards.weights import Checkpoint, load_strict, read_tensors
 
 DEFAULT = Checkpoint("zhiqiulin/clip-flant5-xxl")
 TOKENIZER = Checkpoint("google/flan-t5-xxl")

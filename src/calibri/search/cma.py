@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from calibri.config import SearchConfig
 from calibri.search.distribution import Distribution, Vector
 from calibri.seeds import derive_seed
 
@@ -128,3 +129,9 @@ def tail_mean(means: Sequence[Vector], fraction: float) -> Vector:
     """
     count = max(1, math.ceil(fraction * len(means)))
     return np.asarray(np.mean(means[-count:], axis=0))
+
+
+def popsize_for(config: SearchConfig, dimension: int) -> int:
+    """Candidates per generation of a search of this many numbers."""
+    rule = default_popsize if config.method == "reference" else large_popsize
+    return config.popsize or rule(dimension)

@@ -1,0 +1,254 @@
+"""Use a calibration on a pipeline: load, set its strength, fuse, unfuse, unload."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from calibri.artifact.calibration import Calibration
+from calibri.coefficients import BRANCHES, Branch, Coefficients, check_factors
+from calibri.errors import CalibrationError, CalibriError, FuseError, GuidanceError
+from calibri.pipelines import Networks, networks_of, sites_of
+from calibri.sampling import BranchResolver, Fused, Layout, Scaler, change_shift
+
+_APPLIED = "_calibri_applied"
+
+
+class AppliedCalibration:
+    """A calibration on a pipeline. Made by ``load``.
+
+    Attributes:
+        calibration: what was loaded; None for bare coefficients, such as a preset.
+    """
+
+    def __init__(self, pipe: Any, calibration: Calibration | Coefficients, strength: float) -> None:
+        self.pipe = pipe
+        self.networks = networks_of(pipe)
+        self.calibration = calibration if isinstance(calibration, Calibration) else None
+        self._full = _coefficients_of(calibration)
+        self._coefficients = self._full.with_strength(strength)
+        self._resolver: BranchResolver | _ToldBranch | None = None
+        self._scaler: Scaler | None = None
+        self._fused: Fused | None = None
+        self._restore_schedule: Callable[[], None] = lambda: None
+        self._attach()
+
+    @property
+    def coefficients(self) -> Coefficients:
+        """The coefficients at the present strength."""
+        return self._coefficients
+
+    def branch(self, name: Branch) -> AbstractContextManager[None]:
+        """Say which branch of guidance the forwards inside belong to.
+
+        A pipeline tells by itself; a transformer that is called without one cannot.
+
+        Args:
+            name: ``"conditional"`` or ``"unconditional"``.
+        """
+        return contextlib.nullcontext() if self._resolver is None else self._resolver.branch(name)
+
+    def set_strength(self, strength: float) -> None:
+        """Blend with the original model: 0 is the original, 1 the full calibration.
+
+        Raises:
+            CalibrationError: ``strength`` is outside [0, 1].
+            FuseError: the calibration is fused.
+        """
+        if self._fused is not None:
+            raise FuseError("The calibration is fused into the weights. Call unfuse() first.")
+        self._coefficients = self._full.with_strength(strength)
+        self._set()
+
+    def fuse(self, *, keep_originals: bool = True) -> None:
+        """Fold the scales into the weights; sampling then costs exactly what it did before.
+
+        Args:
+            keep_originals: keep copies of the changed weights on the CPU so that ``unfuse`` is
+                exact.
+
+        Raises:
+            FuseError: the calibration is an ensemble, the scales differ between the branches of
+                guidance, or a weight cannot take a scale.
+        """
+        if self._fused is not None:
+            return
+        owned = [_of_branch(self._coefficients, network.branch) for network in self.networks]
+        for own in owned:
+            if reason := own.unfoldable:
+                raise FuseError(f"{reason} Keep it loaded without fusing.")
+        scales = _one_after_the_other(self.networks, owned)
+        self._fused = Fused(self.networks, scales, keep_originals=keep_originals)
+        self._detach()
+
+    def unfuse(self) -> None:
+        """Restore the original weights bit for bit and scale by hooks again.
+
+        Raises:
+            FuseError: the originals were not kept.
+        """
+        if self._fused is None:
+            return
+        self._fused.undo()
+        self._fused = None
+        self._attach()
+
+    def unload(self) -> None:
+        """Remove the calibration; the pipeline is as it was before.
+
+        Raises:
+            FuseError: it was fused without keeping the original weights.
+        """
+        if self._fused is not None:
+            self._fused.undo()
+            self._fused = None
+        self._detach()
+        for network in self.networks:
+            delattr(network.transformer, _APPLIED)
+
+    def _attach(self) -> None:
+        if self._full.num_branches > 1 and self._full.per_branch:
+            bare = isinstance(self.pipe, nn.Module)
+            self._resolver = _ToldBranch() if bare else BranchResolver(self.pipe)
+        try:
+            self._scaler = Scaler(self.networks, self._resolver)
+            self._set()
+        except CalibriError:
+            self._detach()
+            raise
+
+    def _set(self) -> None:
+        assert self._scaler is not None
+        scales = torch.from_numpy(self._coefficients.site_scales(self._scaler.sites))
+        guidance = torch.tensor([self._coefficients.guidance])
+        if self._resolver or self._coefficients.is_ensemble:
+            self._scaler.set(scales[None], self._coefficients.member_branches, guidance)
+        else:  # without differences between branches one row serves any batch
+            self._scaler.set(scales[None, :1], guidance=guidance)
+        self._restore_schedule()
+        self._restore_schedule = change_shift(self.pipe, self._coefficients.shift)
+
+    def _detach(self) -> None:
+        self._restore_schedule()
+        if self._scaler is not None:
+            self._scaler.remove()
+            self._scaler = None
+        if self._resolver is not None:
+            self._resolver.remove()
+            self._resolver = None
+
+
+def _coefficients_of(calibration: Calibration | Coefficients) -> Coefficients:
+    if isinstance(calibration, Calibration):
+        return calibration.coefficients
+    return calibration
+
+
+def _of_branch(coefficients: Coefficients, branch: int | None) -> Coefficients:
+    """Say what a network that runs one branch of guidance alone gets of them."""
+    if branch is None or coefficients.is_ensemble or coefficients.num_branches == 1:
+        return coefficients
+    member = coefficients.member_branches.index(branch)
+    # The pipeline itself multiplies by the start weight (guidance formula).
+    start, count = coefficients.start_weights[member], coefficients.output_knots
+    weights = coefficients.output_weights[member * count : (member + 1) * count]
+    sets, knots = coefficients.scales, coefficients.knots
+    return coefficients.model_copy(
+        update={
+            "scales": sets[member * knots : (member + 1) * knots] or sets,
+            "output_weights": tuple(weight / start for weight in weights),
+            "start_weights": (1.0,),
+            "branches": None,
+        }
+    )
+
+
+def _one_after_the_other(networks: Networks, owned: Sequence[Coefficients]) -> list[float]:
+    """List the scales of each network's sites, its output last."""
+    scales, first = [], 0
+    for network, own in zip(networks, owned, strict=True):
+        table = own.site_scales(sites_of(networks))[0]
+        last = first + len(network.sites)
+        scales += [*table[first:last], table[-1]]
+        first = last
+    return [float(scale) for scale in scales]
+
+
+class _ToldBranch:
+    """Stands in for ``BranchResolver`` on a bare transformer: the caller says the branch."""
+
+    def __init__(self) -> None:
+        self._layout: Layout | None = None
+
+    @contextlib.contextmanager
+    def branch(self, name: Branch) -> Iterator[None]:
+        before, self._layout = self._layout, (BRANCHES.index(name),)
+        try:
+            yield
+        finally:
+            self._layout = before
+
+    def remove(self) -> None:
+        """Nothing was changed."""
+
+    def __call__(self, arguments: Mapping[str, Any]) -> Layout:
+        if self._layout is None:
+            raise GuidanceError(
+                "This calibration scales the branches of guidance differently, and a transformer "
+                "without its pipeline cannot tell them apart. Call it inside "
+                "applied.branch('conditional') or applied.branch('unconditional')."
+            )
+        return self._layout
+
+
+def load(
+    pipe: Any,
+    calibration: Calibration | Coefficients | str | Path,
+    *,
+    strength: float = 1.0,
+    revision: str | None = None,
+    token: str | None = None,
+) -> AppliedCalibration:
+    """Load a calibration onto a diffusers pipeline.
+
+    Args:
+        pipe: a loaded pipeline, or a bare transformer; its images change from now on.
+        calibration: a folder, a Hugging Face repository id, a ``Calibration``, or bare
+            coefficients such as ``calibri.preset`` makes.
+        strength: 0 is the original model, 1 the full calibration.
+        revision: branch, tag or commit of the repository.
+        token: access token of the hub.
+
+    Returns:
+        A handle with ``set_strength``, ``fuse``, ``unfuse`` and ``unload``.
+
+    Raises:
+        CalibrationError: the calibration is for another model, or one is loaded already.
+    """
+    if isinstance(calibration, str | Path):
+        calibration = Calibration.from_pretrained(calibration, revision=revision, token=token)
+    networks = networks_of(pipe)
+    found = type(networks[0].transformer).__name__
+    if isinstance(calibration, Calibration) and found != calibration.transformer_class:
+        raise CalibrationError(
+            f"This calibration was made for {calibration.transformer_class} "
+            f"({calibration.base_model}); the pipeline has a {found}. Load it onto the model it "
+            "was made for."
+        )
+    if any(getattr(network.transformer, _APPLIED, None) for network in networks):
+        raise CalibrationError(
+            "A calibration is already loaded onto this pipeline. Call unload() on it first."
+        )
+    coefficients = _coefficients_of(calibration)
+    coefficients.site_scales(sites_of(networks))  # refuses another size
+    check_factors(coefficients.factors, pipe)
+    applied = AppliedCalibration(pipe, calibration, strength)
+    for network in networks:
+        setattr(network.transformer, _APPLIED, applied)
+    return applied

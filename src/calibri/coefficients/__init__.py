@@ -1,0 +1,5 @@
+"""Scalars by name, and the flat vector in which a search sees them."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

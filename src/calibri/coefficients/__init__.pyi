@@ -1,0 +1,13 @@
+from .coefficients import BRANCHES as BRANCHES
+from .coefficients import Branch as Branch
+from .coefficients import Coefficients as Coefficients
+from .coefficients import Factor as Factor
+from .coefficients import Vector as Vector
+from .presets import PRESETS as PRESETS
+from .presets import preset as preset
+from .resolve import build_space as build_space
+from .resolve import check_factors as check_factors
+from .resolve import lay_out as lay_out
+from .resolve import settle as settle
+from .space import SearchSpace as SearchSpace
+from .start import warm_start as warm_start

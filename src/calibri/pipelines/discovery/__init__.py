@@ -1,0 +1,1 @@
+"""Find the sites of an unknown transformer by measurement."""

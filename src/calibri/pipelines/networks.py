@@ -1,0 +1,103 @@
+"""The transformers of a pipeline, where it has more than one, and the sites of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from calibri.errors import UnsupportedModelError
+from calibri.pipelines.sites.find import find_output_sites, find_sites
+from calibri.pipelines.sites.site import Site
+
+# What pipelines call their transformers, the one that bears the plain names first.
+_TRANSFORMERS = ("transformer", "transformer_2", "unconditional_transformer")
+# Branch of guidance of each where there is one for each branch.
+_BRANCHES = {"transformer": 0, "unconditional_transformer": 1}
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """One transformer of a pipeline.
+
+    Attributes:
+        transformer: the model.
+        name: what the names of its sites begin with: nothing for the ``transformer`` of a pipeline,
+            ``"transformer_2"`` or the like for another.
+        branch: the only branch of guidance that the pipeline runs it for, 0 the conditional, 1 the
+            unconditional; None when it is run for all of them.
+    """
+
+    transformer: nn.Module
+    name: str = ""
+    branch: int | None = None
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The residual-branch sites, by the names they have in the pipeline."""
+        return tuple(map(self._named, find_sites(self.transformer)))
+
+    @property
+    def outputs(self) -> tuple[Site, ...]:
+        """The final linears, by the names they have in the pipeline."""
+        return tuple(map(self._named, find_output_sites(self.transformer)))
+
+    def _named(self, site: Site) -> Site:
+        return replace(
+            site,
+            path=self.path(site.path),
+            block=self.path(site.block) if site.block else "",
+            fold=tuple(replace(fold, path=self.path(fold.path)) for fold in site.fold),
+        )
+
+    def path(self, inner: str) -> str:
+        """Name what has the path ``inner`` in the transformer."""
+        return f"{self.name}.{inner}" if self.name else inner
+
+
+Networks = Sequence[Network]
+
+
+def as_networks(model: nn.Module | Networks) -> tuple[Network, ...]:
+    """Take a bare transformer as the only network."""
+    return (Network(model),) if isinstance(model, nn.Module) else tuple(model)
+
+
+def sites_of(networks: Networks) -> tuple[Site, ...]:
+    """List the residual-branch sites of all networks, in their order.
+
+    Raises:
+        UnsupportedModelError: the blocks of one of them are not known.
+    """
+    return tuple(site for network in networks for site in network.sites)
+
+
+def networks_of(pipe: Any) -> tuple[Network, ...]:
+    """List the transformers of a pipeline; a bare transformer is the only one.
+
+    Wan 2.2 runs one while there is much noise and another while there is little; Ideogram 4 has one
+    for each branch of guidance.
+
+    Raises:
+        UnsupportedModelError: the pipeline has none (a UNet, say).
+    """
+    if isinstance(pipe, nn.Module):
+        return (Network(pipe),)
+    parts = {name: getattr(pipe, name, None) for name in _TRANSFORMERS}
+    if parts["transformer_2"] is not None and getattr(pipe.config, "boundary_ratio", 1) is None:
+        del parts["transformer_2"]  # which the pipeline then never runs
+    branches = _BRANCHES if parts["unconditional_transformer"] is not None else {}
+    networks = tuple(
+        Network(part, "" if name == "transformer" else name, branches.get(name))
+        for name, part in parts.items()
+        if isinstance(part, nn.Module)
+    )
+    if not networks:
+        components = sorted(getattr(pipe, "components", {}))
+        raise UnsupportedModelError(
+            f"{type(pipe).__name__} has no transformer to calibrate; its parts are {components}. "
+            "Calibri works on Diffusion Transformers such as SD3 and FLUX."
+        )
+    return networks

@@ -1,0 +1,1 @@
+"""Which module outputs of a transformer are branches of its residual stream."""

@@ -1,0 +1,241 @@
+"""What a run will cost: images, FLOPs, hours and memory, before any of it is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from calibri.coefficients import build_space
+from calibri.config import RunConfig, validate_config
+from calibri.errors import ConfigError
+from calibri.pipelines import (
+    Geometry,
+    ImageFlops,
+    build,
+    count_parameters,
+    family_of,
+    find_geometry,
+    find_sites,
+    image_flops,
+    image_size,
+    knows_timesteps,
+)
+from calibri.planning.procedures import (
+    REWARD_COSTS,
+    TERA,
+    Counted,
+    Procedure,
+    images_by_phase,
+    measures_first,
+    reward_names,
+)
+from calibri.planning.throughput import (
+    MACHINES,
+    MEASURED_STEPS,
+    Machine,
+    Speed,
+    machine_here,
+    measure,
+)
+from calibri.results import FULL, Record
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_REWARD = "reward"  # what the names of rewards' networks begin with
+
+
+class ComponentSize(Record):
+    """A network of the pipeline or of a reward, in the run's precision."""
+
+    name: str
+    parameters: int
+    gigabytes: float
+
+
+class Plan(Record):
+    """What a run will cost.
+
+    Attributes:
+        parameters: numbers that are searched.
+        height: of an image, in pixels.
+        width: of an image, in pixels.
+        nfe: transformer evaluations per image.
+        forward_teraflop: one of them.
+        image_teraflop: one image, by part; its prompt encoded with it.
+        components: with their memory; activations come on top.
+        resident_gigabytes: all networks at once.
+        in_turns_gigabytes: the pipeline or the rewards, whichever is larger (``rewards.offload``).
+        offloaded_gigabytes: the largest network alone.
+        machine: title of the machine, when it is one of the table.
+        machine_gigabytes: its memory.
+        procedures: the paper's and this configuration's.
+        notes: what is not in the figures, in words.
+    """
+
+    pipeline: str
+    transformer_class: str
+    granularity: str
+    parameters: int
+    height: int
+    width: int
+    num_inference_steps: int
+    nfe: int
+    forward_teraflop: float
+    image_teraflop: dict[str, float]
+    components: list[ComponentSize]
+    resident_gigabytes: float
+    in_turns_gigabytes: float
+    offloaded_gigabytes: float
+    machine: str | None
+    machine_gigabytes: int | None
+    procedures: list[Procedure]
+    notes: list[str]
+
+
+def with_defaults(config: RunConfig, geometry: Geometry) -> RunConfig:
+    """Fill what a configuration leaves open with the settings of the paper for that model."""
+    data: dict[str, Any] = config.model_dump(exclude_unset=True)
+    data.setdefault("dtype", geometry.dtype)
+    for section, values in geometry.defaults.items():
+        data[section] = {**values, **data.get(section, {})}
+    return validate_config(data)
+
+
+def plan(
+    config: RunConfig | None = None,
+    *,
+    machine: str | None = None,
+    tflops: float | None = None,
+    measured: bool = False,
+    **values: Any,
+) -> Plan:
+    """Count what a run will cost; no weights are loaded unless the speed is measured.
+
+    Args:
+        config: of the run; for a model of the paper, what it leaves open is as in the paper.
+        machine: a name of ``throughput.MACHINES``; None for this one if it is there, and for a
+            model of the paper an H100.
+        tflops: throughput that was measured elsewhere, in TFLOP/s.
+        measured: time a few batches here.
+        values: when ``config`` is None, sections of a configuration.
+
+    Raises:
+        CalibriError: the pipeline's configuration cannot be read or counted, or the machine is
+            not known.
+    """
+    config = config or validate_config(values)
+    geometry = find_geometry(config.pipeline, config.revision)
+    config = with_defaults(config, geometry)
+    networks = {role: build(component) for role, component in geometry.components.items()}
+    flops = image_flops(geometry, networks, config)
+    height, width = image_size(networks, config)
+    guidance = _guidance(networks, config)
+    chosen = _machine(machine, geometry)
+    speeds = [measure(config, _measured_flops(flops, guidance))] if measured else []
+    speeds = speeds or _speeds(chosen, tflops)
+    paper, size = _sizes_of_searches(networks["transformer"], config, guidance)
+    components, branches = _sizes(networks, config), 2 if guidance > 1.0 else 1
+    per_step = branches * config.space.members
+    searched = image_flops(geometry, networks, config, config.search.fidelity)
+    counted = Counted(config, flops, searched, per_step, branches)
+    return Plan(
+        pipeline=config.pipeline,
+        transformer_class=type(networks["transformer"]).__name__,
+        granularity=config.space.granularity,
+        parameters=size,
+        height=height,
+        width=width,
+        num_inference_steps=config.sampling.num_inference_steps,
+        nfe=per_step * config.sampling.num_inference_steps,
+        forward_teraflop=flops.forward / TERA,
+        image_teraflop=counted.image(),
+        components=components,
+        resident_gigabytes=sum(component.gigabytes for component in components),
+        in_turns_gigabytes=_in_turns(components),
+        offloaded_gigabytes=max(component.gigabytes for component in components),
+        machine=chosen.title if chosen else None,
+        machine_gigabytes=chosen.gigabytes if chosen else None,
+        procedures=[
+            counted.paper(geometry, paper, speeds),
+            counted.ours(size, speeds),
+        ],
+        notes=_notes(config, size),
+    )
+
+
+def _guidance(networks: Mapping[str, nn.Module], config: RunConfig) -> float:
+    family = family_of(type(networks["transformer"]).__name__)
+    return max(1.0, float(getattr(config.sampling, family.guidance)))
+
+
+def _sizes_of_searches(
+    transformer: nn.Module, config: RunConfig, guidance: float
+) -> tuple[int, int]:
+    """Numbers that the paper's procedure and ours search."""
+    sites = find_sites(transformer)
+    # There is no scheduler to ask here: where knots are known, pipelines have one with a shift.
+    known = knows_timesteps(transformer)
+    ours = config.settled(guidance, timesteps_known=known, shift_known=known).space
+    papers = ours.model_copy(update={"output_knots": 1, "shift": False})
+    return build_space(papers, sites, guidance).size, build_space(ours, sites, guidance).size
+
+
+def _machine(name: str | None, geometry: Geometry) -> Machine | None:
+    if name is None:
+        return machine_here() or (MACHINES["h100"] if geometry.defaults else None)
+    if name.lower() not in MACHINES:
+        raise ConfigError(
+            f"No throughput is known of '{name}', only of {', '.join(MACHINES)}. Give --tflops, or "
+            "--measure it."
+        )
+    return MACHINES[name.lower()]
+
+
+def _measured_flops(flops: ImageFlops, guidance: float) -> int:
+    branches = 2 if guidance > 1.0 else 1
+    return MEASURED_STEPS * branches * flops.forward + flops.decode
+
+
+def _speeds(machine: Machine | None, tflops: float | None) -> list[Speed]:
+    if tflops is not None:
+        if tflops <= 0:
+            raise ConfigError(f"--tflops is {tflops}. Give a throughput above 0, in TFLOP/s.")
+        return [Speed(label="as given", low=tflops, high=tflops, source="given")]
+    return list(machine.speeds) if machine else []
+
+
+def _sizes(networks: Mapping[str, nn.Module], config: RunConfig) -> list[ComponentSize]:
+    width = _BYTES[config.dtype]
+    counts = {role: count_parameters(network) for role, network in networks.items()}
+    for name in reward_names(config)[1]:
+        billions = REWARD_COSTS.get(name, (0.0, 0.0))[1]
+        if billions:
+            counts[f"{_REWARD} {name}"] = int(billions * 1e9)
+    return [
+        ComponentSize(name=name, parameters=count, gigabytes=count * width / 1e9)
+        for name, count in counts.items()
+    ]
+
+
+def _in_turns(components: Sequence[ComponentSize]) -> float:
+    rewards = sum(c.gigabytes for c in components if c.name.startswith(_REWARD))
+    return max(rewards, sum(c.gigabytes for c in components) - rewards)
+
+
+def _notes(config: RunConfig, size: int) -> list[str]:
+    unknown = [name for name in reward_names(config)[1] if name not in REWARD_COSTS]
+    notes = ["Memory is that of the weights; activations come on top and grow with the batch."]
+    if measures_first(config.search, sum(images_by_phase(config, size).values())):
+        notes.append(
+            "Before its search the run is measured (search.probe): about a twentieth more images, "
+            "not counted here, and it may change candidates, prompts and fidelity."
+        )
+    if config.search.fidelity != FULL:
+        notes.append(
+            f"The generations are sampled at {config.search.fidelity.label}, checkpoints and final "
+            "figures at full fidelity."
+        )
+    if unknown:
+        notes.append(f"The cost of {', '.join(unknown)} is not known and left out.")
+    return notes

@@ -1,0 +1,233 @@
+"""What one way of searching costs: images by phase, FLOPs by part, hours by machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from calibri.config import RunConfig, SearchConfig
+from calibri.pipelines import Geometry, ImageFlops
+from calibri.planning.throughput import Speed
+from calibri.results import Record
+from calibri.rewards import parse_mixture
+from calibri.search import bucket_size, default_popsize, images_of_generation, popsize_for
+
+TERA, PETA = 1e12, 1e15
+# The authors' loop: 496 prompts, 16 a bucket, are scored before the first and every 10th iteration.
+_PAPER_VALIDATION = 496
+# Runs of fewer images are not worth measuring first, unless asked for.
+WORTHWHILE_IMAGES = 20_000
+# Beside what is counted, the host, the reward's preparation and waiting: at most this much more.
+OVERHEAD = 1.25
+
+# (TFLOP of an image, billions of parameters). HPSv3: 256 visual and about 330 text tokens through
+# Qwen2-VL-7B. The others: two FLOPs for each weight and token of their published geometry.
+REWARD_COSTS: dict[str, tuple[float, float]] = {
+    "shapes": (0.0, 0.0),
+    "shapes-judge": (0.0, 0.0),
+    "jpeg-compressibility": (0.0, 0.0),
+    "jpeg-incompressibility": (0.0, 0.0),
+    "hpsv3": (9.2, 8.29),
+    "pickscore": (0.38, 0.99),
+    "hpsv2.1": (0.38, 0.99),
+    "imagereward": (0.13, 0.45),
+}
+
+
+class Hours(Record):
+    """Time on one machine, all of it busy with one run.
+
+    Attributes:
+        low: at the highest throughput, nothing else costing time.
+        high: at the lowest, with ``OVERHEAD``.
+    """
+
+    speed: Speed
+    low: float
+    high: float
+
+
+class Procedure(Record):
+    """What one way of searching costs.
+
+    Attributes:
+        parameters: numbers that are searched.
+        bucket_size: prompts of the first generation.
+        final_bucket_size: prompts of the last.
+        with_original: the original model is scored beside the candidates of each generation.
+        images: phase to images.
+        petaflop: transformer, text encoders, VAE and rewards.
+        published_hours: of an H100, as the paper reports them.
+    """
+
+    title: str
+    parameters: int
+    generations: int
+    popsize: int
+    bucket_size: int
+    final_bucket_size: int
+    with_original: bool
+    images: dict[str, int]
+    petaflop: dict[str, float]
+    hours: list[Hours]
+    published_hours: float | None = None
+
+
+def images_by_phase(config: RunConfig, size: int, scale_prompts: int = 0) -> dict[str, int]:
+    """Count the images that a run will sample at most, by phase.
+
+    Args:
+        config: of the run.
+        size: numbers that are searched.
+        scale_prompts: prompts on which the rewards of a mixture are scaled first.
+    """
+    search, evaluation = config.search, config.evaluation
+    popsize = popsize_for(search, size)
+    checkpoints = -(-search.generations // search.validate_every) + 1
+    multiples = {1, *evaluation.step_multiples}
+    settings = len(multiples) + min(2, len(multiples))
+    count = search.images_per_prompt
+    bucket = sum(
+        images_of_generation(popsize, prompts, search.race_first, search.race_keep)
+        for prompts in bucket_sizes(search)
+    )
+    return {
+        "search": (bucket + scale_prompts) * count,
+        "validation": checkpoints * search.num_validation_prompts * count,
+        "evaluation": settings * evaluation.num_prompts * evaluation.images_per_prompt,
+    }
+
+
+def measures_first(search: SearchConfig, planned_images: int) -> bool:
+    """Say whether a run of so many images is to be measured first (``calibri.runs.probe``)."""
+    wanted = planned_images >= WORTHWHILE_IMAGES if search.probe is None else search.probe
+    return wanted and search.method == "calibri"
+
+
+def bucket_sizes(search: SearchConfig) -> list[int]:
+    """Prompts of each generation."""
+    first, last, count = search.bucket_size, search.final_bucket_size, search.generations
+    return [bucket_size(first, last, generation, count) for generation in range(count)]
+
+
+def reward_names(config: RunConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Name the rewards of the objective, and all of them."""
+    rewards = config.rewards
+    names = parse_mixture(rewards.objective, rewards.mixing, rewards.constraints).names
+    return tuple(names), tuple(dict.fromkeys((*names, *rewards.held_out)))
+
+
+class Counted:
+    """FLOPs of the phases of a run.
+
+    Args:
+        config: of the run.
+        flops: of an image at full fidelity.
+        searched: of an image of the generations.
+        per_step: transformer evaluations per step.
+        branches: of guidance.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        flops: ImageFlops,
+        searched: ImageFlops,
+        per_step: int,
+        branches: int,
+    ) -> None:
+        self._config = config
+        self._flops = flops
+        self._searched = searched
+        steps = config.sampling.num_inference_steps
+        self._nfe = per_step * steps
+        self._searched_nfe = per_step * config.search.fidelity.evaluations(steps)
+        self._branches = branches  # the negative prompt is encoded beside each prompt
+        self._objective, self._all = reward_names(config)
+
+    def image(self) -> dict[str, float]:
+        """One image at full fidelity, scored for the search, by part, in TFLOP."""
+        return {
+            "transformer": self._nfe * self._flops.forward / TERA,
+            "text encoders": self._branches * self._flops.text / TERA,
+            "VAE": self._flops.decode / TERA,
+            "reward": self._reward(self._objective),
+        }
+
+    def _reward(self, names: Sequence[str]) -> float:
+        return sum(REWARD_COSTS.get(name, (0.0, 0.0))[0] for name in names)
+
+    def paper(self, geometry: Geometry, size: int, speeds: list[Speed]) -> Procedure:
+        """The paper's loop as its authors run it: every image encodes its prompt again."""
+        search = SearchConfig(method="reference")
+        generations, popsize = geometry.generations, default_popsize(size)
+        images = {
+            "search": generations * popsize * search.bucket_size,
+            "validation": (generations // search.validate_every + 1) * _PAPER_VALIDATION,
+        }
+        total = sum(images.values())
+        petaflop = {part: total * tera / 1e3 for part, tera in self.image().items()}
+        granularity = self._config.space.granularity
+        return Procedure(
+            title="the paper's procedure",
+            parameters=size,
+            generations=generations,
+            popsize=popsize,
+            bucket_size=search.bucket_size,
+            final_bucket_size=search.final_bucket_size,
+            with_original=False,
+            images=images,
+            petaflop=petaflop,
+            hours=_hours(petaflop, speeds),
+            published_hours=geometry.published_hours.get(granularity),
+        )
+
+    def ours(self, size: int, speeds: list[Speed]) -> Procedure:
+        """This configuration: every prompt is encoded once, and the original runs beside."""
+        search = self._config.search
+        images = images_by_phase(self._config, size)
+        petaflop = self._petaflop(images)
+        return Procedure(
+            title="Calibri, as configured",
+            parameters=size,
+            generations=search.generations,
+            popsize=popsize_for(search, size),
+            bucket_size=search.bucket_size,
+            final_bucket_size=search.final_bucket_size,
+            with_original=True,
+            images=images,
+            petaflop=petaflop,
+            hours=_hours(petaflop, speeds),
+        )
+
+    def _petaflop(self, images: Mapping[str, int]) -> dict[str, float]:
+        search, evaluation = self._config.search, self._config.evaluation
+        multiples = sorted({1, *evaluation.step_multiples})
+        # The calibrated model at the first two multiples of the steps, the original at all.
+        per_setting = evaluation.num_prompts * evaluation.images_per_prompt
+        steps = sum(multiples) + sum(multiples[:2])
+        full, searched, generations = self._flops, self._searched, images["search"]
+        forwards = self._nfe * (images["validation"] + per_setting * steps)
+        transformer = forwards * full.forward
+        transformer += self._searched_nfe * generations * searched.forward
+        held_out = search.num_validation_prompts + evaluation.num_prompts
+        text = sum(bucket_sizes(search)) * searched.text + held_out * full.text
+        decoded = (sum(images.values()) - generations) * full.decode
+        decoded += generations * searched.decode
+        guarded = self._objective if self._config.rewards.guard == "off" else self._all
+        reward = images["search"] * self._reward(self._objective)
+        reward += images["validation"] * self._reward(guarded)
+        reward += images["evaluation"] * self._reward(self._all)
+        return {
+            "transformer": transformer / PETA,
+            "text encoders": self._branches * text / PETA,
+            "VAE": decoded / PETA,
+            "reward": reward / 1e3,
+        }
+
+
+def _hours(petaflop: Mapping[str, float], speeds: Sequence[Speed]) -> list[Hours]:
+    total = sum(petaflop.values()) * 1e3 / 3600
+    return [
+        Hours(speed=speed, low=total / speed.high, high=total / speed.low * OVERHEAD)
+        for speed in speeds
+    ]

@@ -1,5 +1,0 @@
-"""Serve a reward over HTTP, for runs on other machines or in other environments."""
-
-from calibri.reward_server.adapter import serve_reward
-
-__all__ = ["serve_reward"]

@@ -1,0 +1,79 @@
+"""Put one of Calibri's rewards behind the stand-alone server."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from calibri.errors import ConfigError, RewardError
+from calibri.rewards.reward import ModelReward, Reward, RewardInfo
+from calibri.rewards.server.standalone import InputError, Limits, Score, serve
+
+
+def serve_reward(reward: Reward, host: str, port: int, limits: Limits | None = None) -> None:
+    """Serve a reward until SIGTERM or Ctrl-C.
+
+    Args:
+        reward: what scores; its weights are loaded now.
+        host: loopback, unless the environment holds a token (``CALIBRI_REWARD_TOKEN``).
+        port: 0 for any free one; it is printed.
+        limits: what is accepted; None for the defaults.
+
+    Raises:
+        RewardError: the weights cannot be had.
+        ConfigError: the host or port cannot be used.
+    """
+    if isinstance(reward, ModelReward):
+        _ = reward.model
+    try:
+        serve(
+            score_function(reward),
+            info_fields(reward.info),
+            host,
+            port,
+            limits=limits or Limits(),
+            # A groupwise reward compares all images that it is given with one prompt.
+            merge=reward.info.kind == "pointwise",
+        )
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"Cannot serve at {host}, port {port}: {error}") from error
+
+
+def score_function(reward: Reward) -> Score:
+    """Make the function that the server calls, from a reward.
+
+    What the reward refuses, it refuses again: clients are told not to retry.
+    """
+
+    def score(images: list[Image.Image], prompts: list[str]) -> list[float]:
+        scores = torch.empty(len(images))
+        try:
+            for rows in _same_size(images):
+                pixels = torch.stack([_pixels(images[i]) for i in rows])
+                scores[rows] = reward.score(pixels, [prompts[i] for i in rows])
+        except RewardError as error:
+            raise InputError(str(error)) from error
+        return [float(value) for value in scores]
+
+    return score
+
+
+def info_fields(info: RewardInfo) -> dict[str, Any]:
+    """Turn an info into JSON; a range without a bound has null in its place."""
+    fields = dataclasses.asdict(info)
+    return fields | {"range": [x if math.isfinite(x) else None for x in info.range]}
+
+
+def _same_size(images: Sequence[Image.Image]) -> list[list[int]]:
+    sizes = [image.size for image in images]
+    return [[i for i, s in enumerate(sizes) if s == size] for size in dict.fromkeys(sizes)]
+
+
+def _pixels(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)

@@ -1,0 +1,133 @@
+"""Vectors of a search on prompts it never saw, and which of them to return (spec section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibri.coefficients import Vector
+from calibri.config import RewardConfig
+from calibri.errors import RewardError
+from calibri.progress import Progress
+from calibri.results import Checkpoint, Figure
+from calibri.rewards import Scale
+from calibri.runs.session import Engine
+from calibri.scoring import Evaluator, Scores, complete
+from calibri.search import reached_plateau, select
+from calibri.seeds import derive_seed
+from calibri.statistics import paired_difference
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """A vector, what is told of it, and its difference to the original, float64 (prompts,)."""
+
+    vector: Vector
+    checkpoint: Checkpoint
+    difference: Scores
+
+
+class Checkpoints:
+    """Checkpoints of one search, all on the same prompts and noise, so that they compare.
+
+    Args:
+        engine: scores them.
+        evaluator: keeps their scores.
+        progress: is told of each.
+    """
+
+    def __init__(self, engine: Engine, evaluator: Evaluator, progress: Progress) -> None:
+        self._engine = engine
+        self._evaluator = evaluator
+        self._progress = progress
+        self._count = engine.config.search.images_per_prompt
+        self._noises = engine.noises("validation", 0, engine.prompts.validation, self._count)
+        self._baseline: dict[str, Scores] = {}
+        self._scored: list[_Scored] = []
+
+    def add(self, vector: Vector, done: int, scales: Mapping[str, Scale]) -> None:
+        """Score a vector after ``done`` generations."""
+        engine = self._engine
+        if not self._baseline:
+            self._baseline = self._score(0, engine.space.start)
+        pairs, prompts = self._pairs(self._score(done, vector))
+        mixed = engine.mixture.combine(pairs, scales)
+        seed = derive_seed(engine.config.seed, "bootstrap", done)
+        held_out = {name: self._figure(pairs[name], seed) for name in engine.guard_measures()}
+        checkpoint = Checkpoint(
+            generation=done - 1,
+            difference=self._figure(mixed, seed),
+            held_out=held_out,
+            vetoed_by=[name for name, figure in held_out.items() if figure.high < 0],
+        )
+        difference = np.full(len(prompts), np.nan)
+        difference[prompts] = np.diff(mixed, axis=0).reshape(-1, self._count).mean(axis=1)
+        self._scored.append(_Scored(vector, checkpoint, difference))
+        self._progress.checkpoint(checkpoint)
+
+    def _score(self, step: int, vector: Vector) -> dict[str, Scores]:
+        engine = self._engine
+        measures = engine.measures(held_out=False) | engine.guard_measures()
+        candidate = engine.space.coefficients(vector)
+        return self._evaluator.score("validation", step, [candidate], self._noises, measures)
+
+    def _pairs(self, tables: Mapping[str, Scores]) -> tuple[dict[str, Scores], NDArray[np.bool_]]:
+        """Rows (original, vector) for each measure, and which prompts were dropped in neither."""
+        both = {name: np.vstack([self._baseline[name], tables[name]]) for name in tables}
+        by_prompt = [
+            pair.reshape(-1, len(pair[0]) // self._count, self._count) for pair in both.values()
+        ]
+        complete(*[rows for pair in by_prompt for rows in pair])  # refuses too few
+        kept = np.all([np.isfinite(pair).all(axis=(0, 2)) for pair in by_prompt], axis=0)
+        return {name: pair[:, np.repeat(kept, self._count)] for name, pair in both.items()}, kept
+
+    def _figure(self, pair: Scores, seed: int) -> Figure:
+        theirs, ours = pair.reshape(2, -1, self._count)
+        return paired_difference(ours, theirs, seed)
+
+    @property
+    def stop_reason(self) -> str:
+        """Why the search should end; empty while it should go on."""
+        checkpoints = [scored.checkpoint for scored in self._scored]
+        gains = [checkpoint.difference.mean for checkpoint in checkpoints]
+        if reached_plateau(gains, self._engine.config.search.plateau):
+            return "the reward has reached its plateau"
+        return guard_reason(checkpoints, self._engine.config.rewards)
+
+    def choose(self) -> tuple[Vector, list[Checkpoint]]:
+        """Choose what the search returns.
+
+        Returns:
+            A checkpoint that is surely better than the original, or else the original; and all
+            checkpoints, the chosen one marked.
+
+        Raises:
+            RewardError: fewer than two prompts were dropped at no checkpoint.
+        """
+        checkpoints = [scored.checkpoint for scored in self._scored]
+        table = np.stack([scored.difference for scored in self._scored])
+        count = table.shape[1]
+        table = table[:, np.isfinite(table).all(axis=0)]
+        if table.shape[1] < 2:
+            raise RewardError(
+                f"{table.shape[1]} of {count} validation prompts could be scored at all "
+                f"{len(table)} checkpoints; to choose among them takes 2. Check the reward."
+            )
+        table[[bool(checkpoint.vetoed_by) for checkpoint in checkpoints]] = -np.inf
+        best = select(table, self._engine.config.seed)
+        if best is None:
+            return self._engine.space.start, checkpoints
+        checkpoints[best] = checkpoints[best].model_copy(update={"chosen": True})
+        return self._scored[best].vector, checkpoints
+
+
+def guard_reason(checkpoints: Sequence[Checkpoint], rewards: RewardConfig) -> str:
+    """Say why held-out rewards end a search, or nothing while they do not."""
+    last = checkpoints[-2:]
+    if rewards.guard != "stop" or len(last) < 2 or not all(c.vetoed_by for c in last):
+        return ""
+    names = ", ".join(dict.fromkeys(name for c in last for name in c.vetoed_by))
+    return f"held-out rewards fell below the original at two checkpoints in a row: {names}"

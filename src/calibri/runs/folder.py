@@ -1,0 +1,254 @@
+"""The folder of one run, ``runs/<name>/``: configuration, lock, journal, images and results."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from calibri.errors import ConfigError, RunError
+from calibri.files import fsync_folder, plain_words, write_atomically
+from calibri.results import RunSummary
+
+FORMAT_VERSION = 1
+
+_RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+_CONFIG, _RESULTS = "config.json", "results.json"
+_LOCK, _HOLDER = ".lock", ".lock.json"
+
+
+def check_run_name(name: str) -> str:
+    """Return the name if it is a plain folder name on every system.
+
+    Raises:
+        ConfigError: it has other characters than letters, digits, ``.``, ``_`` and ``-``, starts
+            with ``.`` or ``-``, is empty or longer than 100 characters.
+    """
+    if _RUN_NAME.fullmatch(name) is None:
+        raise ConfigError(
+            f"{name[:100]!r} cannot name a run. Use 1 to 100 letters (a-z), digits, '.', '_' or "
+            "'-', not starting with '.' or '-'."
+        )
+    return name
+
+
+class RunFolder:
+    """One run on disk. Paths are properties; nothing but the lock stays open."""
+
+    def __init__(self, path: Path, config: dict[str, object]) -> None:
+        self.path = path
+        self.config = config
+
+    @property
+    def config_path(self) -> Path:
+        """The resolved configuration, written once."""
+        return self.path / _CONFIG
+
+    @property
+    def journal_path(self) -> Path:
+        """The append-only journal."""
+        return self.path / "journal.jsonl"
+
+    @property
+    def images_path(self) -> Path:
+        """Folder of the images that the report shows."""
+        return self.path / "images"
+
+    @property
+    def results_path(self) -> Path:
+        """The ``RunSummary`` of a finished run."""
+        return self.path / _RESULTS
+
+    @property
+    def calibration_path(self) -> Path:
+        """Folder of the artifact."""
+        return self.path / "calibration"
+
+    @property
+    def report_path(self) -> Path:
+        """The HTML report."""
+        return self.path / "report.html"
+
+    @classmethod
+    def create(cls, path: Path, config: Mapping[str, object]) -> RunFolder:
+        """Start a run: make its folder and keep its configuration there.
+
+        Args:
+            path: the folder; missing, or empty but for hidden files (of an interrupted start).
+            config: the resolved configuration, JSON-able.
+
+        Raises:
+            ConfigError: the folder's name is no run name, or the configuration is not JSON-able.
+            RunError: the folder holds something already, is in use or cannot be written.
+        """
+        check_run_name(path.name)
+        text = _config_text(config)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            fsync_folder(path.parent)
+            check_unused(path)
+        except OSError as error:
+            raise RunError(
+                f"Could not create the run folder {path}: {plain_words(error)}."
+            ) from error
+        folder = cls(path, json.loads(text)["config"])
+        # Again under the lock: of two runs started under one name only one may go on.
+        with folder.lock():
+            check_unused(path)
+            write_atomically(folder.config_path, text.encode())
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """Open an existing run.
+
+        Raises:
+            RunError: there is no such run (the message lists those beside it), or its
+                configuration is damaged or of another format version.
+        """
+        try:
+            data = (path / _CONFIG).read_bytes()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise RunError(_missing(path)) from error
+        except OSError as error:
+            raise RunError(f"Could not read {path / _CONFIG}: {plain_words(error)}.") from error
+        return cls(path, _parse_config(data, path / _CONFIG))
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Be the only writer of this run. The system frees the lock when the process dies.
+
+        Raises:
+            RunError: another process holds it (named with its host), or it cannot be taken.
+        """
+        lock = FileLock(self.path / _LOCK, blocking=False)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise RunError(
+                f"The run {self.path} is in use by {_holder(self.path / _HOLDER)}. Wait for it to "
+                "finish, stop it, or choose another --name."
+            ) from error
+        except OSError as error:
+            raise RunError(f"Could not lock the run {self.path}: {plain_words(error)}.") from error
+        try:
+            holder = {"pid": os.getpid(), "host": socket.gethostname()}
+            write_atomically(self.path / _HOLDER, json.dumps(holder).encode())
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                (self.path / _HOLDER).unlink()
+            lock.release()
+
+    def write_results(self, summary: RunSummary) -> None:
+        """Keep the results, replacing earlier ones at once.
+
+        Raises:
+            RunError: a figure is not finite, or the file cannot be written.
+        """
+        try:
+            text = json.dumps(summary.model_dump(mode="json"), allow_nan=False, indent=1)
+        except ValueError as error:
+            raise RunError(
+                f"The results of {self.path} hold a figure that is not finite ({error}), so they "
+                "were not saved. The journal is complete; check the reward and resume."
+            ) from error
+        write_atomically(self.results_path, text.encode())
+
+    def read_results(self) -> RunSummary | None:
+        """Read the results, or None while the run is not finished.
+
+        Raises:
+            RunError: the file is damaged or cannot be read.
+        """
+        try:
+            return RunSummary.model_validate_json(self.results_path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise RunError(f"Could not read {self.results_path}: {plain_words(error)}.") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"]) or "the file"
+            raise RunError(
+                f"{self.results_path} is damaged ({place}: {first['msg']}). Delete it and run "
+                f"`calibri resume {self.path}`, which writes it again from the journal."
+            ) from error
+
+
+def _config_text(config: Mapping[str, object]) -> str:
+    content = {"format_version": FORMAT_VERSION, "config": dict(config)}
+    try:
+        text = json.dumps(content, allow_nan=False, indent=2)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"The configuration cannot be kept as JSON: {error}. Use finite numbers, text, lists "
+            "and mappings."
+        ) from error
+    return text + "\n"
+
+
+def check_unused(path: Path) -> None:
+    """Check that a new run may be started in a folder.
+
+    Raises:
+        RunError: it holds something already.
+    """
+    # Hidden files are the lock and what an interrupted start left behind.
+    if path.is_dir() and any(not entry.name.startswith(".") for entry in path.iterdir()):
+        raise RunError(
+            f"{path} is not empty. Continue that run with `calibri resume {path}`, or choose "
+            "another --name."
+        )
+
+
+def _missing(path: Path) -> str:
+    if path.is_dir():
+        return f"{path} is not a run: it has no {_CONFIG}. Give the folder of a run."
+    if path.exists():
+        return f"{path} is a file, not the folder of a run."
+    runs = sorted(config.parent.name for config in path.parent.glob(f"*/{_CONFIG}"))
+    if not runs:
+        return f"There is no run {path}, nor any other in {path.parent}. Check the path."
+    more = f" and {len(runs) - 10} more" if len(runs) > 10 else ""
+    return f"There is no run {path}. {path.parent} has: {', '.join(runs[:10])}{more}."
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a finite number")
+
+
+def _parse_config(data: bytes, path: Path) -> dict[str, object]:
+    try:
+        content = json.loads(data, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path} is damaged: {error}. Restore it, or start a new run.") from error
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version not in (None, FORMAT_VERSION):
+        raise RunError(
+            f"{path} has format version {version!r}; this Calibri reads version {FORMAT_VERSION}. "
+            "Use the Calibri that made the run."
+        )
+    if version is None or not isinstance(content.get("config"), dict):
+        raise RunError(
+            f"{path} is damaged: it lacks 'format_version' or 'config'. Restore it, or start a "
+            "new run."
+        )
+    config: dict[str, object] = content["config"]
+    return config
+
+
+def _holder(path: Path) -> str:
+    # Only for the message: between taking the lock and naming the holder the file may be missing.
+    try:
+        holder = json.loads(path.read_bytes())
+        return f"process {int(holder['pid'])} on host {holder['host']!r}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"

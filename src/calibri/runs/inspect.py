@@ -1,0 +1,162 @@
+"""Look at a pipeline: its blocks, their sites, and parameters per granularity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from calibri.coefficients import Factor, lay_out
+from calibri.config import SHIPPED, Granularity, RunConfig
+from calibri.errors import ConfigError, UnsupportedModelError
+from calibri.pipelines import (
+    GRANULARITIES,
+    Discovery,
+    Networks,
+    load_pipeline,
+    networks_of,
+    parameter_name,
+    parameter_names,
+    sites_of,
+)
+from calibri.pipelines import discover as discover_sites
+from calibri.results import Record, SiteRecord
+from calibri.sampling import Sampler
+
+
+class SpaceRecord(Record):
+    """The flat vector of a search, part by part.
+
+    Attributes:
+        names: scalars in one set.
+        members: names of the sets; one without a name when every member has the same.
+        knots: points of the trajectory, each with scalars of its own in every set.
+        output_weights: how many are searched, over all members and knots of theirs.
+        factors: what else is searched, one number each.
+        size: length of the vector.
+    """
+
+    granularity: Granularity
+    names: int
+    members: list[str]
+    knots: int
+    output_weights: int
+    factors: list[Factor]
+    size: int
+
+
+class Inspection(Record):
+    """What ``calibri inspect`` shows.
+
+    Attributes:
+        counts: granularity to number of scalars, output weights not included.
+        output: name of the site that scales the model's output.
+        discovery: how the sites were found, when they were measured or read from a file.
+        space: what a search has; None where there is no pipeline to sample from.
+    """
+
+    pipeline: str
+    transformer_class: str
+    counts: dict[str, int]
+    sites: list[SiteRecord]
+    output: str
+    discovery: Discovery | None = None
+    space: SpaceRecord | None = None
+
+
+def inspect(
+    pipeline: Any = SHIPPED,
+    *,
+    granularity: Granularity | None = None,
+    config: RunConfig | None = None,
+    revision: str | None = None,
+    discover: bool = False,
+    sites: str | Path | None = None,
+) -> Inspection:
+    """List the sites of a pipeline or transformer.
+
+    Args:
+        pipeline: a name (see ``load_pipeline``), a loaded pipeline, or a bare transformer.
+        granularity: which coefficient each site is listed under; None for that of the search.
+        config: of the search that is described, whose own pipeline is not looked at.
+        revision: branch, tag or commit of a repository.
+        discover: measure the sites in one step of the pipeline instead of looking them up. They
+            become the sites of this loaded model.
+        sites: a saved discovery to use instead.
+
+    Raises:
+        ConfigError: both ``discover`` and ``sites``, or ``discover`` without a pipeline to run.
+        UnsupportedModelError: it cannot be loaded, or has no sites or not what is searched.
+    """
+    config = config or RunConfig()
+    if discover and sites is not None:
+        raise ConfigError("Discover the sites or read them from a file, not both.")
+    name = pipeline if isinstance(pipeline, str | Path) else type(pipeline).__name__
+    loaded = _loaded(pipeline, revision)
+    networks = networks_of(loaded)
+    transformer = networks[0].transformer
+    discovery = _discover(loaded, transformer) if discover else None
+    if sites is not None:
+        discovery = Discovery.load(sites)
+    if discovery is not None:
+        for network in networks:  # of one class, so built alike
+            discovery.assign(network.transformer)
+    found = _inspection(str(name), networks, granularity or config.space.granularity)
+    space = None if loaded is transformer else _space(loaded, config)
+    return found.model_copy(update={"discovery": discovery, "space": space})
+
+
+def _space(pipe: Any, config: RunConfig) -> SpaceRecord | None:
+    try:
+        guidance_scale = Sampler(pipe, config.sampling).cfg_scale
+    except UnsupportedModelError:  # its sites can be looked at all the same
+        return None
+    space = lay_out(config, pipe, guidance_scale)
+    return SpaceRecord(
+        granularity=space.granularity,
+        names=len(space.names),
+        members=list(space.member_names),
+        knots=space.knots,
+        output_weights=space.num_outputs,
+        factors=list(space.factors),
+        size=space.size,
+    )
+
+
+def _inspection(name: str, networks: Networks, granularity: Granularity) -> Inspection:
+    sites = sites_of(networks)
+    return Inspection(
+        pipeline=name,
+        transformer_class=type(networks[0].transformer).__name__,
+        counts={g: len(parameter_names(sites, g)) for g in GRANULARITIES},
+        sites=[
+            SiteRecord(
+                name=site.name,
+                block=site.block,
+                layer=site.layer,
+                stream=site.stream,
+                parameter=parameter_name(site, granularity),
+            )
+            for site in sites
+        ],
+        output=networks[0].outputs[0].name,
+    )
+
+
+def _loaded(pipeline: Any, revision: str | None) -> Any:
+    if isinstance(pipeline, str | Path):
+        return load_pipeline(str(pipeline), revision=revision, device="cpu")
+    return pipeline
+
+
+def _discover(pipeline: Any, transformer: nn.Module) -> Discovery:
+    if pipeline is transformer:
+        raise ConfigError(
+            "A bare transformer does not say how to run it. Call calibri.discover(transformer, "
+            "run) with a function that runs it once, then .assign(transformer)."
+        )
+    # Two rows, so that the axis of the batch can be told from the others.
+    return discover_sites(
+        transformer, lambda: pipeline(["a photo", "a drawing"], num_inference_steps=1)
+    )

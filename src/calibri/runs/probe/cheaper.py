@@ -1,0 +1,245 @@
+"""Cheaper ways of sampling that a pipeline has: which there are, what they cost, whether they work.
+
+Costs are counted, never timed: what is chosen by them must not depend on the number of workers, nor
+on whether a run was interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from calibri.errors import CalibriError, ConfigError, RunError
+from calibri.pipelines import networks_of
+from calibri.prompts import Prompt
+from calibri.results import FULL, Fidelity
+from calibri.rewards import is_out_of_memory
+from calibri.runs.session import Engine
+from calibri.sampling import Noise, call_arguments, check_cache
+from calibri.scoring import REWARDS
+
+# Fewer steps and smaller sides as shares of the full ones, the cheapest last.
+_SHARES = (0.75, 0.5)
+_INTERVALS = (2, 3)
+# Rewards see images at 224 pixels or more, and texts need some room.
+_LEAST_SIDE, _LEAST_LENGTH = 224, 128
+# How pipelines and networks refuse what they were not made for.
+_REFUSALS = (RuntimeError, ValueError, IndexError, TypeError)
+# Latents of 8 pixels, packed two by two into a token, where a pipeline does not say.
+_LATENT = 8
+
+
+def cheaper_fidelities(engine: Engine) -> list[list[Fidelity]]:
+    """List what may be tried in place of the full fidelity.
+
+    Args:
+        engine: of the run. A fidelity that its configuration names is the only one.
+
+    Returns:
+        One list for each way of being cheaper that this pipeline has, the cheapest last: fewer
+        steps, a cache, smaller images, fewer tokens of a prompt.
+    """
+    configured = engine.config.search.fidelity
+    if configured != FULL:
+        return [[configured]]
+    found = [_steps(engine), _caches(engine), _sizes(engine), _lengths(engine)]
+    return [fidelities for fidelities in found if fidelities]
+
+
+def _steps(engine: Engine) -> list[Fidelity]:
+    full = engine.config.sampling.num_inference_steps
+    shares = {max(1, round(share * full)) for share in _SHARES} - {full}
+    return [Fidelity(num_inference_steps=steps) for steps in sorted(shares, reverse=True)]
+
+
+def _caches(engine: Engine) -> list[Fidelity]:
+    try:
+        check_cache(networks_of(engine.pipe))
+    except CalibriError:
+        return []
+    steps = fewest = engine.config.sampling.num_inference_steps
+    found = []
+    for interval in _INTERVALS:
+        fidelity = Fidelity(cache_interval=interval)
+        if 1 < fidelity.evaluations(steps) < fewest:
+            found.append(fidelity)
+            fewest = fidelity.evaluations(steps)
+    return found
+
+
+def _sizes(engine: Engine) -> list[Fidelity]:
+    size = full_size(engine)
+    # Pipelines that bin sizes sample at one of their own, and only shrink what comes of it.
+    if size is None or "use_resolution_binning" in call_arguments(engine.pipe):
+        return []
+    multiple = 2 * _latent(engine)
+    sides = [[int(share * side) // multiple * multiple for side in size] for share in _SHARES]
+    return [
+        Fidelity(height=height, width=width)
+        for height, width in sides
+        if min(height, width) >= _LEAST_SIDE
+    ]
+
+
+def _lengths(engine: Engine) -> list[Fidelity]:
+    """Halve the tokens of a prompt as long as the transformer then sees fewer of them."""
+    length, found = engine.sampler.max_sequence_length, []
+    before = text_tokens(engine, FULL) if length is not None else None
+    while before is not None and length is not None and length // 2 >= _LEAST_LENGTH:
+        length //= 2
+        fidelity = Fidelity(max_sequence_length=length)
+        after = text_tokens(engine, fidelity)
+        if after is None or after >= before:
+            break
+        found.append(fidelity)
+        before = after
+    return found
+
+
+def full_size(engine: Engine) -> tuple[int, int] | None:
+    """Height and width of an image in pixels; None where the pipeline does not tell.
+
+    What is not configured is a default of the pipeline's call, or of its own.
+    """
+    accepted = call_arguments(engine.pipe)
+    if not {"height", "width"} <= accepted.keys():
+        return None
+    sample = getattr(engine.pipe, "default_sample_size", None)
+    own = sample * _latent(engine) if isinstance(sample, int) else None
+    sizes = [
+        getattr(engine.config.sampling, name) or accepted[name].default or own
+        for name in ("height", "width")
+    ]
+    height, width = sizes
+    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+
+
+def _latent(engine: Engine) -> int:
+    """Pixels that one latent is wide."""
+    names = ("vae_scale_factor", "vae_scale_factor_spatial")
+    return next((int(getattr(engine.pipe, n)) for n in names if hasattr(engine.pipe, n)), _LATENT)
+
+
+def text_tokens(engine: Engine, fidelity: Fidelity) -> int | None:
+    """Tokens that the transformer sees of the longest training prompt; None where not known."""
+    try:
+        return engine.sampler.text_tokens(_longest(engine), fidelity.max_sequence_length)
+    except _REFUSALS as error:  # not a number that it can do
+        if is_out_of_memory(error):
+            raise
+        return None
+
+
+def _longest(engine: Engine) -> Prompt:
+    return max(engine.prompts.train, key=lambda prompt: len(prompt.text))
+
+
+def relative_cost(engine: Engine, fidelity: Fidelity) -> float:
+    """Count what an image costs in units of one at full fidelity.
+
+    Evaluations of the transformer times the tokens that it sees; attention grows faster than its
+    tokens, which is left out.
+    """
+    steps = engine.config.sampling.num_inference_steps
+    share = fidelity.evaluations(steps) / steps
+    before, after = _tokens(engine, FULL), _tokens(engine, fidelity)
+    return share * after / before if before and after else share
+
+
+def _tokens(engine: Engine, fidelity: Fidelity) -> float | None:
+    size = full_size(engine)
+    if size is None:
+        return None
+    side = 2 * _latent(engine)
+    image = (fidelity.height or size[0]) * (fidelity.width or size[1]) / side**2
+    return image + (text_tokens(engine, fidelity) or 0)
+
+
+def check_fidelity(engine: Engine) -> None:
+    """Refuse a configured fidelity that is none or does not work, before any work.
+
+    Raises:
+        ConfigError: it is larger than the full one, the pipeline does not take it, or one image
+            cannot be sampled and scored with it.
+    """
+    fidelity = engine.config.search.fidelity
+    if fidelity == FULL:
+        return
+    _check_smaller(engine, fidelity)
+    if fidelity.cache_interval is not None:
+        check_cache(networks_of(engine.pipe))
+    try_out(engine, fidelity)
+
+
+def _check_smaller(engine: Engine, fidelity: Fidelity) -> None:
+    height, width = full_size(engine) or (None, None)
+    limits = {
+        "num_inference_steps": engine.config.sampling.num_inference_steps,
+        "height": height,
+        "width": width,
+        "max_sequence_length": engine.sampler.max_sequence_length,
+    }
+    for name, limit in limits.items():
+        value = getattr(fidelity, name)
+        if value is None:
+            continue
+        if name != "num_inference_steps" and not _takes(engine, name):
+            raise ConfigError(
+                f"search.fidelity.{name} is {value}, but {type(engine.pipe).__name__} takes no "
+                f"{name}. Leave it out."
+            )
+        if limit is not None and value > limit:
+            raise ConfigError(
+                f"search.fidelity.{name} is {value}, more than the {limit} of the full fidelity. "
+                "Choose fewer, or leave it out."
+            )
+    steps = fidelity.num_inference_steps or engine.config.sampling.num_inference_steps
+    if fidelity.cache_interval is not None and fidelity.cache_interval >= steps:
+        raise ConfigError(
+            f"search.fidelity.cache_interval is {fidelity.cache_interval}, but there are {steps} "
+            "steps, of which only the first would be computed. Choose a smaller one."
+        )
+
+
+def _takes(engine: Engine, name: str) -> bool:
+    if name == "max_sequence_length":
+        return engine.sampler.max_sequence_length is not None
+    return name in call_arguments(engine.pipe)
+
+
+def try_out(engine: Engine, fidelity: Fidelity) -> None:
+    """Sample images of another size or text at two steps, for one prompt, and score another size.
+
+    Fewer steps and a cache are nothing that a pipeline could refuse; they are not tried.
+
+    Raises:
+        ConfigError: the pipeline or a reward refuses them.
+    """
+    resized = (fidelity.height, fidelity.width) != (None, None)
+    if not resized and fidelity.max_sequence_length is None:
+        return
+    steps = min(2, engine.config.sampling.num_inference_steps)
+    count = engine.config.search.images_per_prompt
+    noises = engine.noises("trial", 0, [_longest(engine)], count)
+    start = engine.space.coefficients(engine.space.start)
+    try:
+        images = engine.sample(start, noises, fidelity.updated(Fidelity(num_inference_steps=steps)))
+        if resized:
+            _score(engine, images, noises)
+    except RunError:  # memory, which says what to do itself
+        raise
+    except (CalibriError, *_REFUSALS) as error:
+        if is_out_of_memory(error):
+            raise
+        raise ConfigError(
+            f"Images at {fidelity.label} cannot be sampled and scored: {str(error).strip()} Choose "
+            "another search.fidelity, or leave it out."
+        ) from error
+
+
+def _score(engine: Engine, images: Tensor, noises: Sequence[Noise]) -> None:
+    if engine.residence is not None:
+        engine.residence.use(REWARDS)
+    for measure in engine.measures(held_out=False).values():
+        measure(images, [noise.prompt.text for noise in noises])

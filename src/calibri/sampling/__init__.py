@@ -1,0 +1,5 @@
+"""(prompt, seed) to images; the only package that touches hooks or weights."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,311 @@
+"""Sample images and videos through an unmodified diffusers pipeline.
+
+Prompts are encoded once; every (prompt, seed) has its own generator, so an image does not depend on
+its neighbours in the batch.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from calibri.config import SamplingConfig
+from calibri.errors import ConfigError, UnsupportedModelError
+from calibri.pipelines import networks_of
+from calibri.prompts import Prompt
+from calibri.results import FULL, Fidelity
+from calibri.sampling.encoding import make_encoder
+from calibri.sampling.frames import evenly_spaced
+from calibri.sampling.shift import changed_shift
+from calibri.sampling.signatures import NEGATIVE, call_arguments, required_arguments
+from calibri.sampling.step_cache import step_cache
+
+# Pipelines that combine as c + g (c - u), which is guidance w = 1 + g, and the g above which they
+# run the unconditional branch.
+_EXCESS = {"ZImage": 0.0, "Krea2": 0.0, "Cosmos": 1.0}
+# Pipelines with a language model in front, which samples by the seed of the first image alone.
+_SHARED_DRAWS = "GlmImage"
+# What pipelines call the number of frames of a video.
+_FRAMES = ("num_frames", "video_length", "frames")
+
+
+@dataclass(frozen=True)
+class Noise:
+    """One image to sample: a prompt and the seed of its noise."""
+
+    prompt: Prompt
+    seed: int
+
+
+class Sampler:
+    """Samples (prompt, seed) pairs with fixed settings.
+
+    Args:
+        pipe: a diffusers pipeline on its device.
+        config: sampling settings.
+
+    Attributes:
+        before_call: told the prompt embeddings of each call of the pipeline.
+
+    Raises:
+        UnsupportedModelError: the pipeline does not sample from a prompt alone.
+        ConfigError: the guidance or the number of frames has no effect on this pipeline.
+    """
+
+    def __init__(self, pipe: Any, config: SamplingConfig) -> None:
+        self.pipe = pipe
+        self.config = config
+        self.before_call: Callable[[Mapping[str, Any]], None] | None = None
+        self._call = call_arguments(pipe)
+        self._check()
+        self._encoder = make_encoder(pipe, config.negative_prompt if self.guided else None)
+
+    def _check(self) -> None:
+        name = type(self.pipe).__name__
+        needed = set(required_arguments(self.pipe)) - {"prompt"}
+        if "prompt" not in self._call or needed:
+            also = f" but with {', '.join(sorted(needed))}" if needed else ""
+            raise UnsupportedModelError(
+                f"{name} is not called with a prompt alone{also}. Use a pipeline that samples from "
+                "text."
+            )
+        if self.config.num_frames is not None and self._frames is None:
+            raise ConfigError(
+                f"{name} makes images, so sampling.num_frames has no effect. Leave it out."
+            )
+        if name.startswith(_SHARED_DRAWS):
+            raise UnsupportedModelError(
+                f"{name} draws tokens for a whole batch from one seed, so that an image would "
+                "depend on its neighbours. Use another pipeline."
+            )
+        if "guidance_scale" not in self._scales() and self.config.guidance_scale > 1.0:
+            raise ConfigError(
+                f"guidance_scale is {self.config.guidance_scale}, but this model of {name} has no "
+                "guidance embedded. Set sampling.true_cfg_scale for classifier-free guidance."
+            )
+
+    def _scales(self) -> dict[str, float]:
+        """List the guidance arguments that have an effect on this pipeline."""
+        scales = {
+            "guidance_scale": self.config.guidance_scale,
+            "true_cfg_scale": self.config.true_cfg_scale,
+        }
+        embedded = getattr(self.pipe.transformer.config, "guidance_embeds", False)
+        if "true_cfg_scale" in self._call and not embedded:
+            del scales["guidance_scale"]
+        return {name: scale for name, scale in scales.items() if name in self._call}
+
+    @property
+    def _frames(self) -> str | None:
+        """The argument that holds the number of frames, of a pipeline that makes videos."""
+        return next((name for name in _FRAMES if name in self._call), None)
+
+    @property
+    def cfg_scale(self) -> float:
+        """The w of classifier-free guidance, u + w (c - u); 1 without it."""
+        negative = any(name.startswith(NEGATIVE) for name in self._call)
+        # A network of its own for the second branch needs no negative prompt.
+        if not negative and all(network.branch is None for network in networks_of(self.pipe)):
+            return 1.0
+        scales = self._scales()
+        scale = scales.get("true_cfg_scale", scales.get("guidance_scale", 1.0))
+        name = type(self.pipe).__name__
+        for family, least in _EXCESS.items():
+            if name.startswith(family):
+                return 1.0 + scale if scale > least else 1.0
+        return max(scale, 1.0)
+
+    @property
+    def guided(self) -> bool:
+        """Whether classifier-free guidance runs two branches."""
+        return self.cfg_scale > 1.0
+
+    def nfe(self, num_inference_steps: int | None = None) -> int:
+        """Transformer evaluations per image."""
+        steps = num_inference_steps or self.config.num_inference_steps
+        return steps * (2 if self.guided else 1)
+
+    def prepare(self, prompts: Sequence[Prompt], max_sequence_length: int | None = None) -> None:
+        """Encode the prompts of the batches to come, so that the encoders are needed only now.
+
+        What is encoded is kept on the CPU, up to ``sampling.encoding.MAX_BYTES``; prompts beyond
+        that are encoded when they are sampled. A pipeline that must be called with texts tells how
+        it encodes them only in the next call of ``sample``, which then encodes all of these.
+        """
+        self._encoder.prepare(prompts, max_sequence_length)
+
+    @property
+    def max_sequence_length(self) -> int | None:
+        """Tokens of a prompt unless told others; None where the pipeline takes no such number."""
+        return self._encoder.max_sequence_length
+
+    def text_tokens(self, prompt: Prompt, max_sequence_length: int | None = None) -> int | None:
+        """Tokens of a prompt as the transformer sees them; None where that is not known."""
+        # Of a video they are few beside its frames.
+        if self._frames is not None:
+            return None
+        return self._encoder.tokens(prompt, max_sequence_length)
+
+    def offload_encoders(self) -> None:
+        """Keep the text encoders on the CPU; they visit the device to encode new prompts."""
+        self._encoder.encoders.offload()
+
+    def restore_encoders(self) -> None:
+        """Put the text encoders back on the device of the pipeline."""
+        self._encoder.encoders.restore()
+
+    def sample(
+        self,
+        noises: Sequence[Noise],
+        fidelity: Fidelity = FULL,
+        shift: float = 1.0,
+    ) -> Tensor:
+        """Sample one batch.
+
+        Args:
+            noises: what to sample, one image each.
+            fidelity: what differs from the configuration.
+            shift: factor on the shift of the scheduler, see ``calibri.sampling.shift``.
+
+        Returns:
+            uint8 (N, 3, H, W) on the CPU; of videos ``frames_scored`` frames each,
+            (N, frames, 3, H, W).
+
+        Raises:
+            ConfigError: the pipeline refuses the size.
+        """
+        arguments = self._arguments(noises, fidelity)
+        cache = step_cache(networks_of(self.pipe), fidelity.cache_interval)
+        with torch.no_grad(), self._encoder.answering(), changed_shift(self.pipe, shift), cache:
+            try:
+                images = self._pictures(self.pipe(**arguments))
+            except ValueError as error:
+                self._explain(error, fidelity)
+                raise
+        pixels: Tensor = (images.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+        return pixels
+
+    def check_gradient(self, last_steps: int | None = None) -> None:
+        """Refuse what ``sample_with_gradient`` cannot do.
+
+        Raises:
+            UnsupportedModelError: the pipeline cannot be run with gradients, or not in part.
+            ConfigError: there are fewer steps.
+        """
+        name, steps = type(self.pipe).__name__, self.config.num_inference_steps
+        if not hasattr(type(self.pipe).__call__, "__wrapped__"):
+            raise UnsupportedModelError(
+                f"Gradients through {name} are not supported: its __call__ is not one that "
+                "torch.no_grad decorates. Use a search without gradients."
+            )
+        if last_steps is None:
+            return
+        if not 1 <= last_steps <= steps:
+            raise ConfigError(
+                f"A gradient through the last {last_steps} steps was asked for, but there are "
+                f"{steps} steps. Choose 1 to {steps}."
+            )
+        if "callback_on_step_end" not in self._call:
+            raise UnsupportedModelError(
+                f"{name} has no callback_on_step_end, so that a gradient through its last steps "
+                "alone is not supported. Take the gradient through all steps."
+            )
+
+    def sample_with_gradient(
+        self, noises: Sequence[Noise], last_steps: int | None = None
+    ) -> Tensor:
+        """Sample one batch and keep its graph, through the same unmodified pipeline.
+
+        Args:
+            noises: what to sample, one image each.
+            last_steps: steps that carry a gradient, which bounds memory; None for all.
+
+        Returns:
+            float32 (N, 3, H, W) in [0, 1] on the CPU, or (N, frames, 3, H, W); rounded to bytes
+            they are those of ``sample``.
+
+        Raises:
+            UnsupportedModelError: the images have no gradient.
+        """
+        self.check_gradient(last_steps)
+        arguments = self._arguments(noises)
+        first = self.config.num_inference_steps - (last_steps or self.config.num_inference_steps)
+        if first:
+            arguments["callback_on_step_end"] = partial(_enable_gradient, first)
+        # Pipelines are decorated with torch.no_grad; what it decorates is their own code.
+        run = inspect.unwrap(type(self.pipe).__call__)
+        with torch.set_grad_enabled(not first), self._encoder.answering():
+            images = self._pictures(run(self.pipe, **arguments))
+            images = images.float().clamp(0, 1).cpu()
+        if not images.requires_grad:
+            raise UnsupportedModelError(
+                f"The images of {type(self.pipe).__name__} have no gradient with respect to the "
+                "scales. Use a search without gradients."
+            )
+        return images
+
+    @property
+    def full(self) -> Fidelity:
+        """What a fidelity is relative to, as configured."""
+        names = ("num_inference_steps", "height", "width")
+        return Fidelity(**{name: getattr(self.config, name) for name in names})
+
+    def _arguments(self, noises: Sequence[Noise], fidelity: Fidelity = FULL) -> dict[str, Any]:
+        """What the pipeline is called with."""
+        fidelity = self.full.updated(fidelity)
+        prompts = [noise.prompt for noise in noises]
+        encoded = self._encoder.arguments(prompts, fidelity.max_sequence_length)
+        if self.before_call is not None:
+            self.before_call(encoded)
+        size = {"height": fidelity.height, "width": fidelity.width}
+        if self._frames is not None:
+            size[self._frames] = self.config.num_frames
+        return {
+            **encoded,
+            **self._scales(),
+            **{name: length for name, length in size.items() if length is not None},
+            "num_inference_steps": fidelity.num_inference_steps,
+            "generator": [torch.Generator("cpu").manual_seed(noise.seed) for noise in noises],
+            "output_type": "pt",
+            # Its default would contradict the guidance that was chosen.
+            **{name: None for name in ("guidance_schedule",) if name in self._call},
+        }
+
+    def _explain(self, error: ValueError, fidelity: Fidelity) -> None:
+        """Diffusers refuses a size by a ValueError; without a size it is no one's setting."""
+        full = self.full.updated(fidelity)
+        size = {"height": full.height, "width": full.width, "num_frames": self.config.num_frames}
+        asked = ", ".join(f"{name} {length}" for name, length in size.items() if length)
+        if asked:
+            raise ConfigError(
+                f"{type(self.pipe).__name__} could not sample at {asked}: {error} Choose another "
+                "size in sampling, or leave it out for the pipeline's own."
+            ) from error
+
+    def _pictures(self, output: Any) -> Tensor:
+        """Take images, or frames of videos, out of what the pipeline returned."""
+        # Pipelines name it differently, but it is always first.
+        pictures = output[0]
+        if not isinstance(pictures, Tensor) or pictures.ndim not in (4, 5):
+            raise UnsupportedModelError(
+                f"{type(self.pipe).__name__} returned neither images nor videos as a tensor. Use "
+                "another pipeline."
+            )
+        if pictures.ndim == 5:
+            pictures = evenly_spaced(pictures, self.config.frames_scored)
+        return pictures
+
+
+def _enable_gradient(
+    first: int, pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]
+) -> dict[str, Any]:
+    """Start to keep the graph once the first steps are done; a ``callback_on_step_end``."""
+    if index + 1 == first:
+        torch.set_grad_enabled(True)
+    return tensors

@@ -1,0 +1,148 @@
+"""Fold final scales into the weights of the branches' last linears, and take them out again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers.models.normalization import RMSNorm as DiffusersRMSNorm
+from torch import Tensor, nn
+
+from calibri.errors import FuseError
+from calibri.pipelines import Fold, Networks, Site, as_networks, find_output_sites, find_sites
+
+
+class Fused:
+    """Scales folded into weights, and the way back.
+
+    Args:
+        networks: the model to change in place, or those of a pipeline.
+        scales: one scale per site, output last: (sites + 1,), and so on for each model.
+        keep_originals: keep a copy of the changed tensors so that ``undo`` is exact.
+
+    Raises:
+        FuseError: a target cannot take a scale (LoRA layers, packed or offloaded weights).
+    """
+
+    def __init__(
+        self,
+        networks: nn.Module | Networks,
+        scales: Sequence[float],
+        *,
+        keep_originals: bool = True,
+    ) -> None:
+        targets, first = [], 0
+        for network in as_networks(networks):  # all of them before the first weight is changed
+            last = first + len(find_sites(network.transformer)) + 1
+            targets += _targets(network.transformer, scales[first:last])
+            first = last
+        self._originals: list[tuple[Tensor, Tensor]] = []
+        self._keep = keep_originals
+        for parameter, fold, scale in targets:
+            self._multiply(parameter, fold, scale)
+
+    @torch.no_grad()
+    def _multiply(self, parameter: Tensor, fold: Fold, scale: float) -> None:
+        rows = parameter if fold.rows is None else parameter[slice(*fold.rows)]
+        if self._keep:
+            self._originals.append((rows, rows.to("cpu", copy=True)))
+        # Double precision, one rounding: the closest the weight's dtype has to the product.
+        rows.copy_(rows.double() * scale)
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Restore the original weights bit for bit.
+
+        Raises:
+            FuseError: no copies were kept.
+        """
+        if not self._keep:
+            raise FuseError(
+                "This model was fused without keeping the original weights, so they cannot be "
+                "restored. Load the model again."
+            )
+        for parameter, original in reversed(self._originals):
+            parameter.copy_(original)
+        self._originals = []
+
+
+def _targets(transformer: nn.Module, scales: Sequence[float]) -> list[tuple[Tensor, Fold, float]]:
+    """List what to multiply."""
+    _refuse_group_offload(transformer)
+    sites, outputs = find_sites(transformer), find_output_sites(transformer)
+    scales = [*scales, *[scales[-1]] * (len(outputs) - 1)]
+    return [
+        (parameter, fold, scale)
+        for site, scale in zip((*sites, *outputs), scales, strict=True)
+        if scale != 1.0
+        for fold in _folds_of(site)
+        for parameter in _parameters(transformer, fold)
+    ]
+
+
+def _refuse_group_offload(transformer: nn.Module) -> None:
+    # It may onload copies taken when it was enabled, with streams or a disk, and undo the fold.
+    registries = (getattr(module, "_diffusers_hook", None) for module in transformer.modules())
+    if any(registry and registry.get_hook("group_offloading") for registry in registries):
+        raise FuseError(
+            "Cannot fold scales into a model under group offloading, which restores its own copies "
+            "of the weights. Fuse before enabling offload, or keep the calibration loaded."
+        )
+
+
+# Layers whose output is linear in their own parameters, and no subclass of them: a LoRA layer is
+# more than its weight.
+_LINEAR: tuple[type[nn.Module], ...] = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.LayerNorm,
+    nn.RMSNorm,
+    DiffusersRMSNorm,
+)
+
+
+def _folds_of(site: Site) -> tuple[Fold, ...]:
+    if not site.fold:
+        raise FuseError(
+            f"The scale of '{site.name}' cannot be folded into weights: "
+            f"{site.no_fold or 'no weights of its block are known to take it'}. Keep the "
+            "calibration loaded without fusing."
+        )
+    return site.fold
+
+
+def _parameters(transformer: nn.Module, fold: Fold) -> list[Tensor]:
+    parent, _, name = fold.path.rpartition(".")
+    owner = transformer.get_submodule(parent)
+    target = getattr(owner, name)
+    if isinstance(target, nn.Module) and type(target) not in _LINEAR:
+        raise FuseError(
+            f"Cannot fold a scale into '{fold.path}': it is a {type(target).__module__}."
+            f"{type(target).__name__}, not a plain linear layer. Fuse LoRA adapters first "
+            "(pipe.fuse_lora(), then pipe.unload_lora_weights()), fuse before quantising, or keep "
+            "the calibration loaded without fusing."
+        )
+    own = list(target.parameters(recurse=False)) if isinstance(target, nn.Module) else [target]
+    if not own:
+        raise FuseError(
+            f"Cannot fold a scale into '{fold.path}': it has no weights in this model. Keep the "
+            "calibration loaded without fusing."
+        )
+    for parameter in own:
+        _refuse_packed(fold.path, parameter)
+    return own
+
+
+def _refuse_packed(path: str, parameter: Tensor) -> None:
+    # 8-bit floats would round the scale away; other tensor classes pack their values.
+    kind = type(parameter.data)
+    plain = kind is Tensor and parameter.is_floating_point() and parameter.itemsize > 1
+    if not plain or parameter.is_meta:
+        raise FuseError(
+            f"Cannot fold a scale into '{path}': its weight is a {kind.__name__} of "
+            f"{parameter.dtype} on {parameter.device}. Fuse before quantising or enabling offload, "
+            "or keep the calibration loaded without fusing."
+        )

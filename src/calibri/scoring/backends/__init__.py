@@ -1,0 +1,1 @@
+"""Where units are computed: in this process, or in several."""

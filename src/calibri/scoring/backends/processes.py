@@ -1,0 +1,288 @@
+"""Compute units in several processes, one for each device or group of cores.
+
+A worker is a fresh Python that is told a configuration and then units, as lines of JSON on its
+standard input; it answers on its standard output. So nothing is unpickled, a script needs no guard
+around its main part, and a worker whose parent dies reads the end of its input and leaves.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from queue import Empty, SimpleQueue
+from typing import IO, Any
+
+import torch
+
+from calibri import errors
+from calibri.config import RunConfig
+from calibri.errors import CalibriError, ConfigError, RunError
+from calibri.scoring.units import Backend, Measure, Scored, Unit
+
+_Todo = collections.deque[tuple[int, Unit]]
+_Outcome = tuple[int, Scored | CalibriError]
+
+# Modules come from where this process finds them: -m would look in the working directory first.
+_WORKER = "calibri.runs.worker"
+_MAIN = f"import sys; sys.path[:] = sys.argv[1:]; from {_WORKER} import main; main()"
+_ATTEMPTS = 3
+_MOST = 8
+# What a process costs beside its models, in units that pay it back.
+_LEAST_IMAGES = 3000
+_MODEL_BYTES = 2**30
+
+
+def default_workers(device: str, model_bytes: int, images: int) -> int:
+    """Count the workers that pay off.
+
+    Small models leave cores idle, so each core gets a model of its own; on GPUs the user says how
+    many may be taken.
+
+    Args:
+        device: where to run, as in ``RunConfig``.
+        model_bytes: size of everything a worker loads.
+        images: images that will be sampled.
+    """
+    if device != "cpu" or images < _LEAST_IMAGES:
+        return 1
+    return max(1, min(cores(), _MOST, _MODEL_BYTES // max(model_bytes, 1)))
+
+
+def cores() -> int:
+    """Count the cores that this process may use."""
+    with contextlib.suppress(AttributeError):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def worker_devices(device: str, count: int) -> list[str]:
+    """Give every worker its device: the GPUs in turn from the given one on, or the CPU.
+
+    Raises:
+        ConfigError: there are fewer GPUs than workers.
+    """
+    if not device.startswith("cuda"):
+        return [device] * count
+    found = torch.cuda.device_count()
+    if count > found:
+        raise ConfigError(
+            f"sampling.workers is {count}, one GPU each, but torch sees {found}. Lower it, or set "
+            "CUDA_VISIBLE_DEVICES."
+        )
+    first = torch.device(device).index or 0
+    return [f"cuda:{(first + index) % found}" for index in range(count)]
+
+
+class Workers:
+    """This process and others, which start loading their models at once.
+
+    Args:
+        here: computes in this process.
+        config: what every other process makes its engine of.
+        devices: one for each process, the first is this one's.
+        threads: of each process. Scores can depend on it in their last bits, so it must not depend
+            on the number of workers.
+    """
+
+    def __init__(
+        self, here: Backend, config: RunConfig, devices: Sequence[str], threads: int
+    ) -> None:
+        self._here = here
+        self._threads_before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        self._others = [_Worker(config, device, threads) for device in devices[1:]]
+
+    def run(
+        self, units: Iterable[tuple[int, Unit]], measures: Mapping[str, Measure]
+    ) -> Iterator[tuple[int, Scored]]:
+        """Yield the index of a unit and its scores as units are finished, in any order.
+
+        Raises:
+            CalibriError: what a unit raised, once those in progress are finished and yielded.
+        """
+        todo = collections.deque(units)
+        done: SimpleQueue[_Outcome | None] = SimpleQueue()
+        for worker in self._others:
+            threading.Thread(target=_drain, args=(worker, todo, done), daemon=True).start()
+        here: Iterator[_Outcome] | None = self._here.run(_taken(todo), measures)
+        running = len(self._others)
+        failed: list[CalibriError] = []
+        while here is not None or running or not done.empty():
+            try:
+                here = _advance(here, done)
+            except BaseException:  # a fault here or Ctrl-C: keep what the others have finished
+                todo.clear()
+                finished = [outcome for outcome in _arrived(done, wait=False) if outcome]
+                yield from ((i, s) for i, s in finished if not isinstance(s, CalibriError))
+                raise
+            for outcome in _arrived(done, wait=here is None and running > 0):
+                if outcome is None:
+                    running -= 1
+                elif isinstance(outcome[1], CalibriError):
+                    todo.clear()
+                    failed.append(outcome[1])
+                else:
+                    yield outcome[0], outcome[1]
+        if failed:
+            raise failed[0]
+
+    def close(self) -> None:
+        """Stop every other process, whatever it is doing."""
+        for worker in self._others:
+            worker.stop()
+        self._here.close()
+        torch.set_num_threads(self._threads_before)
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the others."""
+        return [worker.pid for worker in self._others]
+
+
+def _advance(
+    here: Iterator[_Outcome] | None, done: SimpleQueue[_Outcome | None]
+) -> Iterator[_Outcome] | None:
+    """Compute one unit in this process, if any is left."""
+    try:
+        if here is not None:
+            done.put(next(here))
+    except StopIteration:
+        return None
+    except CalibriError as error:
+        done.put((-1, error))
+        return None
+    return here
+
+
+def _arrived(done: SimpleQueue[_Outcome | None], *, wait: bool) -> Iterator[_Outcome | None]:
+    """Take what has arrived, at least one if told to wait."""
+    with contextlib.suppress(Empty):
+        yield done.get(block=wait)
+        while True:
+            yield done.get_nowait()
+
+
+def _taken(todo: _Todo) -> Iterator[tuple[int, Unit]]:
+    """Take units until none are left."""
+    with contextlib.suppress(IndexError):
+        while True:
+            yield todo.popleft()
+
+
+def _drain(worker: _Worker, todo: _Todo, done: SimpleQueue[_Outcome | None]) -> None:
+    """Let one worker take units until none are left or one fails, which ends the run."""
+    try:
+        for index, unit in _taken(todo):
+            done.put((index, worker.compute(unit)))
+    except Exception as error:
+        todo.clear()
+        if not isinstance(error, CalibriError):
+            error = RunError(f"A worker cannot be used: {error!r}.")
+        done.put((-1, error))
+    finally:
+        done.put(None)  # without it the run would wait for ever
+
+
+class _Worker:
+    """One process, started again when it dies."""
+
+    def __init__(self, config: RunConfig, device: str, threads: int) -> None:
+        single = config.sampling.model_copy(update={"workers": 1})
+        config = config.model_copy(update={"device": device, "sampling": single})
+        self._greeting = {"config": config.model_dump(mode="json"), "threads": threads}
+        self._stopped = False
+        self._starting = threading.Lock()  # none may start once all are stopped
+        self._start()
+
+    def _restart(self) -> None:
+        with self._starting:
+            if self._stopped:
+                raise RunError("The workers were stopped.")
+            self._start()
+
+    def _start(self) -> None:
+        self._said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - outlives this function
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _MAIN, *sys.path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            env=os.environ | {"OMP_NUM_THREADS": str(self._greeting["threads"])},
+            start_new_session=True,  # Ctrl-C is for the parent, which lets units finish or not
+        )
+        with contextlib.suppress(BrokenPipeError):  # found out when it does not answer
+            self._write(self._greeting)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def compute(self, unit: Unit) -> Scored:
+        last = ""
+        for _ in range(_ATTEMPTS):
+            try:
+                self._write(unit.to_json())
+                answer = self._read()
+            except (OSError, EOFError, ValueError):  # it died, or its streams were closed
+                if self._stopped:
+                    raise RunError("The workers were stopped.") from None
+                last = self._last_words()
+                self._restart()
+                continue
+            self._forget_words()
+            if "error" in answer:
+                raise getattr(errors, answer["error"], RunError)(answer["message"])
+            scores: Scored = answer["scores"]
+            return scores
+        raise RunError(
+            f"A worker died {_ATTEMPTS} times on the same {len(unit.rows)} images, the last time "
+            f"saying: {last or 'nothing'}. Everything finished before is kept. If memory ran out, "
+            "lower sampling.workers or sampling.batch_size, and resume the run."
+        )
+
+    def _write(self, message: Mapping[str, Any]) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(message).encode() + b"\n")
+        self._process.stdin.flush()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line.endswith(b"\n"):
+            raise EOFError
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _last_words(self) -> str:
+        self._process.kill()
+        code = self._process.wait()
+        self._said.seek(0)
+        lines = self._said.read().decode(errors="replace").strip().splitlines()
+        self._close()
+        return lines[-1] if lines else (f"signal {-code}" if code < 0 else f"exit code {code}")
+
+    def _forget_words(self) -> None:
+        # What was said before an answer explains no later death, and would fill the disk. The
+        # worker writes at the same offset.
+        os.ftruncate(self._said.fileno(), 0)
+        os.lseek(self._said.fileno(), 0, os.SEEK_SET)
+
+    def stop(self) -> None:
+        with self._starting:
+            self._stopped = True
+        self._process.kill()
+        self._process.wait()
+        self._close()
+
+    def _close(self) -> None:
+        for stream in (self._process.stdin, self._process.stdout, self._said):
+            if stream is not None:
+                with contextlib.suppress(OSError):  # what was not yet sent cannot be
+                    stream.close()

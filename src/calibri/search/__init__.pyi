@@ -1,0 +1,13 @@
+from .adam import AdamSearch as AdamSearch
+from .buckets import bucket_size as bucket_size
+from .cma import CMASearch as CMASearch
+from .cma import default_popsize as default_popsize
+from .cma import large_popsize as large_popsize
+from .cma import popsize_for as popsize_for
+from .cma import tail_mean as tail_mean
+from .racing import first_prompts as first_prompts
+from .racing import images_of_generation as images_of_generation
+from .racing import race_scores as race_scores
+from .racing import survivors as survivors
+from .stopping import reached_plateau as reached_plateau
+from .stopping import select as select

@@ -1,1 +1,0 @@
-"""Tests that packages which extend Calibri can run on what they add."""

@@ -1,0 +1,229 @@
+"""Formats of other tools, read back by those tools or by their own formula."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    CogVideoXTransformer3DModel,
+    Lumina2Transformer2DModel,
+    QwenImageTransformer2DModel,
+)
+from peft import PeftModel
+from safetensors import safe_open
+
+from calibri.artifact.calibration import Calibration, Sampling
+from calibri.artifact.export import EXPORTERS, export
+from calibri.artifact.formats.authors import AuthorsFile, import_authors_vector
+from calibri.artifact.formats.linears import linear_scales
+from calibri.coefficients.space import SearchSpace
+from calibri.errors import FuseError, RunError, UnsupportedModelError
+from calibri.pipelines.sites.find import find_sites
+from calibri.pipelines.skeletons import load_transformer
+from calibri.sampling.scales.fold import Fused
+from tests.tiny import flux_inputs, forward, randomise, sd3_inputs, tiny_flux, tiny_sd3
+
+MODELS = [(tiny_flux, flux_inputs), (tiny_sd3, sd3_inputs)]
+
+
+def calibration(model, *, seed=0, base_model="here", **space):
+    built = SearchSpace.build(find_sites(model), space.pop("granularity", "gate"), **space)
+    vector = built.start + np.random.default_rng(seed).uniform(-1.5, 0.5, built.size)
+    return Calibration(
+        calibri_version="0",
+        transformer_class=type(model).__name__,
+        base_model=base_model,
+        coefficients=built.coefficients(vector),
+        sampling=Sampling(num_inference_steps=4, guidance_scale=1.0, dtype="float32"),
+        rewards={"shapes": "test"},
+        objective="shapes",
+        provenance={},
+    )
+
+
+def fused(model, made):
+    """The oracle: the same scales folded into the weights."""
+    Fused(model, made.coefficients.site_scales(find_sites(model))[0].tolist())
+    return model
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A folder with the transformer of a pipeline alone."""
+
+    def save(model):
+        model.save_pretrained(tmp_path / "pipeline" / "transformer")
+        return str(tmp_path / "pipeline")
+
+    return save
+
+
+def apply_loader(model, file, strength=1.0):
+    """Load a file as ComfyUI does: DoRA over the rows, biases by their difference."""
+    with safe_open(file, framework="pt") as opened:
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    used = set()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            key, kind = name.rpartition(".")[::2]
+            key = f"transformer.{key}"
+            if kind == "bias" and f"{key}.diff_b" in tensors:
+                used.add(f"{key}.diff_b")
+                parameter += strength * tensors[f"{key}.diff_b"]
+            if kind == "weight" and f"{key}.dora_scale" in tensors:
+                parts = [f"{key}.{n}" for n in ("lora_up.weight", "lora_down.weight", "dora_scale")]
+                used.update(parts)
+                up, down, scale = (tensors[part] for part in parts)
+                assert scale.shape == (parameter.shape[0], 1)
+                norm = parameter.norm(dim=1, keepdim=True) + torch.finfo(parameter.dtype).eps
+                target = (parameter + up @ down) * (scale / norm)
+                parameter += strength * (target - parameter)
+    assert used == set(tensors)
+    return model
+
+
+@pytest.mark.parametrize(("make", "inputs"), MODELS)
+@pytest.mark.parametrize("granularity", ["gate", "block"])
+def test_the_file_for_comfyui_gives_the_fused_model(make, inputs, granularity, saved, tmp_path):
+    made = calibration(make(), base_model=saved(make()), granularity=granularity)
+    file = export(made, tmp_path / "x.safetensors", format="comfyui")
+    expected = forward(fused(make(), made), inputs())
+    found = forward(apply_loader(make(), file), inputs())
+    assert (forward(make(), inputs()) - expected).abs().max() > 1e-2 * expected.abs().max()
+    assert (found - expected).abs().max() <= 2e-6 * expected.abs().max()
+
+
+def test_the_strength_of_the_loader_is_that_of_the_calibration(saved, tmp_path):
+    made = calibration(tiny_flux(), base_model=saved(tiny_flux()))
+    file = export(made, tmp_path / "x.safetensors", format="comfyui")
+    half = export(made, tmp_path / "half.safetensors", format="comfyui", strength=0.5)
+    blended = forward(apply_loader(tiny_flux(), file, strength=0.5), flux_inputs())
+    torch.testing.assert_close(
+        forward(apply_loader(tiny_flux(), half), flux_inputs()), blended, atol=1e-5, rtol=1e-5
+    )
+
+
+def test_weights_in_half_precision_keep_their_norms(saved, tmp_path):
+    model = tiny_flux().to(torch.bfloat16)
+    made = calibration(model, base_model=saved(model))
+    file = export(made, tmp_path / "x.safetensors", format="comfyui")
+    # The loader works in float32 on the stored values.
+    wide = model.float()
+    expected = forward(fused(tiny_like(wide), made), flux_inputs())
+    found = forward(apply_loader(wide, file), flux_inputs())
+    assert (found - expected).abs().max() <= 2e-6 * expected.abs().max()
+
+
+def tiny_like(model):
+    copy = tiny_flux()
+    copy.load_state_dict(model.state_dict())
+    return copy
+
+
+@pytest.mark.parametrize(("make", "inputs"), MODELS)
+def test_peft_loads_the_adapter_and_merges_it(make, inputs, saved, tmp_path):
+    made = calibration(make(), base_model=saved(make()))
+    folder = export(made, tmp_path / "adapter", format="peft")
+    expected = forward(fused(make(), made), inputs())
+    adapted = PeftModel.from_pretrained(make(), str(folder))
+    found = forward(adapted, inputs())
+    merged = forward(adapted.merge_and_unload(), inputs())
+    for output in (found, merged):
+        assert (output - expected).abs().max() <= 2e-6 * expected.abs().max()
+
+
+def test_peft_scales_only_what_the_calibration_scales(saved, tmp_path):
+    # `proj_out` is also the end of the names of single blocks, which keep their scale of 1.
+    model = tiny_flux()
+    space = SearchSpace.build(find_sites(model), "gate")
+    vector = space.start.copy()
+    vector[-1] = 1.5
+    made = calibration(model, base_model=saved(model)).model_copy(
+        update={"coefficients": space.coefficients(vector)}
+    )
+    folder = export(made, tmp_path / "adapter", format="peft")
+    adapted = PeftModel.from_pretrained(tiny_flux(), str(folder))
+    names = [name for name, _ in adapted.named_parameters() if "ia3_l" in name]
+    assert names == ["base_model.model.proj_out.ia3_l.default"]
+
+
+def test_a_gate_in_a_shared_linear_is_a_range_of_its_rows(tmp_path):
+    model = randomise(
+        CogVideoXTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=8,
+            in_channels=4,
+            out_channels=4,
+            time_embed_dim=4,
+            text_embed_dim=8,
+            num_layers=1,
+            sample_width=8,
+            sample_height=8,
+            sample_frames=5,
+            max_text_seq_length=4,
+        )
+    )
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    made = calibration(model)
+    scales = linear_scales(made.coefficients, model)
+    after = fused(model, made).state_dict()
+    assert {p for p in before if not torch.equal(before[p], after[p])} == {
+        f"{path}.{kind}" for path in scales for kind in ("weight", "bias")
+    }
+    for path, factors in scales.items():
+        rows = before[f"{path}.weight"].double() * factors[:, None]
+        torch.testing.assert_close(after[f"{path}.weight"].double(), rows, rtol=1e-6, atol=0)
+    assert any(len(set(factors.tolist())) > 2 for factors in scales.values())
+
+
+def test_the_authors_file_is_read_back(saved, tmp_path):
+    made = calibration(tiny_flux(), base_model=saved(tiny_flux()), members=2)
+    file = export(made, tmp_path / "x.json", format="authors")
+    again = import_authors_vector(AuthorsFile.read(file), tiny_flux(), members=2)
+    assert again.coefficients == made.coefficients
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        ({"members": 2}, "weighted sum of 2 members"),
+        ({"knots": 3}, "3 knots"),
+        ({"guidance_scale": 3.0, "branches": "separate"}, "conditional and the unconditional"),
+    ],
+)
+@pytest.mark.parametrize("format", ["comfyui", "peft"])
+def test_what_one_set_of_weights_cannot_hold_is_refused(space, said, format, saved, tmp_path):
+    made = calibration(tiny_sd3(), base_model=saved(tiny_sd3()), **space)
+    with pytest.raises(FuseError, match=f"{said}.*calibri.load"):
+        export(made, tmp_path / "made", format=format)
+    assert not (tmp_path / "made").exists()
+
+
+def test_models_and_layers_that_a_format_does_not_know_are_refused(tmp_path):
+    made = calibration(tiny_sd3())
+    with torch.device("meta"):
+        qwen = QwenImageTransformer2DModel(num_layers=1)
+        lumina = Lumina2Transformer2DModel()
+    with pytest.raises(UnsupportedModelError, match="of a Lumina2Transformer2DModel by"):
+        EXPORTERS["comfyui"].write(made, lumina, tmp_path / "x")
+    with pytest.raises(FuseError, match="linear layers only"):
+        linear_scales(calibration(lumina).coefficients, lumina)
+    assert linear_scales(calibration(qwen).coefficients, qwen)
+
+
+def test_an_existing_output_is_left_alone(tmp_path):
+    (tmp_path / "x").write_text("mine")
+    with pytest.raises(RunError, match="exists"):
+        export(calibration(tiny_sd3()), tmp_path / "x", format="peft")
+    assert (tmp_path / "x").read_text() == "mine"
+
+
+def test_the_folder_of_an_adapter_is_complete(tmp_path):
+    made = calibration(load_transformer("shapes"), base_model="shapes")
+    folder = export(made, tmp_path / "deep" / "adapter", format="peft")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "shapes"
+    assert config["peft_type"] == "IA3"

@@ -1,0 +1,247 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from calibri.config import load_config
+from calibri.errors import CalibriError, Interrupted, PromptError, RewardError, RunError
+from calibri.progress import Progress
+from calibri.rewards import registry
+from calibri.runs.calibrate import _shareable, calibrate, planned_images, resume
+
+TINY = {
+    "sampling.num_inference_steps": 2,
+    "sampling.batch_size": 8,
+    "search.generations": 4,
+    "search.popsize": 4,
+    "search.bucket_size": 3,
+    "search.validate_every": 2,
+    "search.num_validation_prompts": 4,
+    "space.granularity": "block",
+    "rewards.held_out": (),
+    "evaluation.num_prompts": 4,
+    "evaluation.step_multiples": (1, 2),
+    "evaluation.num_samples": 1,
+}
+
+
+def tiny(**values):
+    return load_config(values=TINY | {k.replace("__", "."): v for k, v in values.items()})
+
+
+class StopAfter(Progress):
+    """Interrupts like Ctrl-C after some units."""
+
+    def __init__(self, units):
+        self.left = units
+        self.computed = 0
+
+    def unit(self, images, new):
+        self.computed += new
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    runs = tmp_path_factory.mktemp("runs")
+    progress = StopAfter(10_000)
+    return calibrate(tiny(), name="whole", runs=runs, progress=progress), progress, runs / "whole"
+
+
+def outcome(summary):
+    evaluation = summary.evaluation.model_dump()
+    for setting in evaluation["settings"]:
+        del setting["seconds_per_image"]
+    generations = [g.model_dump(exclude={"seconds"}) for g in summary.search.generations]
+    return summary.search.coefficients, generations, summary.search.checkpoints, evaluation
+
+
+def test_a_run_leaves_its_results_and_a_calibration(undisturbed):
+    summary, progress, path = undisturbed
+    assert len(summary.search.generations) == 4
+    assert [c.generation for c in summary.search.checkpoints] == [1, 3]
+    assert len(summary.search.coefficients) == 7
+    assert json.loads((path / "results.json").read_text())["verdict"] == summary.verdict
+    assert (path / "calibration" / "calibri.json").is_file()
+    assert (path / "images" / summary.samples[0].files["calibrated, 2 steps"]).is_file()
+
+
+def test_the_plan_counts_the_images_that_were_sampled(undisturbed, monkeypatch):
+    from calibri.runs.session import Engine
+
+    summary, _, _ = undisturbed
+    plan = planned_images(Engine(tiny()))
+    assert plan["search"] + plan["validation"] == summary.search.images
+
+
+@pytest.mark.parametrize("units", [1, 4, 9, 14])
+def test_interrupted_and_resumed_ends_as_undisturbed(undisturbed, tmp_path, units):
+    whole, progress, _ = undisturbed
+    with pytest.raises(Interrupted, match="calibri resume"):
+        calibrate(tiny(), name="part", runs=tmp_path, progress=StopAfter(units))
+    rest = StopAfter(10_000)
+    summary = resume(tmp_path / "part", progress=rest)
+    assert outcome(summary) == outcome(whole)
+    # A unit is in the journal before anybody hears of it: none is computed twice.
+    assert rest.computed == progress.computed - units
+
+
+def test_resuming_a_finished_run_computes_nothing(undisturbed):
+    whole, _, path = undisturbed
+    progress = StopAfter(10_000)
+    assert outcome(resume(path, progress=progress)) == outcome(whole)
+    # The sample images are drawn again; they are no units of the journal.
+    assert progress.computed <= 3
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_ends_as_undisturbed(undisturbed, tmp_path):
+    whole, _, _ = undisturbed
+    config = tmp_path / "config.json"
+    config.write_text(tiny().model_dump_json())
+    program = (
+        "import sys; from pathlib import Path; from calibri.runs.calibrate import calibrate;"
+        "from calibri.config import RunConfig;"
+        "calibrate(RunConfig.model_validate_json(Path(sys.argv[1]).read_text()), name='killed',"
+        "runs=Path(sys.argv[2]))"
+    )
+    child = subprocess.Popen([sys.executable, "-c", program, config, tmp_path])
+    journal = tmp_path / "killed" / "journal.jsonl"
+    deadline = time.monotonic() + 120
+    while not (journal.is_file() and journal.read_bytes().count(b"\n") >= 5):
+        assert child.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    assert not (tmp_path / "killed" / "results.json").exists()
+    assert outcome(resume(tmp_path / "killed")) == outcome(whole)
+
+
+def test_the_seed_decides_the_result(undisturbed, tmp_path):
+    whole, _, _ = undisturbed
+    again = calibrate(tiny(), name="again", runs=tmp_path)
+    other = calibrate(tiny(seed=1), name="other", runs=tmp_path)
+    assert outcome(again) == outcome(whole)
+    # Both may choose the original's coefficients; the ways there differ.
+    assert outcome(other)[1] != outcome(whole)[1]
+
+
+@pytest.mark.parametrize("branches", ["shared", "separate"])
+def test_guided_runs_search_both_output_weights(tmp_path, branches):
+    config = tiny(sampling__guidance_scale=3.0, space__branches=branches, search__generations=1)
+    summary = calibrate(config, name=branches, runs=tmp_path)
+    starts = {"conditional/output": 3.0, "unconditional/output": -2.0}
+    for label, start in starts.items():
+        assert [summary.start[f"{label}@{knot}"] for knot in range(2)] == [start, start]
+    assert summary.start["shift"] == 1.0
+    assert len(summary.coefficients) == (11 if branches == "shared" else 17)
+    assert summary.evaluation.settings[0].nfe == 4
+
+
+def test_the_reference_procedure_runs_by_name(tmp_path):
+    config = tiny(search__method="reference", search__popsize=None)
+    summary = calibrate(config, name="reference", runs=tmp_path)
+    assert summary.config["search"]["method"] == "reference"
+
+
+class Broken:
+    info = registry.make_reward("shapes").info
+
+    def __init__(self):
+        self.calls = 0
+
+    def score(self, images, prompts):
+        import torch
+
+        return torch.full((len(prompts),), float("nan"))
+
+
+def test_a_broken_reward_stops_the_run_and_a_working_one_resumes_it(
+    undisturbed, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("calibri.runs.session.make_reward", lambda name: Broken())
+    with pytest.raises(RewardError, match="finite"):
+        calibrate(tiny(), name="broken", runs=tmp_path)
+    monkeypatch.undo()
+    assert outcome(resume(tmp_path / "broken")) == outcome(undisturbed[0])
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "words"),
+    [
+        ({"pipeline": "no/such-folder-or-repo"}, CalibriError, "no/such-folder-or-repo"),
+        ({"rewards__objective": "beauty"}, RewardError, "no reward 'beauty'"),
+        ({"search__bucket_size": 5000}, PromptError, "cannot fill a bucket"),
+        ({"device": "cuda:99"}, CalibriError, "cuda:99"),
+    ],
+)
+def test_bad_input_is_refused_before_a_run_exists(tmp_path, monkeypatch, values, error, words):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(error, match=words):
+        calibrate(tiny(**values), name="bad", runs=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_is_not_overwritten_and_no_model_is_loaded_first(undisturbed, monkeypatch):
+    _, _, path = undisturbed
+    monkeypatch.setattr("calibri.runs.calibrate.Engine", None)
+    with pytest.raises(RunError, match="resume"):
+        calibrate(tiny(), name=path.name, runs=path.parent)
+
+
+def test_an_edited_configuration_is_refused(undisturbed, tmp_path):
+    import shutil
+
+    _, _, path = undisturbed
+    copy = tmp_path / "edited"
+    shutil.copytree(path, copy)
+    stored = json.loads((copy / "config.json").read_text())
+    stored["config"]["seed"] = 7
+    (copy / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(RunError, match="configuration was edited"):
+        resume(copy)
+
+
+def test_a_chosen_calibration_is_never_worse_than_the_original_on_validation(undisturbed):
+    summary, _, _ = undisturbed
+    chosen = [c for c in summary.search.checkpoints if c.chosen]
+    best = max(c.difference.mean for c in summary.search.checkpoints)
+    if best > 0:
+        assert [c.difference.mean for c in chosen] == [best]
+    else:
+        assert chosen == []
+        assert np.allclose(list(summary.coefficients.values()), list(summary.start.values()))
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"search.method": "gradient", "rewards.objective": "jpeg-compressibility"}, "no gradient"),
+        ({"search.method": "gradient", "search.last_steps": 3}, "there are 2 steps"),
+        ({"search.method": "reference", "search.probe": True}, "chooses for the method 'calibri'"),
+        ({"search.scale_bounds": (1.5, 2.0)}, r"= 1, outside of 1\.5 to 2\. Widen .*scale_bounds"),
+        ({"sampling.guidance_scale": 12.0}, r"outside of -10 to 10\. Widen search\.output_bounds"),
+    ],
+)
+def test_a_search_that_cannot_be_done_is_refused_before_its_folder_is_made(
+    tmp_path, monkeypatch, values, says
+):
+    monkeypatch.setattr("calibri.runs.calibrate.RunFolder.create", lambda *args: 1 / 0)
+    with pytest.raises(CalibriError, match=says):
+        calibrate(load_config(values=TINY | values), name="none", runs=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_passed_on_holds_no_token():
+    options = {"shapes": {"token": "secret", "batch_size": 3}}
+    shown = _shareable(tiny(rewards__options=options))
+    assert shown["rewards"]["options"] == {"shapes": {"batch_size": 3}}
+    assert shown | {"rewards": None} == tiny().model_dump(mode="json") | {"rewards": None}

@@ -1,0 +1,90 @@
+"""Checkpoints of a search: when they end it, and which of them is returned."""
+
+import numpy as np
+import pytest
+
+from calibri.config import load_config
+from calibri.errors import RewardError
+from calibri.progress import Progress
+from calibri.runs.checkpoints import Checkpoints
+from calibri.runs.session import Engine
+
+PROMPTS = 40
+
+
+@pytest.fixture(scope="module")
+def engine():
+    values = {
+        "device": "cpu",
+        "space.granularity": "block",
+        "search.num_validation_prompts": PROMPTS,
+        "search.plateau": 4,
+        "evaluation.num_prompts": 4,
+    }
+    return Engine(load_config(values=values))
+
+
+class Told:
+    """Gains of every vector over the original, which scores 0 but for the noise of a prompt."""
+
+    def __init__(self, gains, judged=0.0, missing=(), spread=0.1):
+        self.gains, self.judged, self.missing = [0.0, *gains], judged, list(missing)
+        self.noise = np.random.default_rng(0).normal(size=(len(self.gains), PROMPTS)) * spread
+
+    def score(self, phase, step, candidates, noises, measures):
+        scores = self.gains[step] + self.noise[step][None]
+        scores[:, self.missing] = np.nan
+        judge = np.full_like(scores, self.judged * (step > 0))
+        judge[:, self.missing] = np.nan
+        return {name: judge if name == "shapes-judge" else scores for name in measures}
+
+
+def added(engine, told):
+    checkpoints = Checkpoints(engine, told, Progress())
+    for step in range(1, len(told.gains)):
+        checkpoints.add(engine.space.start + step, step, {})
+    return checkpoints
+
+
+@pytest.mark.parametrize(
+    ("gains", "chosen"), [([0.1, 0.5, 0.2], 2), ([0.2, 0.5, 0.51], 3), ([0.0, -0.3, 0.0], None)]
+)
+def test_what_is_surely_better_than_the_original_is_returned_or_else_the_original(
+    engine, gains, chosen
+):
+    vector, listed = added(engine, Told(gains)).choose()
+    np.testing.assert_array_equal(vector, engine.space.start + (chosen or 0))
+    assert [c.chosen for c in listed] == [i == chosen for i in range(1, len(gains) + 1)]
+
+
+def test_a_vetoed_checkpoint_is_never_returned(engine):
+    vector, listed = added(engine, Told([0.3, 0.5], judged=-0.2)).choose()
+    np.testing.assert_array_equal(vector, engine.space.start)
+    assert [c.vetoed_by for c in listed] == [["shapes-judge"]] * 2
+
+
+def test_prompts_that_were_dropped_once_are_left_out_of_the_choice(engine):
+    told = Told([0.3, 0.5], missing=[3, 4])
+    vector, listed = added(engine, told).choose()
+    np.testing.assert_array_equal(vector, engine.space.start + 2)
+    kept = np.delete(told.noise, [3, 4], axis=1)
+    assert listed[1].difference.mean == pytest.approx(0.5 + (kept[2] - kept[0]).mean())
+    with pytest.raises(RewardError, match="1 of 40 prompts are left"):
+        added(engine, Told([0.3], missing=range(PROMPTS - 1)))
+
+
+def test_too_few_prompts_that_no_checkpoint_dropped_are_refused_in_words(engine):
+    checkpoints = Checkpoints(engine, Told([0.3, 0.5], missing=range(20)), Progress())
+    checkpoints.add(engine.space.start + 1, 1, {})
+    checkpoints._baseline = {}
+    checkpoints._evaluator = Told([0.3, 0.5], missing=range(19, PROMPTS))
+    checkpoints.add(engine.space.start + 2, 2, {})
+    with pytest.raises(RewardError, match="0 of 40 validation prompts .* all 2 checkpoints"):
+        checkpoints.choose()
+
+
+def test_a_flat_reward_ends_the_search_and_a_rising_one_does_not(engine):
+    flat = added(engine, Told([0.5] * 8, spread=0.01))
+    assert flat.stop_reason == "the reward has reached its plateau"
+    assert added(engine, Told([0.5] * 7, spread=0.01)).stop_reason == ""
+    assert added(engine, Told([0.1 * i for i in range(8)], spread=0.01)).stop_reason == ""

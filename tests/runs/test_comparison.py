@@ -1,0 +1,120 @@
+import pytest
+import torch
+
+from calibri.pipelines.loading import load_pipeline
+from calibri.results import Comparison, Evaluation, Figure, SettingResult
+from calibri.rewards.image_sets import frechet_distance
+from calibri.rewards.registry import make_reward
+from calibri.runs.comparison import evaluate, verdict
+from calibri.shapes.render import render_batch
+from calibri.shapes.scenes import parse_caption, sample_prompts
+from tests.artifact.test_apply import calibration
+
+
+def comparison(reward, steps, mean, half=0.01):
+    difference = Figure(mean=mean, low=mean - half, high=mean + half, n=8)
+    against = f"original, {steps} steps"
+    return Comparison(
+        reward=reward, against=against, num_inference_steps=steps, difference=difference
+    )
+
+
+def evaluation(*comparisons, held_out=("judge",)):
+    return Evaluation(
+        objective="objective",
+        held_out_rewards=list(held_out),
+        variants={},
+        num_prompts=8,
+        images_per_prompt=2,
+        seed=0,
+        settings=[],
+        comparisons=list(comparisons),
+    )
+
+
+def test_the_verdict_names_the_most_steps_that_are_reached():
+    text = verdict(
+        evaluation(
+            comparison("objective", 6, 0.05),
+            comparison("judge", 6, 0.2),
+            comparison("judge", 12, 0.05),
+            comparison("judge", 18, 0.005),
+        )
+    )
+    assert "better on every reward" in text
+    assert "On judge it is not distinguishable from the original at 18 steps, 3 times" in text
+
+
+@pytest.mark.parametrize(
+    ("objective", "judge", "words"),
+    [(-0.05, -0.05, "worse on every reward"), (0.05, 0.0, "not every reward")],
+)
+def test_the_verdict_does_not_claim_what_intervals_do_not_show(objective, judge, words):
+    text = verdict(evaluation(comparison("objective", 6, objective), comparison("judge", 6, judge)))
+    assert words in text
+
+
+def test_the_verdict_says_when_more_steps_are_not_reached():
+    text = verdict(evaluation(comparison("judge", 6, 0.1), comparison("judge", 12, -0.1)))
+    assert "does not reach the original at 12 steps" in text
+
+
+def test_the_verdict_on_the_original_itself():
+    same = comparison("objective", 6, 0.0, half=0.0)
+    assert "nothing better" in verdict(evaluation(same, held_out=()))
+
+
+def test_the_original_against_itself_differs_by_nothing():
+    pipe = load_pipeline("shapes", device="cpu")
+    made = calibration(pipe)
+    identity = made.model_copy(update={"coefficients": made.coefficients.with_strength(0.0)})
+    result = evaluate(identity, num_prompts=4, rewards=["shapes"], step_multiples=(1, 2))
+    same = [c.difference for c in result.comparisons if c.num_inference_steps == 3]
+    assert [(d.mean, d.low, d.high, d.n) for d in same] == [(0.0, 0.0, 0.0, 4)]
+    labels = [setting.label for setting in result.settings]
+    assert labels == [
+        "calibrated, 3 steps",
+        "calibrated, 6 steps",
+        "original, 3 steps",
+        "original, 6 steps",
+    ]
+    ours = result.setting(calibrated=True, num_inference_steps=6)
+    theirs = result.setting(calibrated=False, num_inference_steps=6)
+    assert isinstance(ours, SettingResult)
+    assert ours.scores == theirs.scores
+    assert ours.diversity == theirs.diversity
+    assert ours.diversity > 0
+
+
+def test_images_that_are_not_scored_together_have_no_diversity():
+    made = calibration(load_pipeline("shapes", device="cpu"))
+    result = evaluate(made, num_prompts=2, rewards=["shapes"], step_multiples=(1,), batch_size=1)
+    assert [setting.diversity for setting in result.settings] == [None, None]
+
+
+def test_a_change_shows_in_the_paired_difference():
+    pipe = load_pipeline("shapes", device="cpu")
+    result = evaluate(calibration(pipe), num_prompts=4, rewards=["shapes"], step_multiples=(1,))
+    (only,) = result.comparisons
+    means = {s.calibrated: s.scores["shapes"].mean for s in result.settings}
+    assert only.difference.mean == pytest.approx(means[True] - means[False])
+    assert only.difference.mean != 0
+
+
+def test_the_judge_gives_a_frechet_distance_that_damage_raises():
+    judge = make_reward("shapes-judge")
+    texts = sample_prompts(96, 3, "held_out")
+    real = judge.reference_features(texts, 0).double().numpy()
+    others = render_batch([parse_caption(text) for text in texts], torch.Generator().manual_seed(1))
+    noise = torch.randint(0, 60, others.shape, generator=torch.Generator().manual_seed(2))
+    damaged = (others.int() + noise).clamp(0, 255).to(torch.uint8)
+    near = frechet_distance(judge.features(others).double().numpy(), real)
+    far = frechet_distance(judge.features(damaged).double().numpy(), real)
+    assert far > 3 * near
+
+
+def test_an_evaluation_with_the_judge_has_a_frechet_distance():
+    pipe = load_pipeline("shapes", device="cpu")
+    made = calibration(pipe)
+    result = evaluate(made, num_prompts=4, rewards=["shapes-judge"], step_multiples=(1,))
+    assert all(s.frechet is not None and s.frechet > 0 for s in result.settings)

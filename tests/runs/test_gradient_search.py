@@ -1,0 +1,162 @@
+"""Whole searches by gradients, on a reward that is easy to raise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from calibri.config import load_config
+from calibri.progress import Progress
+from calibri.rewards.reward import BatchedReward, RewardInfo
+from calibri.runs.calibrate import calibrate
+from calibri.runs.gradients import GradientOptimiser, updates_per_generation
+from calibri.runs.journal import read_journal
+from calibri.runs.session import Engine
+from calibri.scoring.evaluator import Ledger, MemoryRecords
+
+TINY = {
+    "device": "cpu",
+    "sampling.num_inference_steps": 2,
+    "sampling.workers": 1,
+    "space.granularity": "block",
+    "rewards.objective": "red",
+    "rewards.held_out": (),
+    "search.generations": 2,
+    "search.popsize": 9,
+    "search.bucket_size": 4,
+    "search.bucket_growth": 1,
+    "search.race_keep": 1,
+    "search.validate_every": 1,
+    "search.num_validation_prompts": 12,
+}
+
+
+class Channel(BatchedReward):
+    """The mean of a channel, up or down."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.sign = -1.0 if name.startswith("anti") else 1.0
+        self.channel = 2 if name.endswith("blue") else 0
+        self.info = RewardInfo(name, "mean of a channel", unit="0 to 1", differentiable=True)
+
+    def score_batch(self, images, prompts):
+        return self.score_float(images.float() / 255, prompts)
+
+    def score_float(self, images, prompts):
+        return self.sign * images[:, self.channel].mean((1, 2))
+
+
+@pytest.fixture(autouse=True)
+def rewards(monkeypatch):
+    monkeypatch.setattr("calibri.runs.session.make_reward", lambda name, **options: Channel(name))
+
+
+class StopAfter(Progress):
+    def __init__(self, units):
+        self.left = units
+
+    def unit(self, images, new):
+        self.left -= new
+        if self.left < 0:
+            raise KeyboardInterrupt
+
+
+def search(records=None, progress=None, **values):
+    progress = progress or Progress()
+    engine = Engine(load_config(values=TINY | {k.replace("__", "."): v for k, v in values.items()}))
+    ledger = Ledger(MemoryRecords() if records is None else records)
+    evaluator = engine.evaluator(ledger, progress.unit)
+    return engine, *GradientOptimiser(engine, evaluator, progress).run()
+
+
+def test_a_reward_rises_and_the_record_says_by_how_much():
+    engine, vector, result = search()
+    assert updates_per_generation(engine) == 3
+    chosen = [checkpoint for checkpoint in result.checkpoints if checkpoint.chosen]
+    assert len(chosen) == 1
+    assert chosen[0].difference.low > 0
+    assert [generation.generation for generation in result.generations] == [0, 1]
+    first, last = (generation.mean - generation.baseline for generation in result.generations)
+    assert last > first > 0
+    assert all(generation.sigma == 0.02 for generation in result.generations)
+    assert result.coefficients == dict(engine.space.named(vector))
+    # 3 updates and the original on one bucket, twice; two checkpoints and the original's.
+    assert result.images == 2 * (3 + 1) * 4 + 3 * 12
+    assert result.stopped == "the budget of 2 generations is used up"
+
+
+def test_a_search_that_was_killed_ends_like_one_that_was_not():
+    _, expected, result = search()
+    records = MemoryRecords()
+    with pytest.raises(KeyboardInterrupt):
+        search(records, StopAfter(4))
+    assert 4 <= len(records.records) <= 5
+    _, vector, again = search(records)
+    assert np.array_equal(vector, expected)
+    ignored = {"seconds"}
+    for ours, theirs in zip(again.generations, result.generations, strict=True):
+        assert ours.model_dump(exclude=ignored) == theirs.model_dump(exclude=ignored)
+    assert again.checkpoints == result.checkpoints
+
+
+def test_a_guard_vetoes_what_harms_a_held_out_reward():
+    engine, vector, result = search(rewards__held_out=("anti-red",))
+    assert all(checkpoint.vetoed_by == ["anti-red"] for checkpoint in result.checkpoints)
+    assert np.array_equal(vector, engine.space.start)
+
+
+def test_a_mixture_follows_its_weighted_scaled_slopes():
+    # Red counts nothing beside blue, so that red has to fall with blue's opposite or stay.
+    _, mixed, _ = search(rewards__objective="red:0.0001,blue:1", search__generations=1)
+    _, alone, _ = search(rewards__objective="blue", search__generations=1)
+    np.testing.assert_allclose(mixed, alone, atol=2e-3)
+    _, other, _ = search(rewards__objective="red:1,blue:0.0001", search__generations=1)
+    assert np.abs(other - alone).max() > 1e-2
+
+
+def test_vectors_stay_within_their_bounds():
+    _, vector, _ = search(
+        search__learning_rate=0.5,
+        search__scale_bounds=(0.9, 1.1),
+        search__output_bounds=(1, 1.2),
+    )
+    assert vector.min() >= 0.9
+    assert vector.max() <= 1.2
+    assert torch.is_grad_enabled()
+
+
+def test_a_generation_costs_about_what_a_race_costs():
+    values = {"search.popsize": 64, "search.bucket_size": 8, "search.bucket_growth": 2}
+    race = {"search.race_first": 0.25, "search.race_keep": 0.5}
+    engine = Engine(load_config(values=TINY | values | race))
+    # 64 candidates on 4 prompts and 32 on the other 12, three images for one with a gradient.
+    assert updates_per_generation(engine) == (64 * 4 + 32 * 12) // (3 * 16)
+    # Two updates of 12 images for 32 of candidates; the original is scored in both searches.
+    assert updates_per_generation(Engine(load_config(values=TINY | {"search.popsize": 8}))) == 2
+
+
+def test_the_page_says_how_many_updates_a_default_generation_has():
+    default = SimpleNamespace(config=load_config(), space=SimpleNamespace(size=23))
+    page = Path(__file__).parents[2] / "docs" / "gradient.md"
+    expected = f"({updates_per_generation(default)} with the default settings"
+    assert expected in page.read_text(encoding="utf-8")
+
+
+def test_the_configuration_chooses_it(tmp_path):
+    values = TINY | {
+        "search.method": "gradient",
+        "search.generations": 1,
+        "search.last_steps": 1,
+        "evaluation.num_prompts": 4,
+        "evaluation.step_multiples": (1,),
+        "evaluation.num_samples": 0,
+    }
+    summary = calibrate(load_config(values=values), name="run", runs=tmp_path)
+    assert summary.search.generations[0].sigma == 0.02
+    records = read_journal(tmp_path / "run" / "journal.jsonl")
+    assert [r["phase"] for r in records].count("gradient") == 3

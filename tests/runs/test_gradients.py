@@ -1,0 +1,371 @@
+"""Gradients of rewards through the sampler, against finite differences of the same sampler."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from calibri.coefficients.space import SearchSpace
+from calibri.config import load_config
+from calibri.errors import ConfigError, RewardError, RunError, UnsupportedModelError
+from calibri.rewards.registry import make_reward
+from calibri.rewards.reward import BatchedReward, DifferentiableReward, RewardInfo
+from calibri.runs.gradients import Gradients, jacobian
+from calibri.runs.session import Engine
+from calibri.scoring.evaluator import Ledger, MemoryRecords
+from calibri.shapes.render import render_batch
+from calibri.shapes.scenes import parse_caption
+
+TINY = {
+    "search.method": "gradient",
+    "device": "cpu",
+    "sampling.num_inference_steps": 3,
+    "sampling.workers": 1,
+    "rewards.objective": "weighing",
+    "rewards.held_out": (),
+}
+STEP = 2.0**-10
+
+
+class Weighing(BatchedReward):
+    """A sum of pixels, each with a weight of its own: its gradient is the same for any image."""
+
+    def __init__(self, name="weighing"):
+        super().__init__()
+        seed = {"weighing": 0, "other": 1}.get(name, 2)
+        weights = torch.randn(3, 24, 24, generator=torch.Generator().manual_seed(seed))
+        self.weights = weights / weights.abs().sum()
+        self.info = RewardInfo(name, "linear", unit="any", differentiable=name != "opaque")
+
+    def score_batch(self, images, prompts):
+        return self.score_float(images.float() / 255, prompts)
+
+    def score_float(self, images, prompts):
+        return (images * self.weights).sum((1, 2, 3))
+
+
+def reward_called(name):
+    if name == "blind":
+        return Scored(Weighing(name))
+    return make_reward(name) if name == "shapes" else Weighing(name)
+
+
+class Scored:
+    """The scores of another reward, without its gradient."""
+
+    def __init__(self, reward):
+        self.info, self.score = reward.info, reward.score
+
+
+@pytest.fixture(autouse=True)
+def rewards(monkeypatch):
+    monkeypatch.setattr(
+        "calibri.runs.session.make_reward", lambda name, **options: reward_called(name)
+    )
+
+
+def make_engine(**values):
+    return Engine(load_config(values=TINY | {k.replace("__", "."): v for k, v in values.items()}))
+
+
+@pytest.fixture(scope="module")
+def plain():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "calibri.runs.session.make_reward", lambda name, **options: reward_called(name)
+        )
+        yield make_engine()
+
+
+def gradients_of(engine, last_steps=None, records=None, on_unit=lambda images, new: None):
+    ledger = Ledger(MemoryRecords() if records is None else records)
+    evaluator = engine.evaluator(ledger, on_unit)
+    return Gradients(engine, evaluator, last_steps), evaluator
+
+
+def noises_of(engine, count=3):
+    return engine.noises("test", 0, engine.prompts.train[:count])
+
+
+def somewhere(engine, seed=0):
+    rng = np.random.default_rng(seed)
+    return engine.space.start + 0.1 * rng.normal(size=engine.space.size)
+
+
+def images_at(engine, vector, noises) -> Tensor:
+    """Float images, by a call of the pipeline that Gradients does not make."""
+    coefficients = engine.space.coefficients(vector)
+    table = torch.from_numpy(coefficients.site_scales(engine.scaler.sites))
+    engine.scaler.set(table[None], coefficients.member_branches)
+    with torch.no_grad():
+        return engine.pipe(**engine.sampler._arguments(noises)).images
+
+
+def slope(function, vector, direction):
+    return (function(vector + STEP * direction) - function(vector - STEP * direction)) / (2 * STEP)
+
+
+CASES = {
+    "without guidance": {},
+    "block": {"space__granularity": "block", "space__output_weights": False},
+    "guidance, shared": {"sampling__guidance_scale": 3.0, "space__output_knots": 1},
+    "guidance, separate": {"sampling__guidance_scale": 3.0, "space__branches": "separate"},
+    "knots": {"space__knots": 3},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_gradient_is_the_finite_difference_of_the_mean_reward(case):
+    engine = make_engine(**CASES[case])
+    noises, vector = noises_of(engine), somewhere(engine)
+    found = gradients_of(engine)[0]("gradient", 0, vector, noises)["weighing"]
+    weights = engine.rewards["weighing"].weights
+
+    def mean(at):
+        return float((images_at(engine, at, noises).double() * weights).sum((1, 2, 3)).mean())
+
+    rng = np.random.default_rng(1)
+    directions = rng.choice([-1.0, 1.0], size=(4, engine.space.size))
+    exact = [slope(mean, vector, direction) for direction in directions]
+    np.testing.assert_allclose(directions @ found.gradient, exact, rtol=0.02, atol=2e-5)
+    assert np.abs(exact).max() > 1e-3
+
+
+def test_the_gradient_of_the_shapes_reward_agrees_with_finite_differences():
+    # It chooses the best place of a template, so it is smooth only between such choices.
+    engine = make_engine(rewards__objective="shapes")
+    noises, vector = noises_of(engine, 8), engine.space.start
+    found = gradients_of(engine)[0]("gradient", 0, vector, noises)["shapes"]
+    texts = [noise.prompt.text for noise in noises]
+
+    def mean(at):
+        images = images_at(engine, at, noises)
+        return float(engine.rewards["shapes"].score_float(images, texts).double().mean())
+
+    directions = np.random.default_rng(1).choice([-1.0, 1.0], size=(6, engine.space.size))
+    exact = np.array([slope(mean, vector, direction) for direction in directions])
+    assert np.corrcoef(directions @ found.gradient, exact)[0, 1] > 0.95
+
+
+def gradient_of(engine, vector, noises, **options):
+    (found,) = gradients_of(engine, **options)[0]("gradient", 0, vector, noises).values()
+    return found
+
+
+def test_scores_are_those_of_the_black_box(plain):
+    noises, vector = noises_of(plain, 5), somewhere(plain)
+    gradients, evaluator = gradients_of(plain)
+    found = gradients("gradient", 0, vector, noises)["weighing"]
+    scores = evaluator.score(
+        "search", 0, [plain.space.coefficients(vector)], noises, plain.measures(held_out=False)
+    )
+    np.testing.assert_allclose(found.scores, scores["weighing"][0], atol=1e-7)
+    assert evaluator.images == 10
+
+
+@pytest.mark.parametrize("values", [{"knots": 1}, {"knots": 2}, {"output_weights": False}])
+def test_scales_of_sites_are_linear_in_the_vector(plain, values):
+    engine_space = SearchSpace.build(
+        plain.scaler.sites,
+        "layer",
+        guidance_scale=3.0,
+        branches="separate",
+        search_output=values.get("output_weights", True),
+        knots=values.get("knots", 1),
+    )
+    slopes = jacobian(engine_space, plain.scaler.sites)
+    start = engine_space.start
+    vector = np.random.default_rng(0).normal(size=engine_space.size)
+    moved, origin = (
+        engine_space.coefficients(at).site_scales(plain.scaler.sites) for at in (vector, start)
+    )
+    expected = origin + np.tensordot(vector - start, slopes, axes=1)
+    np.testing.assert_allclose(moved, expected, atol=1e-12)
+
+
+def test_the_last_of_all_steps_are_all_steps(plain):
+    noises, vector = noises_of(plain), somewhere(plain)
+    full, last = (gradient_of(plain, vector, noises, last_steps=k) for k in (None, 3))
+    assert np.array_equal(full.gradient, last.gradient)
+
+
+def test_the_last_steps_are_differentiated_with_the_others_held(plain):
+    noises, vector = noises_of(plain), somewhere(plain)
+    found = gradient_of(plain, vector, noises, last_steps=2)
+    weights = plain.rewards["weighing"].weights
+
+    def table_of(at):
+        return torch.from_numpy(plain.space.coefficients(at).site_scales(plain.scaler.sites))[None]
+
+    def mean(at):
+        def switch(pipe, index, timestep, tensors):
+            if index == 0:  # the first of three steps is done
+                plain.scaler.set(table_of(at))
+            return tensors
+
+        plain.scaler.set(table_of(vector))
+        arguments = plain.sampler._arguments(noises)
+        with torch.no_grad():
+            images = plain.pipe(**arguments, callback_on_step_end=switch).images
+        return float((images.double() * weights).sum((1, 2, 3)).mean())
+
+    directions = np.random.default_rng(2).choice([-1.0, 1.0], size=(3, plain.space.size))
+    exact = [slope(mean, vector, direction) for direction in directions]
+    np.testing.assert_allclose(directions @ found.gradient, exact, rtol=0.02, atol=2e-5)
+    full = gradient_of(plain, vector, noises).gradient
+    assert np.abs(directions @ full - exact).max() > 0.1 * np.abs(exact).max()
+
+
+def test_fewer_rows_at_once_give_the_same_gradient(plain, monkeypatch):
+    noises, vector = noises_of(plain, 5), somewhere(plain)
+    expected = gradient_of(plain, vector, noises)
+    sample, sizes = plain.sampler.sample_with_gradient, []
+
+    def little_memory(rows, last_steps):
+        sizes.append(len(rows))
+        if len(rows) > 2:
+            raise torch.OutOfMemoryError("no memory")
+        return sample(rows, last_steps)
+
+    monkeypatch.setattr(plain.sampler, "sample_with_gradient", little_memory)
+    found = gradient_of(plain, vector, noises)
+    assert sizes == [5, 2, 2, 1]
+    np.testing.assert_allclose(found.gradient, expected.gradient, rtol=1e-4, atol=1e-7)
+
+    def none_at_all(rows, last_steps):
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(plain.sampler, "sample_with_gradient", none_at_all)
+    with pytest.raises(RunError, match="one image alone"):
+        gradient_of(plain, vector, noises)
+
+
+def test_units_in_the_journal_are_not_computed_again(plain, monkeypatch):
+    noises, vector, records = noises_of(plain, 4), somewhere(plain), MemoryRecords()
+    expected = gradient_of(plain, vector, noises, records=records)
+    stored = json.loads(json.dumps(records.records, allow_nan=False))
+    records.records = stored
+    monkeypatch.setattr(plain.sampler, "sample_with_gradient", None)
+    units = []
+    found = gradient_of(
+        plain, vector, noises, records=records, on_unit=lambda n, new: units.append((n, new))
+    )
+    assert units == [(4, False)]
+    assert np.array_equal(found.gradient, expected.gradient)
+    assert np.array_equal(found.scores, expected.scores)
+    with pytest.raises(RunError, match="other candidates"):
+        gradient_of(plain, vector, noises, records=records, last_steps=1)
+
+
+def spoil(plain, monkeypatch, prompt):
+    weighing = plain.rewards["weighing"]
+    score = weighing.score_float
+
+    def spoiled(images, prompts):
+        bad = torch.tensor([text == prompt for text in prompts])
+        return score(images, prompts).masked_fill(bad, torch.nan)
+
+    monkeypatch.setattr(weighing, "score_float", spoiled)
+
+
+def test_an_image_that_cannot_be_scored_stops_the_search(plain, monkeypatch):
+    noises = noises_of(plain)
+    spoil(plain, monkeypatch, noises[1].prompt.text)
+    with pytest.raises(RewardError, match=r"not finite .*1 of 3 images"):
+        gradient_of(plain, somewhere(plain), noises)
+
+
+def test_an_image_that_is_dropped_leaves_the_mean_of_the_others(monkeypatch):
+    engine = make_engine(rewards__on_failure="drop")
+    noises, vector = noises_of(engine), somewhere(engine)
+    expected = gradient_of(engine, vector, [noises[0], noises[2]])
+    spoil(engine, monkeypatch, noises[1].prompt.text)
+    gradients, evaluator = gradients_of(engine)
+    found = gradients("gradient", 0, vector, noises)["weighing"]
+    np.testing.assert_allclose(found.gradient, expected.gradient, rtol=1e-4, atol=1e-7)
+    assert np.isnan(found.scores).tolist() == [False, True, False]
+    assert evaluator.dropped == 1
+    with pytest.raises(RewardError, match="Each of the 1 images"):
+        gradients("gradient", 1, vector, noises[1:2])
+
+
+def test_frames_of_a_video_are_scored_as_images(monkeypatch):
+    engine = make_engine()
+    noises, vector = noises_of(engine), somewhere(engine)
+    expected = gradient_of(engine, vector, noises)
+    sample = engine.sampler.sample_with_gradient
+    monkeypatch.setattr(
+        engine.sampler,
+        "sample_with_gradient",
+        lambda *args: sample(*args).unsqueeze(1).repeat(1, 2, 1, 1, 1),
+    )
+    found = gradient_of(engine, vector, noises)
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5)
+    np.testing.assert_allclose(found.gradient, expected.gradient, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("values", "last_steps", "says"),
+    [
+        ({"rewards.objective": "opaque"}, None, "'opaque' has no gradient"),
+        ({"rewards.objective": "blind"}, None, "'blind' has no gradient"),
+        ({"rewards.objective": "weighing,opaque"}, None, "'opaque' has no gradient"),
+        ({"rewards.objective": "weighing,other", "rewards.mixing": "rank"}, None, "'rank' has"),
+        ({"rewards.constraints": ("other >= 0.9 of baseline",)}, None, "Constraints have"),
+        ({"space.members": 2}, None, "start without weight"),
+        ({"rewards.offload": True}, None, "on the device together"),
+        ({"space.shift": True}, None, "The shift of the sampling"),
+        ({"search.fidelity.num_inference_steps": 2}, None, "as in sampling; .* 2 steps"),
+        ({}, 4, "last 4 steps .* there are 3 steps"),
+        ({}, 0, "last 0 steps"),
+    ],
+)
+def test_what_has_no_gradient_is_refused_before_any_work(values, last_steps, says):
+    engine = Engine(load_config(values=TINY | values))
+    with pytest.raises(ConfigError, match=says):
+        gradients_of(engine, last_steps)
+
+
+def test_pipelines_that_cannot_be_differentiated_are_refused(plain, monkeypatch):
+    call = type(plain.pipe).__call__
+    pipeline = type(plain.pipe)
+    without = {k: v for k, v in plain.sampler._call.items() if k != "callback_on_step_end"}
+    monkeypatch.setattr(plain.sampler, "_call", without)
+    with pytest.raises(UnsupportedModelError, match="no callback_on_step_end"):
+        gradients_of(plain, 2)
+    monkeypatch.setattr(pipeline, "__call__", call.__wrapped__)
+    with pytest.raises(UnsupportedModelError, match="is not one that"):
+        gradients_of(plain)
+
+    def with_a_no_grad_of_its_own(pipe, **arguments):
+        return call(pipe, **arguments)
+
+    monkeypatch.setattr(pipeline, "__call__", torch.no_grad()(with_a_no_grad_of_its_own))
+    with pytest.raises(UnsupportedModelError, match="have no gradient"):
+        gradient_of(plain, somewhere(plain), noises_of(plain))
+
+
+def test_only_the_scales_ask_for_gradients(plain):
+    gradient_of(plain, somewhere(plain), noises_of(plain, 1))
+    modules = [part for part in plain.pipe.components.values() if isinstance(part, torch.nn.Module)]
+    assert modules
+    assert not any(p.requires_grad or p.grad is not None for m in modules for p in m.parameters())
+
+
+@pytest.mark.parametrize("name", ["shapes", "shapes-judge"])
+def test_shipped_rewards_score_floats_as_they_score_bytes(name):
+    texts = ["a red circle", "a small blue square above a green cross", "two yellow triangles"]
+    scenes = [parse_caption(text) for text in texts]
+    images = render_batch(scenes, torch.Generator().manual_seed(0))
+    reward = make_reward(name)
+    assert isinstance(reward, DifferentiableReward)
+    assert reward.info.differentiable
+    pixels = (images.float() / 255).requires_grad_()
+    scores = reward.score_float(pixels, texts)
+    torch.testing.assert_close(scores.detach(), reward.score(images, texts), rtol=1e-5, atol=1e-6)
+    scores.sum().backward()
+    assert (pixels.grad.flatten(1).abs().amax(1) > 0).all()

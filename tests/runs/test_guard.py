@@ -1,0 +1,251 @@
+"""Mixtures, constraints and the guard, in whole small runs."""
+
+import numpy as np
+import pytest
+import torch
+
+from calibri.config import load_config, validate_config
+from calibri.errors import ConfigError, Interrupted
+from calibri.progress import Progress
+from calibri.prompts.files import make_prompts
+from calibri.results import Checkpoint, Figure
+from calibri.rewards.reward import BatchedReward, RewardInfo
+from calibri.runs.calibrate import calibrate, planned_images, resume
+from calibri.runs.checkpoints import guard_reason
+from calibri.runs.comparison import evaluate
+from calibri.runs.session import Engine
+from calibri.sampling.sampler import Noise
+from calibri.scoring.units import cut
+
+TINY = {
+    "sampling.num_inference_steps": 2,
+    "sampling.batch_size": 16,
+    "search.generations": 4,
+    "search.popsize": 4,
+    "search.bucket_size": 4,
+    "search.validate_every": 1,
+    "search.num_validation_prompts": 12,
+    "search.sigma0": 0.3,
+    "space.granularity": "block",
+    "rewards.objective": "red",
+    "rewards.held_out": (),
+    "evaluation.num_prompts": 4,
+    "evaluation.step_multiples": (1,),
+    "evaluation.num_samples": 0,
+}
+
+
+class Red(BatchedReward):
+    """Easily gamed: the mean of the red channel."""
+
+    channel, sign = 0, 1.0
+
+    def __init__(self, name="red"):
+        super().__init__()
+        self.info = RewardInfo(name, "mean of a channel", unit="0 to 255")
+
+    def score_batch(self, images, prompts):
+        return self.sign * images[:, self.channel].float().mean((1, 2))
+
+
+class AntiRed(Red):
+    """Falls whenever red rises."""
+
+    sign = -1.0
+
+
+class Blue(Red):
+    channel = 2
+
+
+class Spread(Red):
+    """Compares the images of a prompt."""
+
+    def __init__(self, name):
+        super().__init__(name)
+        self.info = RewardInfo(name, "spread", unit="0 to 255", kind="groupwise")
+        self.seen = []
+
+    def score_batch(self, images, prompts):
+        means = super().score_batch(images, prompts)
+        self.seen.append([prompts.count(prompt) for prompt in prompts])
+        groups = [means[[q == p for q in prompts]] for p in prompts]
+        return torch.stack([group.max() - group.min() for group in groups])
+
+
+MAKERS = {"red": Red, "anti-red": AntiRed, "blue": Blue, "spread": Spread}
+
+
+@pytest.fixture(autouse=True)
+def rewards(monkeypatch):
+    monkeypatch.setattr("calibri.runs.session.make_reward", lambda name: MAKERS[name](name))
+
+
+def tiny(**values):
+    return load_config(values=TINY | {k.replace("__", "."): v for k, v in values.items()})
+
+
+class StopAfter(Progress):
+    def __init__(self, units):
+        self.left = units
+
+    def unit(self, images, new):
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+def run(tmp_path, name="run", **values):
+    return calibrate(tiny(**values), name=name, runs=tmp_path)
+
+
+def changed(summary):
+    return not np.allclose(list(summary.coefficients.values()), list(summary.start.values()))
+
+
+def test_without_a_guard_the_gamed_reward_wins(tmp_path):
+    summary = run(tmp_path, rewards__guard="off", rewards__held_out=("anti-red",))
+    assert changed(summary)
+    assert all(c.held_out == {} and c.vetoed_by == [] for c in summary.search.checkpoints)
+    gains = {c.reward: c.difference.mean for c in summary.evaluation.comparisons}
+    assert gains["red"] > 0 > gains["anti-red"]
+
+
+def test_a_veto_keeps_what_harms_a_held_out_reward_from_being_returned(tmp_path):
+    summary = run(tmp_path, rewards__held_out=("anti-red", "blue"))
+    vetoed = [c for c in summary.search.checkpoints if c.held_out["anti-red"].high < 0]
+    assert vetoed
+    assert all("anti-red" in c.vetoed_by and not c.chosen for c in vetoed)
+    assert len(summary.search.generations) == 4
+    for checkpoint in summary.search.checkpoints:
+        harmed = [name for name, figure in checkpoint.held_out.items() if figure.high < 0]
+        assert checkpoint.vetoed_by == harmed
+        assert checkpoint.held_out["anti-red"].mean == pytest.approx(-checkpoint.difference.mean)
+
+
+def test_a_stop_ends_the_search_after_two_vetoes(tmp_path):
+    summary = run(tmp_path, rewards__held_out=("anti-red",), rewards__guard="stop")
+    assert "two checkpoints in a row: anti-red" in summary.search.stopped
+    assert len(summary.search.generations) < 4
+    assert all(c.vetoed_by for c in summary.search.checkpoints[-2:])
+
+
+def checkpoint(*vetoed_by):
+    return Checkpoint(
+        generation=0, difference=Figure(mean=1, low=0, high=2, n=3), vetoed_by=list(vetoed_by)
+    )
+
+
+@pytest.mark.parametrize(
+    ("guard", "checkpoints", "stops"),
+    [
+        ("stop", [checkpoint("a"), checkpoint("b")], True),
+        ("veto", [checkpoint("a"), checkpoint("b")], False),
+        ("stop", [checkpoint("a")], False),
+        ("stop", [checkpoint("a"), checkpoint(), checkpoint("a")], False),
+        ("stop", [checkpoint("a"), checkpoint("a"), checkpoint()], False),
+    ],
+)
+def test_only_two_in_a_row_stop(guard, checkpoints, stops):
+    assert bool(guard_reason(checkpoints, tiny(rewards__guard=guard).rewards)) == stops
+
+
+def test_a_mixture_is_searched_and_reported_with_its_parts(tmp_path):
+    spec = "red:0.7,blue:0.3"
+    summary = run(tmp_path, rewards__objective=spec)
+    scores = summary.evaluation.settings[0].scores
+    assert list(scores) == [spec, "red", "blue"]
+    assert list(summary.evaluation.variants) == [spec, "red", "blue"]
+    original = summary.evaluation.setting(calibrated=False, num_inference_steps=2)
+    assert original.scores[spec].mean == pytest.approx(0, abs=1e-9)
+    config = validate_config(summary.config)
+    plan = planned_images(Engine(config))
+    assert plan["search"] + plan["validation"] == summary.search.images
+    again = evaluate(tmp_path / "run" / "calibration", num_prompts=4, step_multiples=(1,))
+    assert (again.objective, again.held_out_rewards) == (spec, [])
+
+
+def outcome(summary):
+    generations = [g.model_dump(exclude={"seconds"}) for g in summary.search.generations]
+    return summary.search.coefficients, generations, summary.search.checkpoints
+
+
+@pytest.mark.parametrize("units", [1, 7])
+def test_an_interrupted_mixture_resumes_with_the_same_scales(tmp_path, units):
+    values = {"rewards__objective": "red,blue", "rewards__held_out": ("anti-red",)}
+    values["search__generations"] = 2
+    whole = run(tmp_path, "whole", **values)
+    with pytest.raises(Interrupted):
+        calibrate(tiny(**values), name="part", runs=tmp_path, progress=StopAfter(units))
+    assert outcome(resume(tmp_path / "part")) == outcome(whole)
+
+
+@pytest.mark.parametrize("mixing", ["rank", "min"])
+def test_other_ways_of_mixing_run(tmp_path, mixing):
+    summary = run(tmp_path, rewards__objective="red,blue", rewards__mixing=mixing)
+    assert all(np.isfinite(g.mean) for g in summary.search.generations)
+    if mixing == "rank":
+        assert all(0 <= g.mean <= 2 for g in summary.search.generations)
+
+
+def test_a_constraint_outweighs_what_it_forbids(tmp_path):
+    free = run(tmp_path, "free")
+    bound = run(tmp_path, "bound", rewards__constraints=("anti-red >= 1 of baseline",))
+    assert changed(free)
+    assert not changed(bound)
+
+
+def test_diversity_can_be_constrained(tmp_path):
+    values = {"rewards__constraints": ("diversity >= 0.95 of baseline",)}
+    with pytest.raises(ConfigError, match="search.images_per_prompt is 1"):
+        run(tmp_path, "one", **values)
+    summary = run(tmp_path, "two", search__images_per_prompt=2, search__generations=2, **values)
+    assert len(summary.search.generations) == 2
+    plan = planned_images(Engine(validate_config(summary.config)))
+    assert plan["search"] + plan["validation"] == summary.search.images
+
+
+def test_groupwise_rewards_get_whole_groups_of_one_candidate(tmp_path, monkeypatch):
+    made = []
+
+    def make(name):
+        made.append(MAKERS[name](name))
+        return made[-1]
+
+    monkeypatch.setattr("calibri.runs.session.make_reward", make)
+    run(
+        tmp_path,
+        rewards__objective="spread",
+        search__images_per_prompt=2,
+        search__generations=1,
+        sampling__batch_size=7,
+    )
+    (spread,) = made
+    assert {count for call in spread.seen for count in call} == {2}
+
+
+def test_a_groupwise_guard_needs_groups(tmp_path):
+    summary = run(tmp_path, rewards__held_out=("spread",), search__generations=1)
+    assert summary.search.checkpoints[0].held_out == {}
+    with pytest.raises(ConfigError, match="evaluation.images_per_prompt is 1"):
+        run(tmp_path, "b", rewards__held_out=("spread",), evaluation__images_per_prompt=1)
+
+
+def test_a_malformed_mixture_is_refused_before_a_run_exists(tmp_path):
+    with pytest.raises(ConfigError, match="positive weight"):
+        run(tmp_path, rewards__objective="red:x")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", range(1, 9))
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_units_keep_rows_in_order_and_prompts_whole(size, count):
+    prompts = make_prompts(f"prompt {i}" for i in range(4))
+    rows = [(c, Noise(p, s)) for c in range(3) for p in prompts for s in range(count)]
+    units = cut(rows, size)
+    assert [row for unit in units for row in unit] == rows
+    assert all(1 <= len(unit) <= size for unit in units)
+    if count <= size:
+        for unit in units:
+            groups = [(c, noise.prompt.id) for c, noise in unit]
+            assert all(groups.count(group) == count for group in groups)

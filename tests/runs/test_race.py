@@ -1,0 +1,104 @@
+"""How a generation is scored: a race on the first prompts, the rest for those that stay."""
+
+import numpy as np
+import pytest
+
+from calibri.config import load_config
+from calibri.errors import NothingScoredError
+from calibri.progress import Progress
+from calibri.results import FULL
+from calibri.runs.loop import Optimiser
+from calibri.runs.session import Engine
+
+POPSIZE, FIRST, BUCKET = 8, 2, 8
+
+
+@pytest.fixture(scope="module")
+def engine():
+    values = {
+        "device": "cpu",
+        "space.granularity": "block",
+        "search.popsize": POPSIZE,
+        "search.bucket_size": BUCKET,
+        "search.bucket_growth": 1,
+        "search.num_validation_prompts": 4,
+        "evaluation.num_prompts": 4,
+        "rewards.held_out": (),
+    }
+    return Engine(load_config(values=values))
+
+
+class Recorded:
+    """Scores by a table: one row for each different candidate, one column for each prompt."""
+
+    def __init__(self, table):
+        self.table, self.calls = table, []
+        self.images, self.seconds, self.dropped = 0, 0.0, 0
+        self._rows, self._columns = {}, {}
+
+    def score(self, phase, step, candidates, noises, measures, fidelity=FULL):
+        rows = [self._rows.setdefault(repr(c), len(self._rows)) for c in candidates]
+        columns = [self._columns.setdefault(n, len(self._columns)) for n in noises]
+        self.calls.append((phase, step, rows, columns))
+        if np.isnan(self.table[:, columns]).all():
+            raise NothingScoredError("nothing")
+        return {name: self.table[np.ix_(rows, columns)] for name in measures}
+
+
+def raced(engine, keep=0.5, seed=0, dropped=()):
+    config = engine.config
+    search = config.search.model_copy(update={"race_keep": keep})
+    engine.config = config.model_copy(update={"search": search})
+    try:
+        table = np.random.default_rng(seed).normal(size=(POPSIZE + 1, BUCKET))
+        table[:, list(dropped)] = np.nan
+        evaluator = Recorded(table)
+        optimiser = Optimiser(engine, evaluator, Progress())
+        candidates = optimiser._search.ask()
+        told, compared = optimiser._race(0, candidates, optimiser._bucket(0))
+        return table, evaluator.calls, told, compared
+    finally:
+        engine.config = config
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_better_half_on_the_first_prompts_is_scored_on_the_others(engine, seed):
+    table, calls, told, compared = raced(engine, seed=seed)
+    first = table[1:, :FIRST].mean(axis=1)
+    kept = sorted(np.argsort(-first)[: POPSIZE // 2])
+    assert calls == [
+        ("search", 0, list(range(POPSIZE + 1)), list(range(FIRST))),
+        ("race", 0, [0, *(k + 1 for k in kept)], list(range(FIRST, BUCKET))),
+    ]
+    np.testing.assert_allclose(told[kept], table[1:][kept].mean(axis=1))
+    lost = sorted(set(range(POPSIZE)) - set(kept))
+    assert max(told[lost]) <= min(told[kept])
+    assert list(np.argsort(told[lost])) == list(np.argsort(first[lost]))
+    # Compared with the original on prompts that had no part in who stayed.
+    np.testing.assert_allclose(compared, table[[0, *(k + 1 for k in kept)], FIRST:].mean(axis=1))
+
+
+def test_without_a_race_everything_is_scored_at_once(engine):
+    table, calls, told, compared = raced(engine, keep=1.0)
+    assert [call[0] for call in calls] == ["search"]
+    np.testing.assert_allclose(told, table[1:].mean(axis=1))
+    np.testing.assert_allclose(compared, table.mean(axis=1))
+
+
+def test_when_the_first_prompts_were_dropped_the_others_score_all(engine):
+    table, calls, told, compared = raced(engine, dropped=range(FIRST))
+    assert calls[1] == ("race", 0, list(range(POPSIZE + 1)), list(range(FIRST, BUCKET)))
+    np.testing.assert_allclose(told, table[1:, FIRST:].mean(axis=1))
+    np.testing.assert_allclose(compared, table[:, FIRST:].mean(axis=1))
+
+
+def test_when_the_other_prompts_were_dropped_the_first_decide(engine):
+    table, _, told, compared = raced(engine, dropped=range(FIRST, BUCKET))
+    np.testing.assert_allclose(told, table[1:, :FIRST].mean(axis=1))
+    np.testing.assert_allclose(compared, table[:, :FIRST].mean(axis=1))
+
+
+def test_when_all_prompts_were_dropped_the_search_stops(engine):
+    for keep in (0.5, 1.0):
+        with pytest.raises(NothingScoredError):
+            raced(engine, keep=keep, dropped=range(BUCKET))

@@ -1,0 +1,65 @@
+"""The steps of a search: what a step along each column means."""
+
+import numpy as np
+import pytest
+
+from calibri.coefficients.space import SearchSpace
+from calibri.pipelines.loading import load_pipeline
+from calibri.pipelines.sites.find import find_sites
+from calibri.runs.loop import search_basis, share_shifts
+
+
+@pytest.fixture(scope="module")
+def sites():
+    return find_sites(load_pipeline("shapes", device="cpu").transformer)
+
+
+def column(space, label):
+    return search_basis(space)[:, space.labels.index(label)]
+
+
+def test_without_guidance_every_gate_and_the_output_take_the_same_step(sites):
+    space = SearchSpace.build(sites, "gate")
+    np.testing.assert_array_equal(search_basis(space), np.eye(space.size))
+
+
+@pytest.mark.parametrize("branches", ["shared", "separate"])
+@pytest.mark.parametrize("w", [2.0, 3.0, 7.0])
+def test_under_guidance_outputs_step_along_scale_and_guidance_and_gates_less(sites, branches, w):
+    space = SearchSpace.build(sites, "gate", guidance_scale=w, branches=branches)
+    scaled = space.coefficients(space.start + column(space, "conditional/output"))
+    ratio = np.divide(scaled.output_weights, space.start_weights)
+    assert ratio[0] == pytest.approx(ratio[1])
+    assert 1 < ratio[0] < 2
+    guided = space.coefficients(space.start + 0.1 * column(space, "unconditional/output"))
+    assert sum(guided.output_weights) == pytest.approx(1)
+    assert abs(guided.output_weights[0] - w) == pytest.approx(0.1 * np.sqrt(w))
+    gates = search_basis(space)[: space.num_scales, : space.num_scales]
+    np.testing.assert_allclose(gates, np.eye(space.num_scales) / w)
+
+
+def test_factors_take_longer_steps_and_every_basis_can_be_inverted(sites):
+    space = SearchSpace.build(sites, "gate", guidance_scale=3.0, search_shift=True)
+    np.testing.assert_array_equal(column(space, "shift")[-1:], [4.0])
+    assert np.linalg.matrix_rank(search_basis(space)) == space.size
+
+
+def test_candidates_share_shifts_in_groups_and_keep_the_rest(sites):
+    space = SearchSpace.build(sites, "block", guidance_scale=3.0, search_shift=True)
+    drawn = list(np.random.default_rng(0).normal(size=(40, space.size)))
+    before = np.array(drawn)
+    shared = np.array(share_shifts(space, drawn))
+    np.testing.assert_array_equal(np.array(drawn), before)
+    order = np.argsort(before[:, -1])
+    np.testing.assert_array_equal(shared[:, :-1], before[order, :-1])
+    assert len(set(shared[:, -1])) == 5
+    assert shared[:, -1].mean() == pytest.approx(before[:, -1].mean())
+    assert (np.diff(shared[:, -1]) >= 0).all()
+    assert shared[:, -1].var() > 0.9 * before[:, -1].var()
+    plain = SearchSpace.build(sites, "block", guidance_scale=3.0)
+    assert share_shifts(plain, drawn)[1] is drawn[1]
+    # A few groups of a small population would leave nothing to choose among.
+    assert [vector is drawn[i] for i, vector in enumerate(share_shifts(space, drawn[:23]))] == (
+        [True] * 23
+    )
+    assert len({vector[-1] for vector in share_shifts(space, drawn[:24])}) == 3

@@ -1,0 +1,53 @@
+import pytest
+import torch
+from torch import nn
+
+from calibri.errors import FuseError
+from calibri.sampling.scales.fold import Fused
+from calibri.sampling.scales.scaler import Scaler
+from tests.tiny import flux_inputs, forward, sd3_inputs, tiny_flux, tiny_sd3
+
+MODELS = pytest.mark.parametrize(
+    ("make", "inputs"), [(tiny_sd3, sd3_inputs), (tiny_flux, flux_inputs)], ids=["sd3", "flux"]
+)
+
+
+def random_scales(count: int, rows: int = 1, seed: int = 3) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return 0.5 + torch.rand(rows, 1, count, generator=generator, dtype=torch.float64)
+
+
+@MODELS
+def test_fused_weights_give_the_output_of_the_hooks(make, inputs):
+    model = make()
+    scaler = Scaler(model)
+    scales = random_scales(len(scaler.sites) + 1)
+    scaler.set(scales)
+    hooked = forward(model, inputs())
+    scaler.remove()
+    original = {name: value.clone() for name, value in model.state_dict().items()}
+    fused = Fused(model, scales[0, 0].tolist())
+    difference = (forward(model, inputs()) - hooked).abs().max()
+    assert difference <= 2e-6 * max(1.0, float(hooked.abs().max()))
+    fused.undo()
+    assert all(torch.equal(value, original[name]) for name, value in model.state_dict().items())
+
+
+class WrappedLinear(nn.Linear):
+    """Stands for a LoRA layer: a linear that is not only its weight."""
+
+
+def test_fusing_refuses_what_is_not_a_plain_linear_and_changes_nothing():
+    model = tiny_sd3()
+    model.transformer_blocks[1].ff.net[2] = WrappedLinear(64, 16)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(FuseError, match="WrappedLinear"):
+        Fused(model, [0.5] * (len(Scaler(model).sites) + 1))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_fusing_without_originals_cannot_be_undone():
+    model = tiny_sd3()
+    fused = Fused(model, [0.5] * (len(Scaler(model).sites) + 1), keep_originals=False)
+    with pytest.raises(FuseError, match="Load the model again"):
+        fused.undo()
