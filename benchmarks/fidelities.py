@@ -12,10 +12,11 @@ import sys
 
 import torch
 
+from calibri.arrays import Scores
 from calibri.config import SearchConfig, load_config
 from calibri.results import FULL, Fidelity, FidelityResult, Figure
 from calibri.runs import Design, Engine, Measurement, variance_components
-from calibri.scoring import Evaluator, Ledger, MemoryRecords, Scores
+from calibri.scoring import Evaluator, Ledger, MemoryRecords
 
 
 def fidelities(steps: int) -> list[Fidelity]:

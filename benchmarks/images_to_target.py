@@ -29,12 +29,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine
 from benchmarks.reference import Gates, Search, Settings
+from calibri.arrays import Vector
 from calibri.coefficients import Coefficients
 from calibri.config import RunConfig, load_config
 from calibri.progress import Progress
@@ -45,7 +45,6 @@ from calibri.scoring import Evaluator, Ledger, MemoryRecords
 from calibri.search import tail_mean
 from calibri.statistics import bootstrap_mean
 
-Vector = NDArray[np.float64]
 Curve = list[dict[str, float]]
 TARGETS = ("shipped", "mean", "tail")
 NAME = "images_to_target"

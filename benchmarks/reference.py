@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
+from calibri.arrays import Vector
+
 with warnings.catch_warnings():  # pycma warns that it cannot plot
     warnings.simplefilter("ignore")
     import cma
 
-Vector = NDArray[np.float64]
 # From PIL images and their prompts to one number each, higher is better.
 RewardFunction = Callable[[list[Image.Image], list[str]], list[float]]
 

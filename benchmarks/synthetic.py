@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from calibri.arrays import Vector
 from calibri.search import (
     CMASearch,
     bucket_size,
@@ -44,8 +44,6 @@ from calibri.search import (
     tail_mean,
 )
 from calibri.seeds import derive_seed
-
-Array = NDArray[np.float64]
 
 RESULTS = Path(__file__).parent / "results" / "synthetic.json"
 NOISES = {"low": (0.25, 0.5), "mid": (0.5, 1.0), "high": (0.8, 2.0)}
@@ -104,19 +102,19 @@ class Problem:
         self._ease = _centred(2.5 * pool.standard_normal((POOL, 1)))[:, 0]
         self._taste = _centred(pool.standard_normal((POOL, dimension), dtype=np.float32))
 
-    def truth(self, x: Array) -> Array:
+    def truth(self, x: Vector) -> Vector:
         """f of rows, float64 (k, n): saturates at -10, 0 at the optimum."""
         value = self._quadratic(x)
         ripples = self._ripple * np.mean(1 - np.cos(10 * math.pi * (x - self.optimum)), axis=1)
         return np.asarray(-10 * value / (10 + value) - ripples)
 
-    def _quadratic(self, x: Array) -> Array:
+    def _quadratic(self, x: Vector) -> Vector:
         steps = x - self.optimum
         if self._root is not None:
             steps = steps @ self._root
         return np.asarray(self._scale * np.square(steps).sum(axis=1))
 
-    def scores(self, x: Array, prompts: Array, noise: str, rng: np.random.Generator) -> Array:
+    def scores(self, x: Vector, prompts: Vector, noise: str, rng: np.random.Generator) -> Vector:
         """One image of every row on every prompt, float64 (rows, prompts)."""
         taste, chaos = NOISES[noise]
         liked = (x - 1) @ self._taste[prompts].T.astype(np.float64)
@@ -124,7 +122,7 @@ class Problem:
         return np.asarray(shared + chaos * rng.standard_normal(liked.shape))
 
 
-def _ill_conditioned(rng: np.random.Generator, dimension: int) -> Array:
+def _ill_conditioned(rng: np.random.Generator, dimension: int) -> Vector:
     rotation = np.linalg.qr(rng.normal(size=(dimension, dimension)))[0]
     return np.asarray(rotation * np.sqrt(np.geomspace(1, 100, dimension)))
 
@@ -138,10 +136,10 @@ class Trace:
     """What a search did: images so far and means, by generation."""
 
     images: list[int] = field(default_factory=list)
-    means: list[Array] = field(default_factory=list)
-    luckiest: tuple[float, Array | None] = (-np.inf, None)
+    means: list[Vector] = field(default_factory=list)
+    luckiest: tuple[float, Vector | None] = (-np.inf, None)
 
-    def tails(self, fraction: float) -> Array:
+    def tails(self, fraction: float) -> Vector:
         return np.array([tail_mean(self.means[: i + 1], fraction) for i in range(len(self.means))])
 
 
@@ -185,7 +183,7 @@ def _generation(
     noise: str,
     settings: Settings,
     search: CMASearch,
-    prompts: Array,
+    prompts: Vector,
     rng: np.random.Generator,
     trace: Trace,
 ) -> None:
@@ -214,11 +212,11 @@ class Validation:
     """Checkpoints on held-out prompts, and what was made of them."""
 
     generations: list[int]
-    returned: Array
+    returned: Vector
     stopped: int | None
 
 
-def validate(problem: Problem, noise: str, seed: int, tails: Array) -> Validation:
+def validate(problem: Problem, noise: str, seed: int, tails: Vector) -> Validation:
     """Return a checkpoint or the original, and say which checkpoint would have ended the search."""
     rng = np.random.default_rng(derive_seed(seed, "validation", noise))
     prompts = rng.choice(POOL, VALIDATION_PROMPTS, replace=False)
@@ -289,10 +287,10 @@ def cell(landscape: str, dimension: int, noise: str) -> dict[str, Any]:
     }
 
 
-def _fraction(shares: Array, ours: Array, targets: Array, draws: Array) -> list[float | None]:
+def _fraction(shares: Vector, ours: Vector, targets: Vector, draws: Vector) -> list[float | None]:
     """Share of the reference's images after which the mean over seeds has reached the target."""
 
-    def crossing(rows: Array) -> float:
+    def crossing(rows: Vector) -> float:
         reached = np.flatnonzero(ours[rows].mean(axis=0) >= targets[rows].mean())
         return float(shares[reached[0]]) if len(reached) else np.inf
 
@@ -302,12 +300,12 @@ def _fraction(shares: Array, ours: Array, targets: Array, draws: Array) -> list[
     return [None if math.isinf(x) else round(float(x), 4) for x in figures]
 
 
-def _figure(values: Array, draws: Array) -> list[float]:
+def _figure(values: Vector, draws: Vector) -> list[float]:
     low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
     return [round(float(x), 4) for x in (values.mean(), low, high)]
 
 
-def _curves(seeds: list[dict[str, Any]], images: Array, ours: Array, reference: Array) -> Any:
+def _curves(seeds: list[dict[str, Any]], images: Vector, ours: Vector, reference: Vector) -> Any:
     grid = np.linspace(1 / GRID, 1, GRID) * seeds[0]["reference_images"][-1]
     theirs = np.interp(grid, seeds[0]["reference_images"], reference.mean(axis=0))
     return {
@@ -317,7 +315,7 @@ def _curves(seeds: list[dict[str, Any]], images: Array, ours: Array, reference: 
 
 
 def _stop(
-    validation: Validation, problem: Problem, tails: Array, images: list[int]
+    validation: Validation, problem: Problem, tails: Vector, images: list[int]
 ) -> dict[str, Any]:
     """When the plateau test would have ended the search, and whether the truth still rose."""
     if validation.stopped is None:

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.machine import Row, Spread, alternating, threads
 from benchmarks.reference import Procedure, Settings
+from calibri.arrays import Vector
 from calibri.coefficients import Coefficients
 from calibri.config import load_config
 from calibri.pipelines import load_pipeline
@@ -28,8 +28,6 @@ from calibri.progress import Progress
 from calibri.rewards import Reward
 from calibri.runs import Engine, Optimiser, planned_images
 from calibri.scoring import Evaluator, Ledger, MemoryRecords
-
-Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@ import torch
 from torch import nn
 
 from calibri.errors import RewardError
+from calibri.memory import is_out_of_memory
 from calibri.rewards.reward import (
     BatchedReward,
     ModelReward,
     PromptCache,
     Reward,
     RewardInfo,
-    is_out_of_memory,
 )
 
 

@@ -2,7 +2,6 @@ from .coefficients import BRANCHES as BRANCHES
 from .coefficients import Branch as Branch
 from .coefficients import Coefficients as Coefficients
 from .coefficients import Factor as Factor
-from .coefficients import Vector as Vector
 from .presets import PRESETS as PRESETS
 from .presets import preset as preset
 from .resolve import build_space as build_space

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, FiniteFloat, NonNegativeFloat, PositiveFloat, PositiveInt
 
+from calibri.arrays import Vector
 from calibri.config import Granularity
 from calibri.errors import CalibrationError
 from calibri.pipelines import Site, parameter_name, parameter_names
@@ -16,7 +16,6 @@ from calibri.results import Record
 
 Branch = Literal["conditional", "unconditional"]
 Factor = Literal["guidance", "shift"]
-Vector = NDArray[np.float64]
 
 BRANCHES: tuple[Branch, ...] = get_args(Branch)
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from calibri.coefficients.coefficients import BRANCHES, Branch, Coefficients, Factor, Vector
+from calibri.arrays import Vector
+from calibri.coefficients.coefficients import BRANCHES, Branch, Coefficients, Factor
 from calibri.config import Branches, Granularity
 from calibri.errors import CalibrationError, ConfigError
 from calibri.pipelines import Site, parameter_names

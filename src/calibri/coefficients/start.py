@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from calibri.coefficients.coefficients import Coefficients, Vector
+from calibri.arrays import Vector
+from calibri.coefficients.coefficients import Coefficients
 from calibri.coefficients.space import SearchSpace
 from calibri.errors import ConfigError
 from calibri.pipelines import GRANULARITIES, Site, parameter_name

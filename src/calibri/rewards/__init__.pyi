@@ -18,7 +18,6 @@ from .reward import FeatureReward as FeatureReward
 from .reward import ModelReward as ModelReward
 from .reward import Reward as Reward
 from .reward import RewardInfo as RewardInfo
-from .reward import is_out_of_memory as is_out_of_memory
 from .server.adapter import serve_reward as serve_reward
 from .shapes_judge import CONFIG_FILE as CONFIG_FILE
 from .shapes_judge import FORMAT as FORMAT

@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from calibri.arrays import Scores
 from calibri.errors import ConfigError, RewardError
 
 Method = Literal["zscore", "rank", "min"]
-Scores = NDArray[np.float64]
 
 # A constraint missed by a tenth of a spread outweighs a whole spread of objective.
 PENALTY_PER_SPREAD = 10.0

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from calibri.errors import RewardError
+from calibri.memory import is_out_of_memory
 
 Kind = Literal["pointwise", "groupwise", "corpus"]
 
@@ -120,14 +121,6 @@ class PromptCache:
         if len(self._known) > self._max_prompts:
             self._known.popitem(last=False)
         return self._known[prompt]
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device or the machine has no memory left."""
-    words = ("not enough memory", "can't allocate memory", "Cannot allocate memory")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and any(part in str(error) for part in words)
-    )
 
 
 class BatchedReward(ABC):

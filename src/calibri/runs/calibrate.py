@@ -17,8 +17,9 @@ import torch
 import transformers
 from PIL import Image
 
+from calibri.arrays import Vector
 from calibri.artifact import Calibration, Sampling
-from calibri.coefficients import Coefficients, Vector
+from calibri.coefficients import Coefficients
 from calibri.config import RunConfig, validate_config
 from calibri.errors import Interrupted
 from calibri.files import write_atomically

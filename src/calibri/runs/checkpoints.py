@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from calibri.coefficients import Vector
+from calibri.arrays import Scores, Vector
 from calibri.config import RewardConfig
 from calibri.errors import RewardError
 from calibri.progress import Progress
 from calibri.results import Checkpoint, Figure
 from calibri.rewards import Scale
 from calibri.runs.session import Engine
-from calibri.scoring import Evaluator, Scores, complete
+from calibri.scoring import Evaluator, complete
 from calibri.search import reached_plateau, select
 from calibri.seeds import derive_seed
 from calibri.statistics import paired_difference

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from calibri.arrays import Scores
 from calibri.artifact import Calibration
 from calibri.coefficients import Coefficients
 from calibri.config import SHIPPED, RunConfig, validate_config
@@ -20,7 +21,7 @@ from calibri.results import Comparison, Evaluation, Fidelity, SettingResult
 from calibri.rewards import Mixture, Scale, frechet_distance, parse_mixture, recall
 from calibri.runs.session import DIVERSITY, FEATURES, Engine, PromptSets, prompts_from
 from calibri.sampling import Noise, film_strip
-from calibri.scoring import Evaluator, Ledger, Measure, MemoryRecords, Scores, complete
+from calibri.scoring import Evaluator, Ledger, Measure, MemoryRecords, complete
 from calibri.seeds import derive_seed
 from calibri.statistics import bootstrap_mean, paired_difference
 

@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from calibri.coefficients import Coefficients, SearchSpace, Vector
+from calibri.arrays import Scores, Vector
+from calibri.coefficients import Coefficients, SearchSpace
 from calibri.errors import ConfigError, RewardError, RunError
 from calibri.pipelines import Site
 from calibri.progress import Progress
@@ -26,7 +27,7 @@ from calibri.rewards import DifferentiableReward, Reward
 from calibri.runs.loop import Optimiser, search_basis, search_bounds
 from calibri.runs.session import Engine
 from calibri.sampling import Noise, mean_over_frames
-from calibri.scoring import Evaluator, Row, Scores, Unit, cut, decode, encode, make_unit
+from calibri.scoring import Evaluator, Row, Unit, cut, decode, encode, make_unit
 from calibri.search import AdamSearch, images_of_generation, popsize_for, tail_mean
 
 # What an image with its gradient costs in images without: one forward, and a backward of about two.

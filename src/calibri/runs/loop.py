@@ -10,7 +10,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from calibri.coefficients import SearchSpace, Vector
+from calibri.arrays import Scores, Vector
+from calibri.coefficients import SearchSpace
 from calibri.config import RunConfig, SearchConfig
 from calibri.errors import ConfigError, NothingScoredError
 from calibri.progress import Progress
@@ -20,7 +21,7 @@ from calibri.rewards import Scale, scale_of
 from calibri.runs.checkpoints import Checkpoints
 from calibri.runs.session import Engine
 from calibri.sampling import Noise
-from calibri.scoring import Evaluator, Scores
+from calibri.scoring import Evaluator
 from calibri.search import (
     CMASearch,
     bucket_size,

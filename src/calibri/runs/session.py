@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 import torch
 
+from calibri.arrays import Vector
 from calibri.artifact import Calibration
 from calibri.coefficients import (
     PRESETS,
     Coefficients,
     SearchSpace,
-    Vector,
     lay_out,
     preset,
     settle,

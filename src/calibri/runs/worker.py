@@ -15,7 +15,7 @@ import torch
 
 from calibri.config import validate_config
 from calibri.errors import CalibriError, RunError
-from calibri.rewards import is_out_of_memory
+from calibri.memory import is_out_of_memory
 from calibri.runs import Engine, PromptSets
 from calibri.scoring import Scored, Unit
 

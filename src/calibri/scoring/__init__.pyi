@@ -18,7 +18,6 @@ from .units import Backend as Backend
 from .units import Measure as Measure
 from .units import Row as Row
 from .units import Scored as Scored
-from .units import Scores as Scores
 from .units import Unit as Unit
 from .units import cut as cut
 from .units import decode as decode

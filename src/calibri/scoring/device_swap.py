@@ -12,8 +12,9 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from calibri.errors import RunError
+from calibri.memory import is_out_of_memory
 from calibri.pipelines import movable_modules
-from calibri.rewards import ModelReward, Reward, is_out_of_memory
+from calibri.rewards import ModelReward, Reward
 
 # uint8 images held in host memory between the turns: 0.8 GB at 512 x 512, 3.2 GB at 1024 x 1024.
 MOST_IMAGES = 1024

@@ -13,11 +13,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from calibri.arrays import Scores
 from calibri.coefficients import Coefficients
 from calibri.errors import NothingScoredError, RewardError, RunError
 from calibri.results import FULL, Fidelity
 from calibri.sampling import Noise
-from calibri.scoring.units import Backend, Measure, Scores, Unit, cut, decode, make_unit
+from calibri.scoring.units import Backend, Measure, Unit, cut, decode, make_unit
 
 # Told of every finished unit: its images, and whether they are new.
 OnUnit = Callable[[int, bool], None]

@@ -17,15 +17,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from calibri.arrays import Scores
 from calibri.coefficients import Coefficients
 from calibri.prompts import Prompt
 from calibri.results import Fidelity
 from calibri.sampling import Noise
 
-Scores = NDArray[np.float64]
 # From images (uint8, N x 3 x H x W) and N prompts to one row of numbers per image.
 Measure = Callable[[Tensor, Sequence[str]], Tensor]
 Row = tuple[int, Noise]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-Vector = NDArray[np.float64]
+from calibri.arrays import Vector
 
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
 

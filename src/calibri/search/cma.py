@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from calibri.arrays import Vector
 from calibri.config import SearchConfig
-from calibri.search.distribution import Distribution, Vector
+from calibri.search.distribution import Distribution
 from calibri.seeds import derive_seed
 
 

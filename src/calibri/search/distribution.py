@@ -11,9 +11,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Vector = NDArray[np.float64]
+from calibri.arrays import Vector
 
 _SMALLEST_VARIANCE = 1e-12
 # exp(1) in one generation: a step-size that jumps further has left what was sampled.

@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from calibri.arrays import Scores
 
 
 def first_prompts(bucket_size: int, first: float, keep: float) -> int:
@@ -37,7 +36,7 @@ def num_survivors(popsize: int, keep: float) -> int:
     return max(1, math.ceil(keep * popsize - 1e-9))
 
 
-def survivors(partial: Array, keep: float) -> list[int]:
+def survivors(partial: Scores, keep: float) -> list[int]:
     """Choose the candidates that are scored on the rest of the bucket.
 
     Args:
@@ -58,7 +57,7 @@ def survivors(partial: Array, keep: float) -> list[int]:
     return sorted(int(i) for i in order[: num_survivors(len(partial), keep)])
 
 
-def race_scores(partial: Array, kept: list[int], full: Array) -> Array:
+def race_scores(partial: Scores, kept: list[int], full: Scores) -> Scores:
     """Scores to tell after a race: survivors first, the others below in their own order.
 
     Args:
@@ -76,7 +75,7 @@ def race_scores(partial: Array, kept: list[int], full: Array) -> Array:
     """
     if len(full) != len(kept):
         raise ValueError(f"Expected {len(kept)} full scores, got {len(full)}.")
-    scores: Array = np.array(partial, dtype=np.float64)
+    scores: Scores = np.array(partial, dtype=np.float64)
     left = np.ones(len(scores), dtype=bool)
     left[kept] = False
     if left.any():

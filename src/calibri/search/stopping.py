@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from statistics import NormalDist
 
 import numpy as np
-from numpy.typing import NDArray
 
+from calibri.arrays import Scores
 from calibri.seeds import derive_seed
-
-Array = NDArray[np.float64]
 
 # Each look is at a fifth more checkpoints than the last.
 _GROWTH = 1.2
@@ -77,7 +75,7 @@ def _t_quantile(probability: float, freedom: int) -> float:
 
 
 def select(
-    differences: Array, seed: int, *, error_rate: float = 0.05, resamples: int = 2000
+    differences: Scores, seed: int, *, error_rate: float = 0.05, resamples: int = 2000
 ) -> int | None:
     """Choose the checkpoint to return, or none if none is surely better than the original.
 
@@ -125,7 +123,7 @@ def select(
     return int(rows[np.flatnonzero(eligible & (behind.mean(axis=1) <= error))[-1]])
 
 
-def _t_values(means: Array, table: Array) -> Array:
+def _t_values(means: Scores, table: Scores) -> Scores:
     # The sum of squares does not change with the signs, so the variance follows from the mean.
     count = table.shape[1]
     variance = (np.square(table).mean(axis=1) - means**2) / (count - 1)

@@ -7,12 +7,10 @@ candidates as the full number does, and if they do not reward being far from the
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from calibri.arrays import Scores
 from calibri.results import Figure
 from calibri.seeds import derive_seed
-
-Scores = NDArray[np.float64]
 
 ACCEPTED_TAU = 0.8
 # The bias may change by this share of the spread of the candidates' true means.

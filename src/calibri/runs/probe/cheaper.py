@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from calibri.errors import CalibriError, ConfigError, RunError
+from calibri.memory import is_out_of_memory
 from calibri.pipelines import networks_of
 from calibri.prompts import Prompt
 from calibri.results import FULL, Fidelity
-from calibri.rewards import is_out_of_memory
 from calibri.runs.session import Engine
 from calibri.sampling import Noise, call_arguments, check_cache
 from calibri.scoring import REWARDS

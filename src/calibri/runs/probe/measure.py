@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from calibri.coefficients import Vector
+from calibri.arrays import Scores, Vector
 from calibri.config import RunConfig, SearchConfig
 from calibri.errors import ConfigError, RewardError
 from calibri.planning import measures_first
@@ -35,7 +35,7 @@ from calibri.runs.probe.agreement import bias_slope, rank_correlation, refusal
 from calibri.runs.probe.cheaper import relative_cost, try_out
 from calibri.runs.probe.variance import expected_tau, recommend, reliability, variance_components
 from calibri.runs.session import Engine
-from calibri.scoring import Evaluator, Scores
+from calibri.scoring import Evaluator
 from calibri.search import popsize_for
 from calibri.seeds import derive_seed
 

@@ -14,11 +14,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
+from calibri.arrays import Scores
 from calibri.results import VarianceComponents
-
-Scores = NDArray[np.float64]
 
 # With fewer prompts a search fits those of its bucket, and decays late in a run.
 _BUCKETS = (6, 8, 12, 16, 24, 32, 48, 64)
