@@ -49,15 +49,15 @@ def main() -> None:
     machine.quiet()
     console = Console(width=110)
     pair = throughput.make_pair(**{"sampling.num_inference_steps": options.steps})
-    engine = pair.engine
+    session = pair.session
     benches: dict[str, Bench] = {
         # First, while no prompt was ever encoded.
         "B2": lambda: throughput.encoder_calls(pair),
         "B1": lambda: throughput.throughput(pair, options.repeats),
         "B3": searches.images_to_targets,
         "B4": searches.selection,
-        "B7": lambda: overhead.framework_time(engine, options.repeats),
-        "B8": lambda: overhead.invariance(engine),
+        "B7": lambda: overhead.framework_time(session, options.repeats),
+        "B8": lambda: overhead.invariance(session),
     }
     rows, figures = run(benches, console)
     console.print(table(sorted(rows, key=lambda row: row.bench)))

@@ -20,42 +20,42 @@ from calibri.coefficients import Coefficients
 from calibri.config import load_config
 from calibri.progress import Progress
 from calibri.results import Comparison
-from calibri.runs import Comparer, Engine
+from calibri.runs import Comparer, Session
 from calibri.scoring import Ledger, MemoryRecords
 
 SWEEP = np.arange(0.80, 1.61, 0.05)
 
 
-def searched(engine: Engine, runs: Path, name: str, **values: object) -> Coefficients:
+def searched(session: Session, runs: Path, name: str, **values: object) -> Coefficients:
     """Search as a run does and return what it found."""
-    config = engine.config.model_copy(
-        update={"space": engine.config.space.model_copy(update=values)}
+    config = session.config.model_copy(
+        update={"space": session.config.space.model_copy(update=values)}
     )
     calibrate(config, name=name, runs=runs)
     return Calibration.from_pretrained(runs / name / "calibration").coefficients
 
 
-def swept(engine: Engine) -> Coefficients:
+def swept(session: Session) -> Coefficients:
     """Choose the output weight alone, on the validation prompts."""
-    start = engine.space.coefficients(engine.space.start)
+    start = session.space.coefficients(session.space.start)
     candidates = [
         start.model_copy(update={"output_weights": tuple(w * f for w in start.output_weights)})
         for f in SWEEP
     ]
-    noises = engine.noises("validation", 0, engine.prompts.validation)
-    evaluator = engine.evaluator(Ledger(MemoryRecords()), lambda images, new: None)
-    scores = evaluator.score("sweep", 0, candidates, noises, engine.measures(held_out=False))
-    means = scores[engine.config.rewards.objective].mean(axis=1)
+    noises = session.noises("validation", 0, session.prompts.validation)
+    evaluator = session.evaluator(Ledger(MemoryRecords()), lambda images, new: None)
+    scores = evaluator.score("sweep", 0, candidates, noises, session.objective)
+    means = scores[session.config.rewards.objective].mean(axis=1)
     best = int(np.argmax(means))
     print(f"output weight alone: best factor {SWEEP[best]:.2f} on validation")
     return candidates[best]
 
 
-def differences(engine: Engine, coefficients: Coefficients) -> list[Comparison]:
+def differences(session: Session, coefficients: Coefficients) -> list[Comparison]:
     """Compare with the original at the same steps, on the test prompts."""
-    evaluator = engine.evaluator(Ledger(MemoryRecords()), lambda images, new: None)
-    comparer = Comparer(engine, evaluator, coefficients, engine.prompts.test)
-    steps = engine.config.sampling.num_inference_steps
+    evaluator = session.evaluator(Ledger(MemoryRecords()), lambda images, new: None)
+    comparer = Comparer(session, evaluator, coefficients, session.prompts.test)
+    steps = session.config.sampling.num_inference_steps
     return [c for c in comparer.run(Progress()).comparisons if c.num_inference_steps == steps]
 
 
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--guidance-scale", type=float, default=None)
     arguments = parser.parse_args()
     runs = arguments.runs or Path(tempfile.mkdtemp())
-    engine = Engine(
+    session = Session(
         load_config(
             values={
                 "seed": arguments.seed,
@@ -77,16 +77,16 @@ def main() -> None:
         )
     )
     found = {
-        "sites and output": searched(engine, runs, "both"),
-        "sites alone": searched(engine, runs, "sites", output_weights=False, output_knots=1),
-        "output weight alone": swept(engine),
+        "sites and output": searched(session, runs, "both"),
+        "sites alone": searched(session, runs, "sites", output_weights=False, output_knots=1),
+        "output weight alone": swept(session),
     }
-    print(f"seed {arguments.seed}, {len(engine.prompts.test)} held-out prompts, 95% intervals")
+    print(f"seed {arguments.seed}, {len(session.prompts.test)} held-out prompts, 95% intervals")
     for label, coefficients in found.items():
         parts = [
             f"{c.reward} {c.difference.mean:+.3f} "
             f"[{c.difference.low:+.3f}, {c.difference.high:+.3f}]"
-            for c in differences(engine, coefficients)
+            for c in differences(session, coefficients)
         ]
         print(f"{label:22s} {'   '.join(parts)}")
 

@@ -15,7 +15,7 @@ import torch
 from calibri.arrays import Scores
 from calibri.config import SearchConfig, load_config
 from calibri.results import FULL, Fidelity, FidelityResult, Figure
-from calibri.runs import Design, Engine, Measurement, variance_components
+from calibri.runs import Design, Measurement, Session, variance_components
 from calibri.scoring import Evaluator, Ledger, MemoryRecords
 
 
@@ -67,9 +67,9 @@ def main() -> None:
         "space.output_knots": 1,
         "space.shift": False,
     }
-    engine = Engine(load_config(values=values))
-    with engine.evaluator(Ledger(MemoryRecords())) as evaluator:
-        measurement = Measurement(engine, evaluator, Design(20, 32, 2))
+    session = Session(load_config(values=values))
+    with session.evaluator(Ledger(MemoryRecords())) as evaluator:
+        measurement = Measurement(session, evaluator, Design(20, 32, 2))
         measurement.table(Fidelity(num_inference_steps=1))
         full, whole = timed(measurement, evaluator, FULL)
         components = variance_components(full[1:])

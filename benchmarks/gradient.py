@@ -27,7 +27,7 @@ from benchmarks import machine
 from calibri.config import load_config
 from calibri.progress import Progress
 from calibri.results import Figure
-from calibri.runs import Engine, GradientOptimiser, Gradients, Optimiser
+from calibri.runs import GradientOptimiser, Gradients, Optimiser, Session
 from calibri.scoring import Ledger, MemoryRecords
 from calibri.search import tail_mean
 from calibri.statistics import bootstrap_mean, paired_difference
@@ -37,8 +37,8 @@ REWARDS = ("shapes", "shapes-judge")
 Gains = dict[str, NDArray[np.float64]]
 
 
-def make_engine(guidance: float, seed: int, generations: int) -> Engine:
-    return Engine(
+def make_engine(guidance: float, seed: int, generations: int) -> Session:
+    return Session(
         load_config(
             values={
                 "device": "cpu",
@@ -63,17 +63,19 @@ def make_engine(guidance: float, seed: int, generations: int) -> Engine:
 
 def run(method: str, guidance: float, seed: int, generations: int) -> dict[str, Any]:
     """Search once; scores on held-out prompts of the original and of what was found."""
-    engine = make_engine(guidance, seed, generations)
-    evaluator = engine.evaluator(Ledger(MemoryRecords()))
+    session = make_engine(guidance, seed, generations)
+    evaluator = session.evaluator(Ledger(MemoryRecords()))
     make = GradientOptimiser if method == "gradient" else Optimiser
     started = time.process_time()
-    optimiser = make(engine, evaluator, Progress())
+    optimiser = make(session, evaluator, Progress())
     returned, result = optimiser.run()
     seconds = time.process_time() - started
-    tail = tail_mean(optimiser._state.means, engine.config.search.tail)
-    noises = engine.noises("held out", 0, engine.prompts.test)
-    candidates = [engine.space.coefficients(vector) for vector in (engine.space.start, tail)]
-    tables = evaluator.score("held out", 0, candidates, noises, engine.measures(held_out=True))
+    tail = tail_mean(optimiser._state.means, session.config.search.tail)
+    noises = session.noises("held out", 0, session.prompts.test)
+    candidates = [session.space.coefficients(vector) for vector in (session.space.start, tail)]
+    tables = evaluator.score(
+        "held out", 0, candidates, noises, tuple(session.bench.measures.rewards)
+    )
     return {
         "images": result.images,
         "processor_seconds": seconds,
@@ -85,12 +87,12 @@ def run(method: str, guidance: float, seed: int, generations: int) -> dict[str, 
 
 def cost_of_a_gradient(guidance: float, repeats: int = 3) -> list[float]:
     """Processor time of images with a gradient, in that of the same images without."""
-    engine = make_engine(guidance, 0, 1)
-    evaluator = engine.evaluator(Ledger(MemoryRecords()))
-    gradients, start = Gradients(engine, evaluator), engine.space.start
-    noises = engine.noises("cost", 0, engine.prompts.train[:16])
-    measures = engine.measures(held_out=False)
-    candidates = [engine.space.coefficients(start)]
+    session = make_engine(guidance, 0, 1)
+    evaluator = session.evaluator(Ledger(MemoryRecords()))
+    gradients, start = Gradients(session, evaluator), session.space.start
+    noises = session.noises("cost", 0, session.prompts.train[:16])
+    measures = session.objective
+    candidates = [session.space.coefficients(start)]
     ratios = []
     for repeat in range(repeats + 1):
         before = time.process_time()

@@ -39,7 +39,7 @@ from calibri.coefficients import Coefficients
 from calibri.config import RunConfig, load_config
 from calibri.progress import Progress
 from calibri.results import Figure
-from calibri.runs import Engine, Optimiser
+from calibri.runs import Optimiser, Session
 from calibri.sampling import Noise
 from calibri.scoring import Evaluator, Ledger, MemoryRecords
 from calibri.search import tail_mean
@@ -69,11 +69,11 @@ class Watched(Optimiser):
 class ReferenceRun:
     """The reference's search, scored by our evaluator."""
 
-    def __init__(self, engine: Engine, evaluator: Evaluator, settings: Settings) -> None:
-        self._engine = engine
+    def __init__(self, session: Session, evaluator: Evaluator, settings: Settings) -> None:
+        self._engine = session
         self._evaluator = evaluator
         self._settings = settings
-        self._gates = Gates(engine.pipe.transformer, settings.start_weights)
+        self._gates = Gates(session.bench.pipe.transformer, settings.start_weights)
         self._gates.remove()
         self._search = Search(self._gates.start, self._gates.is_output, settings)
         self.images = self.validation_images = 0
@@ -116,18 +116,18 @@ class ReferenceRun:
         self, phase: str, vectors: Sequence[Vector], noises: Sequence[Noise]
     ) -> list[float]:
         candidates = [self.coefficients(vector) for vector in vectors]
-        measures = self._engine.measures(held_out=False)
+        measures = self._engine.objective
         step = self._search.generation
         tables = self._evaluator.score(phase, step, candidates, noises, measures)
         return [float(mean) for mean in tables[self._engine.mixture.names[0]].mean(axis=1)]
 
 
 def held_out(
-    engine: Engine, evaluator: Evaluator, phase: str, candidates: Sequence[Coefficients]
+    session: Session, evaluator: Evaluator, phase: str, candidates: Sequence[Coefficients]
 ) -> list[dict[str, float]]:
     """Mean of every reward for each candidate, on prompts and noise that no search saw."""
-    noises = engine.noises("held out", 0, engine.prompts.test)
-    tables = evaluator.score(phase, 0, candidates, noises, engine.measures(held_out=True))
+    noises = session.noises("held out", 0, session.prompts.test)
+    tables = evaluator.score(phase, 0, candidates, noises, tuple(session.bench.measures.rewards))
     return [
         {name: float(table[i].mean()) for name, table in tables.items()}
         for i in range(len(candidates))
@@ -150,21 +150,21 @@ def reached(curve: Curve, reward: str, target: float) -> float | None:
 
 def run_seed(config: RunConfig, generations: int, every: int) -> dict[str, Any]:
     """Run both searches with one seed and score what they went through."""
-    engine = Engine(config)
-    with engine.evaluator(Ledger(MemoryRecords()), images=10**6) as evaluator:
-        ours = Watched(engine, evaluator, Progress())
+    session = Session(config)
+    with session.evaluator(Ledger(MemoryRecords()), images=10**6) as evaluator:
+        ours = Watched(session, evaluator, Progress())
         returned, _ = ours.run()
         ours_images = evaluator.images
         sampling = config.sampling
         settings = Settings(sampling.num_inference_steps, sampling.guidance_scale, seed=config.seed)
-        theirs = ReferenceRun(engine, evaluator, settings)
+        theirs = ReferenceRun(session, evaluator, settings)
         theirs.run(generations)
         our_points = thinned(ours.points, max(1, every // 2))
         their_points = thinned(theirs.points, every)
         tail = tail_mean([mean for _, mean in theirs.points], 0.25)
-        space = engine.space
+        space = session.space
         found = held_out(
-            engine,
+            session,
             evaluator,
             "held out",
             [
@@ -183,7 +183,7 @@ def run_seed(config: RunConfig, generations: int, every: int) -> dict[str, Any]:
         )
     )
     return {
-        "objective": engine.mixture.names[0],
+        "objective": session.mixture.names[0],
         "original": original,
         "ours": {"images": ours_images, "returned": our_final, "curve": our_curve},
         "reference": {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from benchmarks.machine import Row, Spread
 from calibri.progress import Progress
-from calibri.runs import Engine, Journal, Optimiser
-from calibri.scoring import Evaluator, Ledger, Measure, MemoryRecords, Records, Scored, Unit
+from calibri.runs import Journal, Optimiser, Session
+from calibri.scoring import Evaluator, Ledger, MemoryRecords, Records, Result, Unit
 from calibri.seeds import derive_seed
 
 
@@ -26,27 +26,27 @@ class Instant:
     def __init__(self) -> None:
         self.units = 0
 
-    def run(
-        self, units: Iterable[tuple[int, Unit]], measures: Mapping[str, Measure]
-    ) -> Iterator[tuple[int, Scored]]:
+    def run(self, units: Iterable[tuple[int, Unit]]) -> Iterator[tuple[int, Result]]:
         for index, unit in units:
             self.units += 1
             rng = np.random.default_rng(derive_seed(0, unit.digest))
-            yield index, {name: rng.standard_normal(len(unit.rows)).tolist() for name in measures}
+            rows = len(unit.rows)
+            scores = {name: rng.standard_normal(rows).tolist() for name in unit.measures}
+            yield index, {"scores": scores}
 
     def close(self) -> None:
         """Nothing is held."""
 
 
 def _search(
-    engine: Engine, records: Records, backend: Instant
+    session: Session, records: Records, backend: Instant
 ) -> tuple[NDArray[np.float64], float]:
     """Run a whole search and time it."""
-    sampling = engine.config.sampling
+    sampling = session.config.sampling
     started = time.perf_counter()
-    full = engine.sampler.full
+    full = session.bench.sampler.full
     evaluator = Evaluator(backend, sampling.batch_size, full, Ledger(records))
-    vector, _ = Optimiser(engine, evaluator, Progress()).run()
+    vector, _ = Optimiser(session, evaluator, Progress()).run()
     return vector, time.perf_counter() - started
 
 
@@ -62,15 +62,15 @@ def flush_seconds(folder: Path, count: int = 20) -> float:
     return Spread(tuple(times)).median
 
 
-def framework_time(engine: Engine, repeats: int) -> tuple[list[Row], dict[str, Any]]:
+def framework_time(session: Session, repeats: int) -> tuple[list[Row], dict[str, Any]]:
     """B7: everything but sampling and scoring, over a whole search, for each unit."""
     kept, in_memory = [], []
     with tempfile.TemporaryDirectory() as name:
         flush = flush_seconds(Path(name))
         for repeat in range(repeats):
             with Journal.open(Path(name) / f"journal-{repeat}") as journal:
-                kept.append(_milliseconds(engine, journal))
-            in_memory.append(_milliseconds(engine, MemoryRecords()))
+                kept.append(_milliseconds(session, journal))
+            in_memory.append(_milliseconds(session, MemoryRecords()))
     journalled, alone = Spread(tuple(kept)), Spread(tuple(in_memory))
     rows = [
         Row("B7", "framework time for each unit, journal included, ms", journalled.text(), "< 5"),
@@ -84,27 +84,29 @@ def framework_time(engine: Engine, repeats: int) -> tuple[list[Row], dict[str, A
     }
 
 
-def _milliseconds(engine: Engine, records: Records) -> float:
+def _milliseconds(session: Session, records: Records) -> float:
     backend = Instant()
-    _, spent = _search(engine, records, backend)
+    _, spent = _search(session, records, backend)
     return 1e3 * spent / backend.units
 
 
-def parity(engine: Engine, rows: int = 16) -> float:
+def parity(session: Session, rows: int = 16) -> float:
     """Largest difference of the transformer's output: one batch of candidates, or one by one.
 
     In units of the largest output.
     """
-    transformer, config = engine.pipe.transformer, engine.pipe.transformer.config
+    transformer, config = session.bench.pipe.transformer, session.bench.pipe.transformer.config
     generator = torch.Generator().manual_seed(0)
     size = config.sample_size
     noisy = torch.randn(rows, config.in_channels, size, size, generator=generator)
     text = torch.randn(rows, 12, config.joint_attention_dim, generator=generator)
     pooled = torch.randn(rows, config.pooled_projection_dim, generator=generator)
-    scales = 1 + 0.25 * torch.randn(rows, 1, len(engine.scaler.sites) + 1, generator=generator)
+    scales = 1 + 0.25 * torch.randn(
+        rows, 1, len(session.bench.scaler.sites) + 1, generator=generator
+    )
 
     def forward(part: slice) -> torch.Tensor:
-        engine.scaler.set(scales[part])
+        session.bench.scaler.set(scales[part])
         output: torch.Tensor = transformer(
             hidden_states=noisy[part],
             encoder_hidden_states=text[part],
@@ -120,21 +122,21 @@ def parity(engine: Engine, rows: int = 16) -> float:
     return float((together - alone).abs().max() / alone.abs().max())
 
 
-def replay_is_exact(engine: Engine) -> bool:
+def replay_is_exact(session: Session) -> bool:
     """Say whether a search repeated from its journal alone returns the same bits."""
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "journal"
         with Journal.open(path) as journal:
-            first, _ = _search(engine, journal, Instant())
+            first, _ = _search(session, journal, Instant())
         backend = Instant()
         with Journal.open(path) as journal:
-            again, _ = _search(engine, journal, backend)
+            again, _ = _search(session, journal, backend)
     return backend.units == 0 and first.tobytes() == again.tobytes()
 
 
-def invariance(engine: Engine) -> tuple[list[Row], dict[str, Any]]:
+def invariance(session: Session) -> tuple[list[Row], dict[str, Any]]:
     """B8: what must not change."""
-    difference, exact = parity(engine), replay_is_exact(engine)
+    difference, exact = parity(session), replay_is_exact(session)
     said = "identical" if exact else "DIFFERENT"
     rows = [
         Row("B8", "16 candidates in a batch or alone, relative", f"{difference:.1e}", "< 1e-5"),

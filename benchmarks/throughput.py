@@ -26,15 +26,15 @@ from calibri.config import load_config
 from calibri.pipelines import load_pipeline
 from calibri.progress import Progress
 from calibri.rewards import Reward
-from calibri.runs import Engine, Optimiser, planned_images
-from calibri.scoring import Evaluator, Ledger, MemoryRecords
+from calibri.runs import Optimiser, Session, planned_images
+from calibri.scoring import Evaluator, Ledger, Local, MemoryRecords
 
 
 @dataclass(frozen=True)
 class Pair:
     """The same pipeline twice: with our evaluator, and with the reference procedure."""
 
-    engine: Engine
+    session: Session
     reference: Procedure
 
 
@@ -44,13 +44,13 @@ def make_pair(**values: Any) -> Pair:
     Args:
         values: changes to the default configuration, by dotted key.
     """
-    engine = Engine(load_config(values=values))
-    sampling = engine.config.sampling
+    session = Session(load_config(values=values))
+    sampling = session.config.sampling
     settings = Settings(sampling.num_inference_steps, sampling.guidance_scale)
-    pipe = load_pipeline(engine.config.pipeline, device=engine.config.device)
-    reward = engine.rewards[engine.config.rewards.objective]
-    train, held_out = ([p.text for p in s] for s in (engine.prompts.train, engine.prompts.test))
-    return Pair(engine, Procedure(pipe, on_pictures(reward), train, held_out, settings))
+    pipe = load_pipeline(session.config.pipeline, device=session.config.device)
+    reward = session.bench.measures.rewards[session.config.rewards.objective]
+    train, held_out = ([p.text for p in s] for s in (session.prompts.train, session.prompts.test))
+    return Pair(session, Procedure(pipe, on_pictures(reward), train, held_out, settings))
 
 
 def on_pictures(reward: Reward) -> Any:
@@ -87,10 +87,10 @@ def largest_difference(pair: Pair, count: int = 8) -> int:
     for number in range(count):
         noise = np.random.default_rng(number).standard_normal(start.size)
         vector = start + 0.25 * noise
-        noises = pair.engine.noises("check", number, pair.engine.prompts.train[:4])
+        noises = pair.session.noises("check", number, pair.session.prompts.train[:4])
         texts, seeds = [n.prompt.text for n in noises], [n.seed for n in noises]
         theirs = pixels(pair.reference.sample(vector, texts, seeds)).int()
-        ours = pair.engine.sample(coefficients(pair.reference, vector), noises).int()
+        ours = pair.session.sample(coefficients(pair.reference, vector), noises).int()
         found = max(found, int((ours - theirs).abs().max()))
     return found
 
@@ -111,10 +111,10 @@ def throughput(pair: Pair, repeats: int) -> tuple[list[Row], dict[str, Any]]:
     if difference > 1:
         raise RuntimeError(f"The images differ by {difference} levels of 255; nothing was timed.")
     count = torch.get_num_threads()
-    planned = sum(planned_images(pair.engine).values())
+    planned = sum(planned_images(pair.session).values())
     started = time.perf_counter()
-    with pair.engine.evaluator(Ledger(MemoryRecords()), images=planned) as evaluator:
-        search = Stepwise(pair.engine, evaluator, Progress())
+    with pair.session.evaluator(Ledger(MemoryRecords()), images=planned) as evaluator:
+        search = Stepwise(pair.session, evaluator, Progress())
         images = [search.step()]  # warm up; workers load their models
         first = time.perf_counter() - started
         with threads(count):
@@ -133,8 +133,8 @@ def throughput(pair: Pair, repeats: int) -> tuple[list[Row], dict[str, Any]]:
     pairs = zip(ours.values, reference.values, strict=True)
     ratio = Spread(tuple(a / b for a, b in pairs))
     startup = max(0.0, first - images[0] / ours.median)
-    steps = pair.engine.config.sampling.num_inference_steps
-    guidance = pair.engine.config.sampling.guidance_scale
+    steps = pair.session.config.sampling.num_inference_steps
+    guidance = pair.session.config.sampling.guidance_scale
     what = f"{steps} steps, guidance {guidance:g}"
     rows = [
         Row("B1", f"images/s, reference procedure, {what}, {count} threads", reference.text(1)),
@@ -175,19 +175,19 @@ def encoder_calls(pair: Pair) -> tuple[list[Row], dict[str, Any]]:
     """B2: calls of a text encoder in one generation; no timing."""
     with counted(pair.reference._pipe.text_encoder) as theirs:
         pair.reference.step()
-    backend = pair.engine.in_process()
-    sampling = pair.engine.config.sampling
+    backend = Local(pair.session.bench)
+    sampling = pair.session.config.sampling
 
     def first_generation() -> list[int]:
-        full = pair.engine.sampler.full
+        full = pair.session.bench.sampler.full
         evaluator = Evaluator(backend, sampling.batch_size, full, Ledger(MemoryRecords()))
-        with counted(pair.engine.pipe.text_encoder) as calls:
-            Stepwise(pair.engine, evaluator, Progress()).step()
+        with counted(pair.session.bench.pipe.text_encoder) as calls:
+            Stepwise(pair.session, evaluator, Progress()).step()
         return calls
 
     first, again = first_generation(), first_generation()
     backend.close()
-    what, size = "texts encoded in a generation", pair.engine.config.search.bucket_size
+    what, size = "texts encoded in a generation", pair.session.config.search.bucket_size
     rows = [
         Row("B2", f"{what}, reference", f"{sum(theirs)} in {len(theirs)} calls"),
         Row("B2", f"{what}, ours", f"{sum(first)} in {len(first)} calls", str(size)),

@@ -31,7 +31,7 @@ from calibri.config import RunConfig, load_config
 from calibri.planning import images_by_phase
 from calibri.progress import Progress
 from calibri.results import Fidelity, Figure
-from calibri.runs import Engine, Optimiser
+from calibri.runs import Optimiser, Session
 from calibri.runs import loop as optimise
 from calibri.scoring import Ledger, MemoryRecords
 from calibri.statistics import paired_difference
@@ -58,7 +58,7 @@ def config_of(values: Values, images: int | None = None) -> RunConfig:
     config = load_config(values={"device": "cpu", **values})
     if images is None:
         return config
-    size = Engine(config).space.size
+    size = Session(config).space.size
     best = config
     for count in range(1, 10 * config.search.generations):
         search = config.search.model_copy(update={"generations": count})
@@ -71,11 +71,11 @@ def config_of(values: Values, images: int | None = None) -> RunConfig:
 
 def search(config: RunConfig) -> Found:
     """Search, and name what was found half-way and at the end."""
-    engine = Engine(config)
-    with engine.evaluator(Ledger(MemoryRecords()), images=10**6) as evaluator:
-        points = list(Searched(engine, evaluator, Progress()).points())
+    session = Session(config)
+    with session.evaluator(Ledger(MemoryRecords()), images=10**6) as evaluator:
+        points = list(Searched(session, evaluator, Progress()).points())
     chosen = (points[len(points) // 2 - 1], points[-1])
-    return [engine.space.coefficients(vector) for vector in chosen]
+    return [session.space.coefficients(vector) for vector in chosen]
 
 
 @contextmanager
@@ -139,7 +139,7 @@ def _calibration(config: RunConfig, coefficients: Coefficients) -> Calibration:
 def budget_of(values: Values) -> int:
     """Images of the generations of the default search."""
     config = config_of(values)
-    return images_by_phase(config, Engine(config).space.size)["search"]
+    return images_by_phase(config, Session(config).space.size)["search"]
 
 
 def at_fidelity(values: Values, fidelity: Fidelity) -> Found:
@@ -174,11 +174,11 @@ VARIANTS: dict[str, Callable[[Values], Found]] = {
 def scores(variant: str, values: Values) -> dict[str, list[list[float]]]:
     """Search; scores of the original and of both points on held-out prompts."""
     found = VARIANTS[variant](values)
-    engine = Engine(config_of(values))
-    candidates = [engine.space.coefficients(engine.space.start), *found]
-    noises = engine.noises("held out", 0, engine.prompts.test)
-    with engine.evaluator(Ledger(MemoryRecords()), images=10**6) as evaluator:
-        measures = engine.measures(held_out=True)
+    session = Session(config_of(values))
+    candidates = [session.space.coefficients(session.space.start), *found]
+    noises = session.noises("held out", 0, session.prompts.test)
+    with session.evaluator(Ledger(MemoryRecords()), images=10**6) as evaluator:
+        measures = tuple(session.bench.measures.rewards)
         tables = evaluator.score("held out", 0, candidates, noises, measures)
     return {name: tables[name].round(6).tolist() for name in REWARDS}
 

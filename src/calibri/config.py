@@ -72,7 +72,7 @@ class SpaceConfig(_Section):
         knots: points of the sampling trajectory with scales of their own, linear in the timestep
             between them; 1 is the paper's, constant scales.
         output_knots: the same for the output weights; with 2, the scale of the prediction and the
-            guidance change from the first step to the last. None for 2 where it pays (``settled``)
+            guidance change from the first step to the last. None for 2 where it pays
             and 1 elsewhere.
         guidance: search a factor on the guidance too, on models that embed it (FLUX.1-dev).
         shift: search a factor on the shift of the scheduler's noise schedule too; None where it
@@ -91,25 +91,6 @@ class SpaceConfig(_Section):
     guidance: bool = False
     shift: bool | None = None
     start: str | None = None
-
-    def settled(self, *, timesteps_known: bool, shift_known: bool) -> SpaceConfig:
-        """Search what pays under classifier-free guidance, where it was left open.
-
-        There a guidance that changes over the trajectory and the shift of the schedule gain more
-        than all constant scales together (docs/search.md). Ensembles, scales with knots of their
-        own and searches without output weights stay as they are.
-
-        Args:
-            timesteps_known: whether the model can have knots (``calibri.sampling.scales``).
-            shift_known: whether its scheduler has a shift (``calibri.sampling.shift``).
-        """
-        plain = self.members == self.knots == 1 and self.output_weights
-        found: dict[str, Any] = {}
-        if self.output_knots is None:
-            found["output_knots"] = 2 if plain and timesteps_known else 1
-        if self.shift is None:
-            found["shift"] = plain and shift_known
-        return self.model_copy(update=found)
 
 
 class RewardConfig(_Section):
@@ -275,25 +256,6 @@ class RunConfig(_Section):
     prompts: PromptConfig = PromptConfig()
     search: SearchConfig = SearchConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-
-    def settled(
-        self, guidance_scale: float, *, timesteps_known: bool, shift_known: bool
-    ) -> RunConfig:
-        """Fill in what of the search space was left open (``SpaceConfig.settled``).
-
-        Args:
-            guidance_scale: w of classifier-free guidance; at most 1 means none.
-            timesteps_known: whether the model can have knots.
-            shift_known: whether its scheduler has a shift.
-        """
-        # The paper's loop searches what the paper does.
-        is_open = guidance_scale > 1.0 and self.search.method != "reference"
-        has_gradient = self.search.method == "gradient"  # which factors have not
-        space = self.space.settled(
-            timesteps_known=is_open and timesteps_known,
-            shift_known=is_open and shift_known and not has_gradient,
-        )
-        return self.model_copy(update={"space": space})
 
 
 def load_config(

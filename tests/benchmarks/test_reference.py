@@ -8,14 +8,14 @@ from diffusers import DiffusionPipeline
 
 from calibri.coefficients.coefficients import Coefficients
 from calibri.config import load_config
-from calibri.runs.session import Engine
-from calibri.shapes import PIPELINE_PATH
+from calibri.runs.session import Session
+from calibri.shapes.paths import PIPELINE_PATH
 
 
 @pytest.fixture(scope="module", params=[1.0, 3.0])
 def pair(request):
-    """Our engine, and the reference procedure on a pipeline of its own."""
-    engine = Engine(
+    """Our session, and the reference procedure on a pipeline of its own."""
+    session = Session(
         load_config(
             values={
                 "device": "cpu",
@@ -27,13 +27,13 @@ def pair(request):
     )
     pipe = DiffusionPipeline.from_pretrained(PIPELINE_PATH, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
-    texts = [prompt.text for prompt in engine.prompts.train]
+    texts = [prompt.text for prompt in session.prompts.train]
     settings = Settings(num_inference_steps=3, guidance_scale=request.param)
 
     def reward(images, prompts):
-        return engine.rewards["shapes"].score(pixels(images), prompts).tolist()
+        return session.bench.measures.rewards["shapes"].score(pixels(images), prompts).tolist()
 
-    return engine, Procedure(pipe, reward, texts, texts[:4], settings)
+    return session, Procedure(pipe, reward, texts, texts[:4], settings)
 
 
 def pixels(images):
@@ -53,12 +53,12 @@ def coefficients(procedure, vector):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_images_equal_ours(pair, seed):
-    engine, procedure = pair
+    session, procedure = pair
     rng = np.random.default_rng(seed)
     start = procedure.gates.start
     vector = start + 0.25 * rng.standard_normal(start.size)
-    noises = engine.noises("check", seed, engine.prompts.train[:4])
-    ours = engine.sample(coefficients(procedure, vector), noises)
+    noises = session.noises("check", seed, session.prompts.train[:4])
+    ours = session.sample(coefficients(procedure, vector), noises)
     images = procedure.sample(vector, [n.prompt.text for n in noises], [n.seed for n in noises])
     difference = (pixels(images).int() - ours.int()).abs()
     assert difference.max() <= 1
@@ -129,11 +129,11 @@ def test_a_search_follows_from_its_seed():
 
 
 def test_rewards_are_those_of_the_images(pair):
-    engine, procedure = pair
+    session, procedure = pair
     start = procedure.gates.start
-    noises = engine.noises("check", 0, engine.prompts.train[:6])
+    noises = session.noises("check", 0, session.prompts.train[:6])
     texts = [n.prompt.text for n in noises]
     theirs = procedure.score(start, texts, [n.seed for n in noises])
-    images = engine.sample(coefficients(procedure, start), noises)
-    ours = engine.rewards["shapes"].score(images, texts).mean()
+    images = session.sample(coefficients(procedure, start), noises)
+    ours = session.bench.measures.rewards["shapes"].score(images, texts).mean()
     assert theirs == pytest.approx(float(ours), abs=1e-3)

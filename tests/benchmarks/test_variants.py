@@ -4,7 +4,7 @@ from benchmarks.variants import _waves, budget_of, config_of, difference, scores
 
 from calibri.planning.procedures import images_by_phase
 from calibri.runs import loop as optimise
-from calibri.runs.session import Engine
+from calibri.runs.session import Session
 
 TINY = {
     "seed": 3,
@@ -30,7 +30,7 @@ def test_waves_are_orthogonal_and_as_long_in_all_as_single_steps(count):
 
 
 def test_a_smooth_basis_mixes_one_kind_of_site_over_the_depth_and_goes_again():
-    space = Engine(config_of(TINY)).space
+    space = Session(config_of(TINY)).space
     plain = optimise.search_basis(space)
     with smooth_in_depth():
         basis = optimise.search_basis(space)

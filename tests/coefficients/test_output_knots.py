@@ -7,17 +7,17 @@ import torch
 from calibri.artifact.apply import load
 from calibri.artifact.calibration import Calibration, Sampling
 from calibri.coefficients.coefficients import Coefficients
-from calibri.coefficients.resolve import lay_out
+from calibri.coefficients.resolution import Capabilities, build_space, resolve
 from calibri.coefficients.space import SearchSpace
 from calibri.coefficients.start import warm_start
-from calibri.config import SpaceConfig, validate_config
+from calibri.config import validate_config
 from calibri.errors import ConfigError, FuseError
 from calibri.pipelines.loading import load_pipeline
 from calibri.pipelines.sites.find import find_sites
 from calibri.runs.calibrate import calibrate
 from calibri.runs.folder import RunFolder
 from calibri.runs.loop import search_basis
-from calibri.runs.session import Engine
+from calibri.runs.session import Session
 
 W = 3.0
 
@@ -203,7 +203,8 @@ def test_steps_are_along_scale_and_guidance_and_how_they_change(pipe):
 
 def test_what_is_left_open_is_searched_under_guidance(pipe):
     def factors(guidance, **sections):
-        space = lay_out(validate_config(sections), pipe, guidance)
+        capabilities = Capabilities.of(pipe, guidance)
+        space = build_space(resolve(validate_config(sections), capabilities), capabilities)
         return space.output_knots, space.factors
 
     assert factors(W) == (2, ("shift",))
@@ -225,12 +226,13 @@ def test_a_preset_has_constant_output_weights():
         "space": {"start": "autoguidance", "output_knots": 2},
     }
     with pytest.raises(ConfigError, match="space.output_knots to 1"):
-        Engine(validate_config(values))
+        Session(validate_config(values))
 
 
 @pytest.mark.parametrize("change", [{"members": 2}, {"knots": 2}, {"output_weights": False}])
 def test_other_spaces_are_left_as_they_are(change):
-    space = SpaceConfig(**change).settled(timesteps_known=True, shift_known=True)
+    capabilities = Capabilities((), W, timesteps_known=True, shift_known=True)
+    space = resolve(validate_config({"space": change}), capabilities).space
     assert (space.output_knots, space.shift) == (1, False)
 
 
@@ -252,7 +254,7 @@ def test_a_guided_search_gives_an_artifact_that_is_evaluated(tmp_path):
             "evaluation": {"num_prompts": 2, "images_per_prompt": 1, "num_samples": 1},
         }
     )
-    assert Engine(config).space.output_knots == 2
+    assert Session(config).space.output_knots == 2
     summary = calibrate(config, name="knots", runs=tmp_path)
     kept = RunFolder.open(tmp_path / "knots").config["space"]
     assert (kept["output_knots"], kept["shift"]) == (2, True)
@@ -261,7 +263,7 @@ def test_a_guided_search_gives_an_artifact_that_is_evaluated(tmp_path):
     assert found.output_knots == 2
     assert len(found.output_weights) == 4
     space = config.space.model_copy(update={"start": str(tmp_path / "knots" / "calibration")})
-    again = Engine(config.model_copy(update={"space": space}))
+    again = Session(config.model_copy(update={"space": space}))
     assert again.space.coefficients(again.start).output_weights == pytest.approx(
         found.output_weights
     )

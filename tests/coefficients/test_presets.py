@@ -15,7 +15,7 @@ from calibri.errors import ConfigError, UnsupportedModelError
 from calibri.pipelines.granularity import GRANULARITIES
 from calibri.pipelines.loading import load_pipeline
 from calibri.pipelines.sites.find import find_sites
-from calibri.runs.session import Engine
+from calibri.runs.session import Session
 from tests.pipelines.zoo import ZOO
 from tests.sampling.two_transformers import wan_2_2
 from tests.tiny import SD35_MEDIUM, forward, tiny_flux
@@ -247,12 +247,12 @@ def test_a_search_starts_from_autoguidance_where_it_has_scales_for_each_branch()
     settings = {"num_inference_steps": 2, "guidance_scale": 3.0}
     prompts = {"num_prompts": 2, "images_per_prompt": 1, "num_samples": 1}
     given = {"device": "cpu", "sampling": settings, "evaluation": prompts}
-    engine = Engine(validate_config(given | {"space": space}))
-    found = engine.space.coefficients(engine.start)
-    assert found == preset("autoguidance", engine.pipe, guidance_scale=3.0)
+    session = Session(validate_config(given | {"space": space}))
+    found = session.space.coefficients(session.start)
+    assert found == preset("autoguidance", session.bench.pipe, guidance_scale=3.0)
     assert min(found.scales[1].values()) == 0.0
     with pytest.raises(ConfigError, match="space.branches to 'separate'"):
-        Engine(validate_config(given | {"space": space | {"branches": "shared"}}))
+        Session(validate_config(given | {"space": space | {"branches": "shared"}}))
 
 
 def test_blocks_are_left_out_of_both_transformers_of_a_pipeline():

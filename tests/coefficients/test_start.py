@@ -8,7 +8,7 @@ from calibri.config import validate_config
 from calibri.errors import ConfigError
 from calibri.pipelines.loading import load_pipeline
 from calibri.pipelines.sites.find import find_sites
-from calibri.runs.session import Engine
+from calibri.runs.session import Session
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +79,10 @@ def test_a_calibration_of_a_deeper_model_is_refused(sites):
 
 def test_a_search_starts_where_a_run_ended(finished_run):
     config = {"device": "cpu", "space": {"start": str(finished_run / "calibration")}}
-    engine = Engine(validate_config(config))
+    session = Session(validate_config(config))
     found = Calibration.from_pretrained(finished_run / "calibration").coefficients
-    assert engine.space.coefficients(engine.start) == found
-    assert not np.array_equal(engine.start, engine.space.start) or found.output_weights == (1.0,)
+    assert session.space.coefficients(session.start) == found
+    assert not np.array_equal(session.start, session.space.start) or found.output_weights == (1.0,)
 
 
 def test_factors_are_carried_over_where_they_are_searched(sites):

@@ -16,7 +16,7 @@ from calibri.planning.costs import with_defaults
 from calibri.prompts.files import make_prompts
 from calibri.results import Fidelity
 from calibri.sampling.sampler import Noise, Sampler
-from calibri.shapes import PIPELINE_PATH
+from calibri.shapes.paths import PIPELINE_PATH
 
 pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
 

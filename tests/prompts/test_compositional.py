@@ -6,7 +6,7 @@ from calibri.config import load_config
 from calibri.errors import PromptError
 from calibri.prompts.compositional import CATEGORIES, a, compositional_prompts, is_held_out
 from calibri.prompts.files import check_disjoint, make_prompts
-from calibri.runs.session import prompt_sets
+from calibri.prompts.sources import prompt_sets
 
 
 def texts(*arguments):

@@ -10,7 +10,7 @@ from calibri.config import load_config
 from calibri.errors import PromptError
 from calibri.prompts import sets as prompt_sets
 from calibri.prompts.sets import SETS, PromptFile, is_prompt_set, load_prompt_set
-from calibri.runs.session import prompt_sets as engine_sets
+from calibri.prompts.sources import prompt_sets as engine_sets
 
 
 @pytest.fixture(autouse=True)

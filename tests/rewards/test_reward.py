@@ -4,13 +4,7 @@ from torch import nn
 
 from calibri.errors import RewardError
 from calibri.memory import is_out_of_memory
-from calibri.rewards.reward import (
-    BatchedReward,
-    ModelReward,
-    PromptCache,
-    Reward,
-    RewardInfo,
-)
+from calibri.rewards.reward import BatchedReward, ModelReward, PromptCache, Reward, RewardInfo
 
 
 def pictures(count, size=4):

@@ -9,7 +9,7 @@ from torch import Tensor
 from calibri.errors import RewardError
 from calibri.rewards.reward import Reward
 from calibri.rewards.shapes_judge import ShapesJudge, encode_captions, load_judge
-from calibri.shapes import JUDGE_PATH
+from calibri.shapes.paths import JUDGE_PATH
 from calibri.shapes.render import render_batch
 from calibri.shapes.scenes import all_captions, parse_caption, sample_prompts
 from calibri.shapes.variations import DAMAGES, NEAR_MISSES

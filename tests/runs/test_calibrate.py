@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import signal
@@ -9,7 +10,15 @@ import numpy as np
 import pytest
 
 from calibri.config import load_config
-from calibri.errors import CalibriError, Interrupted, PromptError, RewardError, RunError
+from calibri.errors import (
+    CalibriError,
+    ConfigError,
+    Interrupted,
+    PromptError,
+    RewardError,
+    RunError,
+)
+from calibri.pipelines.loading import load_pipeline
 from calibri.progress import Progress
 from calibri.rewards import registry
 from calibri.runs.calibrate import _shareable, calibrate, planned_images, resume
@@ -74,10 +83,10 @@ def test_a_run_leaves_its_results_and_a_calibration(undisturbed):
 
 
 def test_the_plan_counts_the_images_that_were_sampled(undisturbed, monkeypatch):
-    from calibri.runs.session import Engine
+    from calibri.runs.session import Session
 
     summary, _, _ = undisturbed
-    plan = planned_images(Engine(tiny()))
+    plan = planned_images(Session(tiny()))
     assert plan["search"] + plan["validation"] == summary.search.images
 
 
@@ -164,14 +173,23 @@ class Broken:
         return torch.full((len(prompts),), float("nan"))
 
 
-def test_a_broken_reward_stops_the_run_and_a_working_one_resumes_it(
-    undisturbed, tmp_path, monkeypatch
-):
-    monkeypatch.setattr("calibri.runs.session.make_reward", lambda name: Broken())
+def test_a_broken_reward_stops_the_run_and_a_working_one_resumes_it(undisturbed, tmp_path):
     with pytest.raises(RewardError, match="finite"):
-        calibrate(tiny(), name="broken", runs=tmp_path)
-    monkeypatch.undo()
-    assert outcome(resume(tmp_path / "broken")) == outcome(undisturbed[0])
+        calibrate(tiny(), rewards=[Broken()], name="broken", runs=tmp_path)
+    with pytest.raises(ConfigError, match="with the reward 'shapes' as an object"):
+        resume(tmp_path / "broken")
+    again = resume(tmp_path / "broken", rewards=[registry.make_reward("shapes")])
+    assert outcome(again) == outcome(undisturbed[0])
+
+
+def test_a_loaded_pipeline_and_rewards_as_objects_give_the_same_run(undisturbed, tmp_path):
+    pipe = load_pipeline("shapes", device="cpu")
+    plain = copy.copy(pipe.transformer._forward_pre_hooks)
+    reward = registry.make_reward("shapes")
+    found = calibrate(tiny(), pipeline=pipe, rewards=[reward], name="objects", runs=tmp_path)
+    assert outcome(found) == outcome(undisturbed[0])
+    # The pipeline is the caller's, so nothing of ours stays on it.
+    assert pipe.transformer._forward_pre_hooks == plain
 
 
 @pytest.mark.parametrize(
@@ -192,7 +210,7 @@ def test_bad_input_is_refused_before_a_run_exists(tmp_path, monkeypatch, values,
 
 def test_a_run_is_not_overwritten_and_no_model_is_loaded_first(undisturbed, monkeypatch):
     _, _, path = undisturbed
-    monkeypatch.setattr("calibri.runs.calibrate.Engine", None)
+    monkeypatch.setattr("calibri.runs.calibrate.Session", None)
     with pytest.raises(RunError, match="resume"):
         calibrate(tiny(), name=path.name, runs=path.parent)
 

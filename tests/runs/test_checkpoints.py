@@ -7,13 +7,13 @@ from calibri.config import load_config
 from calibri.errors import RewardError
 from calibri.progress import Progress
 from calibri.runs.checkpoints import Checkpoints
-from calibri.runs.session import Engine
+from calibri.runs.session import Session
 
 PROMPTS = 40
 
 
 @pytest.fixture(scope="module")
-def engine():
+def session():
     values = {
         "device": "cpu",
         "space.granularity": "block",
@@ -21,7 +21,7 @@ def engine():
         "search.plateau": 4,
         "evaluation.num_prompts": 4,
     }
-    return Engine(load_config(values=values))
+    return Session(load_config(values=values))
 
 
 class Told:
@@ -39,10 +39,10 @@ class Told:
         return {name: judge if name == "shapes-judge" else scores for name in measures}
 
 
-def added(engine, told):
-    checkpoints = Checkpoints(engine, told, Progress())
+def added(session, told):
+    checkpoints = Checkpoints(session, told, Progress())
     for step in range(1, len(told.gains)):
-        checkpoints.add(engine.space.start + step, step, {})
+        checkpoints.add(session.space.start + step, step, {})
     return checkpoints
 
 
@@ -50,41 +50,41 @@ def added(engine, told):
     ("gains", "chosen"), [([0.1, 0.5, 0.2], 2), ([0.2, 0.5, 0.51], 3), ([0.0, -0.3, 0.0], None)]
 )
 def test_what_is_surely_better_than_the_original_is_returned_or_else_the_original(
-    engine, gains, chosen
+    session, gains, chosen
 ):
-    vector, listed = added(engine, Told(gains)).choose()
-    np.testing.assert_array_equal(vector, engine.space.start + (chosen or 0))
+    vector, listed = added(session, Told(gains)).choose()
+    np.testing.assert_array_equal(vector, session.space.start + (chosen or 0))
     assert [c.chosen for c in listed] == [i == chosen for i in range(1, len(gains) + 1)]
 
 
-def test_a_vetoed_checkpoint_is_never_returned(engine):
-    vector, listed = added(engine, Told([0.3, 0.5], judged=-0.2)).choose()
-    np.testing.assert_array_equal(vector, engine.space.start)
+def test_a_vetoed_checkpoint_is_never_returned(session):
+    vector, listed = added(session, Told([0.3, 0.5], judged=-0.2)).choose()
+    np.testing.assert_array_equal(vector, session.space.start)
     assert [c.vetoed_by for c in listed] == [["shapes-judge"]] * 2
 
 
-def test_prompts_that_were_dropped_once_are_left_out_of_the_choice(engine):
+def test_prompts_that_were_dropped_once_are_left_out_of_the_choice(session):
     told = Told([0.3, 0.5], missing=[3, 4])
-    vector, listed = added(engine, told).choose()
-    np.testing.assert_array_equal(vector, engine.space.start + 2)
+    vector, listed = added(session, told).choose()
+    np.testing.assert_array_equal(vector, session.space.start + 2)
     kept = np.delete(told.noise, [3, 4], axis=1)
     assert listed[1].difference.mean == pytest.approx(0.5 + (kept[2] - kept[0]).mean())
     with pytest.raises(RewardError, match="1 of 40 prompts are left"):
-        added(engine, Told([0.3], missing=range(PROMPTS - 1)))
+        added(session, Told([0.3], missing=range(PROMPTS - 1)))
 
 
-def test_too_few_prompts_that_no_checkpoint_dropped_are_refused_in_words(engine):
-    checkpoints = Checkpoints(engine, Told([0.3, 0.5], missing=range(20)), Progress())
-    checkpoints.add(engine.space.start + 1, 1, {})
+def test_too_few_prompts_that_no_checkpoint_dropped_are_refused_in_words(session):
+    checkpoints = Checkpoints(session, Told([0.3, 0.5], missing=range(20)), Progress())
+    checkpoints.add(session.space.start + 1, 1, {})
     checkpoints._baseline = {}
     checkpoints._evaluator = Told([0.3, 0.5], missing=range(19, PROMPTS))
-    checkpoints.add(engine.space.start + 2, 2, {})
+    checkpoints.add(session.space.start + 2, 2, {})
     with pytest.raises(RewardError, match="0 of 40 validation prompts .* all 2 checkpoints"):
         checkpoints.choose()
 
 
-def test_a_flat_reward_ends_the_search_and_a_rising_one_does_not(engine):
-    flat = added(engine, Told([0.5] * 8, spread=0.01))
+def test_a_flat_reward_ends_the_search_and_a_rising_one_does_not(session):
+    flat = added(session, Told([0.5] * 8, spread=0.01))
     assert flat.stop_reason == "the reward has reached its plateau"
-    assert added(engine, Told([0.5] * 7, spread=0.01)).stop_reason == ""
-    assert added(engine, Told([0.1 * i for i in range(8)], spread=0.01)).stop_reason == ""
+    assert added(session, Told([0.5] * 7, spread=0.01)).stop_reason == ""
+    assert added(session, Told([0.1 * i for i in range(8)], spread=0.01)).stop_reason == ""

@@ -13,7 +13,7 @@ from calibri.reporting.page import report
 from calibri.runs.calibrate import calibrate
 from calibri.runs.comparison import evaluate
 from calibri.runs.loop import make_search
-from calibri.runs.session import Engine
+from calibri.runs.session import Session
 from tests.tiny import tiny_sd3
 
 
@@ -88,13 +88,13 @@ def test_steps_of_the_weights_are_the_scale_and_the_push_away_from_each_member(
 
 def test_a_search_starts_from_a_preset(tmp_path):
     space = {"granularity": "block", "members": 2, "start": "skip-middle-block"}
-    engine = Engine(config(space=space))
-    found = engine.space.coefficients(engine.start)
-    assert found == preset("skip-middle-block", engine.scaler.transformer)
+    session = Session(config(space=space))
+    found = session.space.coefficients(session.start)
+    assert found == preset("skip-middle-block", session.bench.scaler.transformer)
     assert found.output_weights == (2.0, -1.0)
-    search = make_search(engine.space, engine.config, engine.start)
-    np.testing.assert_allclose(search.mean, engine.start)
-    assert not np.array_equal(engine.start, engine.space.start)
+    search = make_search(session.space, session.config, session.start)
+    np.testing.assert_allclose(search.mean, session.start)
+    assert not np.array_equal(session.start, session.space.start)
 
 
 @pytest.mark.parametrize(
@@ -107,4 +107,4 @@ def test_a_search_starts_from_a_preset(tmp_path):
 )
 def test_a_preset_outside_the_search_space_is_refused(space):
     with pytest.raises(ConfigError, match="Set space.members to 2"):
-        Engine(config(space=space))
+        Session(config(space=space))

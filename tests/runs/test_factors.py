@@ -10,17 +10,19 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from calibri.artifact.apply import load
 from calibri.artifact.calibration import Calibration, Sampling
 from calibri.coefficients.space import SearchSpace
-from calibri.config import SamplingConfig, validate_config
+from calibri.config import validate_config
 from calibri.errors import CalibrationError, FuseError, GuidanceError, UnsupportedModelError
 from calibri.pipelines.loading import load_pipeline
 from calibri.pipelines.sites.find import find_sites
 from calibri.prompts.files import make_prompts
 from calibri.results import Fidelity
-from calibri.runs.session import Engine
-from calibri.sampling.sampler import Noise, Sampler
+from calibri.runs.session import Session
+from calibri.sampling.sampler import Noise
 from calibri.sampling.scales.scaler import Scaler
-from calibri.scoring.backends.local import InProcess
-from calibri.scoring.units import decode, make_unit
+from calibri.scoring.backends.local import Local
+from calibri.scoring.plain_json import decode
+from calibri.scoring.units import make_unit
+from tests.fakes import bench_of
 from tests.sampling.scales.test_ensemble import flux_pipeline
 from tests.tiny import flux_inputs, forward, tiny_flux, tiny_sd3
 
@@ -177,23 +179,20 @@ def test_a_calibration_of_the_guidance_is_refused_by_a_model_without(pipe):
 
 
 def test_candidates_of_several_shifts_in_one_unit_are_each_sampled_at_their_own(pipe):
-    sampler = Sampler(pipe, SamplingConfig(num_inference_steps=2, batch_size=8))
-    scaler = Scaler(pipe.transformer)
-    backend = InProcess(sampler, scaler, "fail")
-
     def mean(images, prompts):
         return images.double().mean(dim=(1, 2, 3))
 
+    bench = bench_of(pipe, {"mean": mean}, sampling={"batch_size": 8})
     shifts = (1.0, 2.0, 2.0, 0.5)
     candidates = [made(pipe.transformer, shift=shift).coefficients for shift in shifts]
     noises = [Noise(prompt, 3) for prompt in make_prompts(["a red circle", "a blue square"])]
     rows = [(c, noise) for c in range(4) for noise in noises]
     unit = make_unit(candidates, rows, ("mean",), TWO)
-    ((_, scored),) = backend.run([(0, unit)], {"mean": mean})
-    found = decode(scored["mean"]).reshape(4, 2)
-    scaler.remove()
+    ((_, result),) = Local(bench).run([(0, unit)])
+    found = decode(result["scores"]["mean"]).reshape(4, 2)
+    bench.close()
     assert found[1].tolist() == found[2].tolist()
-    stock = {shift: mean(sampler.sample(noises, TWO, shift), []) for shift in set(shifts)}
+    stock = {shift: mean(bench.sampler.sample(noises, TWO, shift), []) for shift in set(shifts)}
     for row, shift in zip(found, shifts, strict=True):
         assert row.tolist() == stock[shift].tolist()
     assert len({tuple(row) for row in found.tolist()}) == 3
@@ -213,19 +212,19 @@ def config(**space):
 
 
 def test_a_search_has_a_shift_when_asked_and_refuses_guidance_that_is_not_embedded():
-    engine = Engine(config(shift=True))
-    assert engine.space.labels[-1] == "shift"
-    vector = engine.space.start
+    session = Session(config(shift=True))
+    assert session.space.labels[-1] == "shift"
+    vector = session.space.start
     vector[-1] = 2.0
-    noises = engine.noises("test", 0, engine.prompts.validation)
-    shifted = engine.sample(engine.space.coefficients(vector), noises)
-    original = engine.sample(engine.space.coefficients(engine.space.start), noises)
-    assert torch.equal(original, engine.sampler.sample(noises))
-    assert torch.equal(shifted, engine.sampler.sample(noises, shift=2.0))
+    noises = session.noises("test", 0, session.prompts.validation)
+    shifted = session.sample(session.space.coefficients(vector), noises)
+    original = session.sample(session.space.coefficients(session.space.start), noises)
+    assert torch.equal(original, session.bench.sampler.sample(noises))
+    assert torch.equal(shifted, session.bench.sampler.sample(noises, shift=2.0))
     assert not torch.equal(shifted, original)
-    engine.scaler.remove()
+    session.bench.scaler.remove()
     with pytest.raises(UnsupportedModelError, match=r"space.output_weights"):
-        Engine(config(guidance=True))
+        Session(config(guidance=True))
 
 
 def test_factors_survive_a_folder_and_damage_is_told(tmp_path):

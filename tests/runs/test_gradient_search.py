@@ -15,8 +15,9 @@ from calibri.rewards.reward import BatchedReward, RewardInfo
 from calibri.runs.calibrate import calibrate
 from calibri.runs.gradients import GradientOptimiser, updates_per_generation
 from calibri.runs.journal import read_journal
-from calibri.runs.session import Engine
-from calibri.scoring.evaluator import Ledger, MemoryRecords
+from calibri.runs.session import Session
+from calibri.scoring.ledger import Ledger, MemoryRecords
+from calibri.scoring.measures import used_rewards
 
 TINY = {
     "device": "cpu",
@@ -51,9 +52,13 @@ class Channel(BatchedReward):
         return self.sign * images[:, self.channel].mean((1, 2))
 
 
-@pytest.fixture(autouse=True)
-def rewards(monkeypatch):
-    monkeypatch.setattr("calibri.runs.session.make_reward", lambda name, **options: Channel(name))
+def rewards_of(config):
+    return {name: Channel(name) for name in used_rewards(config)}
+
+
+def session_of(values):
+    config = load_config(values=TINY | values)
+    return Session(config, rewards=rewards_of(config))
 
 
 class StopAfter(Progress):
@@ -68,15 +73,15 @@ class StopAfter(Progress):
 
 def search(records=None, progress=None, **values):
     progress = progress or Progress()
-    engine = Engine(load_config(values=TINY | {k.replace("__", "."): v for k, v in values.items()}))
+    session = session_of({k.replace("__", "."): v for k, v in values.items()})
     ledger = Ledger(MemoryRecords() if records is None else records)
-    evaluator = engine.evaluator(ledger, progress.unit)
-    return engine, *GradientOptimiser(engine, evaluator, progress).run()
+    evaluator = session.evaluator(ledger, progress.unit)
+    return session, *GradientOptimiser(session, evaluator, progress).run()
 
 
 def test_a_reward_rises_and_the_record_says_by_how_much():
-    engine, vector, result = search()
-    assert updates_per_generation(engine) == 3
+    session, vector, result = search()
+    assert updates_per_generation(session) == 3
     chosen = [checkpoint for checkpoint in result.checkpoints if checkpoint.chosen]
     assert len(chosen) == 1
     assert chosen[0].difference.low > 0
@@ -84,7 +89,7 @@ def test_a_reward_rises_and_the_record_says_by_how_much():
     first, last = (generation.mean - generation.baseline for generation in result.generations)
     assert last > first > 0
     assert all(generation.sigma == 0.02 for generation in result.generations)
-    assert result.coefficients == dict(engine.space.named(vector))
+    assert result.coefficients == dict(session.space.named(vector))
     # 3 updates and the original on one bucket, twice; two checkpoints and the original's.
     assert result.images == 2 * (3 + 1) * 4 + 3 * 12
     assert result.stopped == "the budget of 2 generations is used up"
@@ -105,9 +110,9 @@ def test_a_search_that_was_killed_ends_like_one_that_was_not():
 
 
 def test_a_guard_vetoes_what_harms_a_held_out_reward():
-    engine, vector, result = search(rewards__held_out=("anti-red",))
+    session, vector, result = search(rewards__held_out=("anti-red",))
     assert all(checkpoint.vetoed_by == ["anti-red"] for checkpoint in result.checkpoints)
-    assert np.array_equal(vector, engine.space.start)
+    assert np.array_equal(vector, session.space.start)
 
 
 def test_a_mixture_follows_its_weighted_scaled_slopes():
@@ -133,11 +138,11 @@ def test_vectors_stay_within_their_bounds():
 def test_a_generation_costs_about_what_a_race_costs():
     values = {"search.popsize": 64, "search.bucket_size": 8, "search.bucket_growth": 2}
     race = {"search.race_first": 0.25, "search.race_keep": 0.5}
-    engine = Engine(load_config(values=TINY | values | race))
+    session = session_of(values | race)
     # 64 candidates on 4 prompts and 32 on the other 12, three images for one with a gradient.
-    assert updates_per_generation(engine) == (64 * 4 + 32 * 12) // (3 * 16)
+    assert updates_per_generation(session) == (64 * 4 + 32 * 12) // (3 * 16)
     # Two updates of 12 images for 32 of candidates; the original is scored in both searches.
-    assert updates_per_generation(Engine(load_config(values=TINY | {"search.popsize": 8}))) == 2
+    assert updates_per_generation(session_of({"search.popsize": 8})) == 2
 
 
 def test_the_page_says_how_many_updates_a_default_generation_has():
@@ -156,7 +161,9 @@ def test_the_configuration_chooses_it(tmp_path):
         "evaluation.step_multiples": (1,),
         "evaluation.num_samples": 0,
     }
-    summary = calibrate(load_config(values=values), name="run", runs=tmp_path)
+    config = load_config(values=values)
+    rewards = [*rewards_of(config).values()]
+    summary = calibrate(config, rewards=rewards, name="run", runs=tmp_path)
     assert summary.search.generations[0].sigma == 0.02
     records = read_journal(tmp_path / "run" / "journal.jsonl")
     assert [r["phase"] for r in records].count("gradient") == 3

@@ -15,8 +15,9 @@ from calibri.errors import ConfigError, RewardError, RunError, UnsupportedModelE
 from calibri.rewards.registry import make_reward
 from calibri.rewards.reward import BatchedReward, DifferentiableReward, RewardInfo
 from calibri.runs.gradients import Gradients, jacobian
-from calibri.runs.session import Engine
-from calibri.scoring.evaluator import Ledger, MemoryRecords
+from calibri.runs.session import Session
+from calibri.scoring.ledger import Ledger, MemoryRecords
+from calibri.scoring.measures import used_rewards
 from calibri.shapes.render import render_batch
 from calibri.shapes.scenes import parse_caption
 
@@ -61,48 +62,42 @@ class Scored:
         self.info, self.score = reward.info, reward.score
 
 
-@pytest.fixture(autouse=True)
-def rewards(monkeypatch):
-    monkeypatch.setattr(
-        "calibri.runs.session.make_reward", lambda name, **options: reward_called(name)
-    )
+def make_session(**values):
+    return session_of({k.replace("__", "."): v for k, v in values.items()})
 
 
-def make_engine(**values):
-    return Engine(load_config(values=TINY | {k.replace("__", "."): v for k, v in values.items()}))
+def session_of(values):
+    config = load_config(values=TINY | values)
+    return Session(config, rewards={name: reward_called(name) for name in used_rewards(config)})
 
 
 @pytest.fixture(scope="module")
 def plain():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "calibri.runs.session.make_reward", lambda name, **options: reward_called(name)
-        )
-        yield make_engine()
+    return make_session()
 
 
-def gradients_of(engine, last_steps=None, records=None, on_unit=lambda images, new: None):
+def gradients_of(session, last_steps=None, records=None, on_unit=lambda images, new: None):
     ledger = Ledger(MemoryRecords() if records is None else records)
-    evaluator = engine.evaluator(ledger, on_unit)
-    return Gradients(engine, evaluator, last_steps), evaluator
+    evaluator = session.evaluator(ledger, on_unit)
+    return Gradients(session, evaluator, last_steps), evaluator
 
 
-def noises_of(engine, count=3):
-    return engine.noises("test", 0, engine.prompts.train[:count])
+def noises_of(session, count=3):
+    return session.noises("test", 0, session.prompts.train[:count])
 
 
-def somewhere(engine, seed=0):
+def somewhere(session, seed=0):
     rng = np.random.default_rng(seed)
-    return engine.space.start + 0.1 * rng.normal(size=engine.space.size)
+    return session.space.start + 0.1 * rng.normal(size=session.space.size)
 
 
-def images_at(engine, vector, noises) -> Tensor:
+def images_at(session, vector, noises) -> Tensor:
     """Float images, by a call of the pipeline that Gradients does not make."""
-    coefficients = engine.space.coefficients(vector)
-    table = torch.from_numpy(coefficients.site_scales(engine.scaler.sites))
-    engine.scaler.set(table[None], coefficients.member_branches)
+    coefficients = session.space.coefficients(vector)
+    table = torch.from_numpy(coefficients.site_scales(session.bench.scaler.sites))
+    session.bench.scaler.set(table[None], coefficients.member_branches)
     with torch.no_grad():
-        return engine.pipe(**engine.sampler._arguments(noises)).images
+        return session.bench.pipe(**session.bench.sampler._arguments(noises)).images
 
 
 def slope(function, vector, direction):
@@ -120,16 +115,16 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_gradient_is_the_finite_difference_of_the_mean_reward(case):
-    engine = make_engine(**CASES[case])
-    noises, vector = noises_of(engine), somewhere(engine)
-    found = gradients_of(engine)[0]("gradient", 0, vector, noises)["weighing"]
-    weights = engine.rewards["weighing"].weights
+    session = make_session(**CASES[case])
+    noises, vector = noises_of(session), somewhere(session)
+    found = gradients_of(session)[0]("gradient", 0, vector, noises)["weighing"]
+    weights = session.bench.measures.rewards["weighing"].weights
 
     def mean(at):
-        return float((images_at(engine, at, noises).double() * weights).sum((1, 2, 3)).mean())
+        return float((images_at(session, at, noises).double() * weights).sum((1, 2, 3)).mean())
 
     rng = np.random.default_rng(1)
-    directions = rng.choice([-1.0, 1.0], size=(4, engine.space.size))
+    directions = rng.choice([-1.0, 1.0], size=(4, session.space.size))
     exact = [slope(mean, vector, direction) for direction in directions]
     np.testing.assert_allclose(directions @ found.gradient, exact, rtol=0.02, atol=2e-5)
     assert np.abs(exact).max() > 1e-3
@@ -137,22 +132,24 @@ def test_a_gradient_is_the_finite_difference_of_the_mean_reward(case):
 
 def test_the_gradient_of_the_shapes_reward_agrees_with_finite_differences():
     # It chooses the best place of a template, so it is smooth only between such choices.
-    engine = make_engine(rewards__objective="shapes")
-    noises, vector = noises_of(engine, 8), engine.space.start
-    found = gradients_of(engine)[0]("gradient", 0, vector, noises)["shapes"]
+    session = make_session(rewards__objective="shapes")
+    noises, vector = noises_of(session, 8), session.space.start
+    found = gradients_of(session)[0]("gradient", 0, vector, noises)["shapes"]
     texts = [noise.prompt.text for noise in noises]
 
     def mean(at):
-        images = images_at(engine, at, noises)
-        return float(engine.rewards["shapes"].score_float(images, texts).double().mean())
+        images = images_at(session, at, noises)
+        return float(
+            session.bench.measures.rewards["shapes"].score_float(images, texts).double().mean()
+        )
 
-    directions = np.random.default_rng(1).choice([-1.0, 1.0], size=(6, engine.space.size))
+    directions = np.random.default_rng(1).choice([-1.0, 1.0], size=(6, session.space.size))
     exact = np.array([slope(mean, vector, direction) for direction in directions])
     assert np.corrcoef(directions @ found.gradient, exact)[0, 1] > 0.95
 
 
-def gradient_of(engine, vector, noises, **options):
-    (found,) = gradients_of(engine, **options)[0]("gradient", 0, vector, noises).values()
+def gradient_of(session, vector, noises, **options):
+    (found,) = gradients_of(session, **options)[0]("gradient", 0, vector, noises).values()
     return found
 
 
@@ -161,7 +158,7 @@ def test_scores_are_those_of_the_black_box(plain):
     gradients, evaluator = gradients_of(plain)
     found = gradients("gradient", 0, vector, noises)["weighing"]
     scores = evaluator.score(
-        "search", 0, [plain.space.coefficients(vector)], noises, plain.measures(held_out=False)
+        "search", 0, [plain.space.coefficients(vector)], noises, plain.objective
     )
     np.testing.assert_allclose(found.scores, scores["weighing"][0], atol=1e-7)
     assert evaluator.images == 10
@@ -170,18 +167,19 @@ def test_scores_are_those_of_the_black_box(plain):
 @pytest.mark.parametrize("values", [{"knots": 1}, {"knots": 2}, {"output_weights": False}])
 def test_scales_of_sites_are_linear_in_the_vector(plain, values):
     engine_space = SearchSpace.build(
-        plain.scaler.sites,
+        plain.bench.scaler.sites,
         "layer",
         guidance_scale=3.0,
         branches="separate",
         search_output=values.get("output_weights", True),
         knots=values.get("knots", 1),
     )
-    slopes = jacobian(engine_space, plain.scaler.sites)
+    slopes = jacobian(engine_space, plain.bench.scaler.sites)
     start = engine_space.start
     vector = np.random.default_rng(0).normal(size=engine_space.size)
     moved, origin = (
-        engine_space.coefficients(at).site_scales(plain.scaler.sites) for at in (vector, start)
+        engine_space.coefficients(at).site_scales(plain.bench.scaler.sites)
+        for at in (vector, start)
     )
     expected = origin + np.tensordot(vector - start, slopes, axes=1)
     np.testing.assert_allclose(moved, expected, atol=1e-12)
@@ -196,21 +194,23 @@ def test_the_last_of_all_steps_are_all_steps(plain):
 def test_the_last_steps_are_differentiated_with_the_others_held(plain):
     noises, vector = noises_of(plain), somewhere(plain)
     found = gradient_of(plain, vector, noises, last_steps=2)
-    weights = plain.rewards["weighing"].weights
+    weights = plain.bench.measures.rewards["weighing"].weights
 
     def table_of(at):
-        return torch.from_numpy(plain.space.coefficients(at).site_scales(plain.scaler.sites))[None]
+        return torch.from_numpy(plain.space.coefficients(at).site_scales(plain.bench.scaler.sites))[
+            None
+        ]
 
     def mean(at):
         def switch(pipe, index, timestep, tensors):
             if index == 0:  # the first of three steps is done
-                plain.scaler.set(table_of(at))
+                plain.bench.scaler.set(table_of(at))
             return tensors
 
-        plain.scaler.set(table_of(vector))
-        arguments = plain.sampler._arguments(noises)
+        plain.bench.scaler.set(table_of(vector))
+        arguments = plain.bench.sampler._arguments(noises)
         with torch.no_grad():
-            images = plain.pipe(**arguments, callback_on_step_end=switch).images
+            images = plain.bench.pipe(**arguments, callback_on_step_end=switch).images
         return float((images.double() * weights).sum((1, 2, 3)).mean())
 
     directions = np.random.default_rng(2).choice([-1.0, 1.0], size=(3, plain.space.size))
@@ -223,7 +223,7 @@ def test_the_last_steps_are_differentiated_with_the_others_held(plain):
 def test_fewer_rows_at_once_give_the_same_gradient(plain, monkeypatch):
     noises, vector = noises_of(plain, 5), somewhere(plain)
     expected = gradient_of(plain, vector, noises)
-    sample, sizes = plain.sampler.sample_with_gradient, []
+    sample, sizes = plain.bench.sampler.sample_with_gradient, []
 
     def little_memory(rows, last_steps):
         sizes.append(len(rows))
@@ -231,7 +231,7 @@ def test_fewer_rows_at_once_give_the_same_gradient(plain, monkeypatch):
             raise torch.OutOfMemoryError("no memory")
         return sample(rows, last_steps)
 
-    monkeypatch.setattr(plain.sampler, "sample_with_gradient", little_memory)
+    monkeypatch.setattr(plain.bench.sampler, "sample_with_gradient", little_memory)
     found = gradient_of(plain, vector, noises)
     assert sizes == [5, 2, 2, 1]
     np.testing.assert_allclose(found.gradient, expected.gradient, rtol=1e-4, atol=1e-7)
@@ -239,7 +239,7 @@ def test_fewer_rows_at_once_give_the_same_gradient(plain, monkeypatch):
     def none_at_all(rows, last_steps):
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr(plain.sampler, "sample_with_gradient", none_at_all)
+    monkeypatch.setattr(plain.bench.sampler, "sample_with_gradient", none_at_all)
     with pytest.raises(RunError, match="one image alone"):
         gradient_of(plain, vector, noises)
 
@@ -249,7 +249,7 @@ def test_units_in_the_journal_are_not_computed_again(plain, monkeypatch):
     expected = gradient_of(plain, vector, noises, records=records)
     stored = json.loads(json.dumps(records.records, allow_nan=False))
     records.records = stored
-    monkeypatch.setattr(plain.sampler, "sample_with_gradient", None)
+    monkeypatch.setattr(plain.bench.sampler, "sample_with_gradient", None)
     units = []
     found = gradient_of(
         plain, vector, noises, records=records, on_unit=lambda n, new: units.append((n, new))
@@ -262,7 +262,7 @@ def test_units_in_the_journal_are_not_computed_again(plain, monkeypatch):
 
 
 def spoil(plain, monkeypatch, prompt):
-    weighing = plain.rewards["weighing"]
+    weighing = plain.bench.measures.rewards["weighing"]
     score = weighing.score_float
 
     def spoiled(images, prompts):
@@ -280,11 +280,11 @@ def test_an_image_that_cannot_be_scored_stops_the_search(plain, monkeypatch):
 
 
 def test_an_image_that_is_dropped_leaves_the_mean_of_the_others(monkeypatch):
-    engine = make_engine(rewards__on_failure="drop")
-    noises, vector = noises_of(engine), somewhere(engine)
-    expected = gradient_of(engine, vector, [noises[0], noises[2]])
-    spoil(engine, monkeypatch, noises[1].prompt.text)
-    gradients, evaluator = gradients_of(engine)
+    session = make_session(rewards__on_failure="drop")
+    noises, vector = noises_of(session), somewhere(session)
+    expected = gradient_of(session, vector, [noises[0], noises[2]])
+    spoil(session, monkeypatch, noises[1].prompt.text)
+    gradients, evaluator = gradients_of(session)
     found = gradients("gradient", 0, vector, noises)["weighing"]
     np.testing.assert_allclose(found.gradient, expected.gradient, rtol=1e-4, atol=1e-7)
     assert np.isnan(found.scores).tolist() == [False, True, False]
@@ -294,16 +294,16 @@ def test_an_image_that_is_dropped_leaves_the_mean_of_the_others(monkeypatch):
 
 
 def test_frames_of_a_video_are_scored_as_images(monkeypatch):
-    engine = make_engine()
-    noises, vector = noises_of(engine), somewhere(engine)
-    expected = gradient_of(engine, vector, noises)
-    sample = engine.sampler.sample_with_gradient
+    session = make_session()
+    noises, vector = noises_of(session), somewhere(session)
+    expected = gradient_of(session, vector, noises)
+    sample = session.bench.sampler.sample_with_gradient
     monkeypatch.setattr(
-        engine.sampler,
+        session.bench.sampler,
         "sample_with_gradient",
         lambda *args: sample(*args).unsqueeze(1).repeat(1, 2, 1, 1, 1),
     )
-    found = gradient_of(engine, vector, noises)
+    found = gradient_of(session, vector, noises)
     np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5)
     np.testing.assert_allclose(found.gradient, expected.gradient, rtol=1e-4, atol=1e-7)
 
@@ -325,16 +325,16 @@ def test_frames_of_a_video_are_scored_as_images(monkeypatch):
     ],
 )
 def test_what_has_no_gradient_is_refused_before_any_work(values, last_steps, says):
-    engine = Engine(load_config(values=TINY | values))
+    session = session_of(values)
     with pytest.raises(ConfigError, match=says):
-        gradients_of(engine, last_steps)
+        gradients_of(session, last_steps)
 
 
 def test_pipelines_that_cannot_be_differentiated_are_refused(plain, monkeypatch):
-    call = type(plain.pipe).__call__
-    pipeline = type(plain.pipe)
-    without = {k: v for k, v in plain.sampler._call.items() if k != "callback_on_step_end"}
-    monkeypatch.setattr(plain.sampler, "_call", without)
+    call = type(plain.bench.pipe).__call__
+    pipeline = type(plain.bench.pipe)
+    without = {k: v for k, v in plain.bench.sampler._call.items() if k != "callback_on_step_end"}
+    monkeypatch.setattr(plain.bench.sampler, "_call", without)
     with pytest.raises(UnsupportedModelError, match="no callback_on_step_end"):
         gradients_of(plain, 2)
     monkeypatch.setattr(pipeline, "__call__", call.__wrapped__)
@@ -351,7 +351,9 @@ def test_pipelines_that_cannot_be_differentiated_are_refused(plain, monkeypatch)
 
 def test_only_the_scales_ask_for_gradients(plain):
     gradient_of(plain, somewhere(plain), noises_of(plain, 1))
-    modules = [part for part in plain.pipe.components.values() if isinstance(part, torch.nn.Module)]
+    modules = [
+        part for part in plain.bench.pipe.components.values() if isinstance(part, torch.nn.Module)
+    ]
     assert modules
     assert not any(p.requires_grad or p.grad is not None for m in modules for p in m.parameters())
 

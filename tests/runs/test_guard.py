@@ -13,8 +13,9 @@ from calibri.rewards.reward import BatchedReward, RewardInfo
 from calibri.runs.calibrate import calibrate, planned_images, resume
 from calibri.runs.checkpoints import guard_reason
 from calibri.runs.comparison import evaluate
-from calibri.runs.session import Engine
+from calibri.runs.session import Session
 from calibri.sampling.sampler import Noise
+from calibri.scoring.measures import DIVERSITY, used_rewards
 from calibri.scoring.units import cut
 
 TINY = {
@@ -76,9 +77,13 @@ class Spread(Red):
 MAKERS = {"red": Red, "anti-red": AntiRed, "blue": Blue, "spread": Spread}
 
 
-@pytest.fixture(autouse=True)
-def rewards(monkeypatch):
-    monkeypatch.setattr("calibri.runs.session.make_reward", lambda name: MAKERS[name](name))
+def rewards_of(config):
+    names = [name for name in used_rewards(config) if name != DIVERSITY]
+    return {name: MAKERS[name](name) for name in names}
+
+
+def session_of(config):
+    return Session(config, rewards=rewards_of(config))
 
 
 def tiny(**values):
@@ -95,8 +100,10 @@ class StopAfter(Progress):
             raise KeyboardInterrupt
 
 
-def run(tmp_path, name="run", **values):
-    return calibrate(tiny(**values), name=name, runs=tmp_path)
+def run(tmp_path, name="run", progress=None, **values):
+    config = tiny(**values)
+    rewards = [*rewards_of(config).values()]
+    return calibrate(config, rewards=rewards, name=name, runs=tmp_path, progress=progress)
 
 
 def changed(summary):
@@ -159,9 +166,11 @@ def test_a_mixture_is_searched_and_reported_with_its_parts(tmp_path):
     original = summary.evaluation.setting(calibrated=False, num_inference_steps=2)
     assert original.scores[spec].mean == pytest.approx(0, abs=1e-9)
     config = validate_config(summary.config)
-    plan = planned_images(Engine(config))
+    plan = planned_images(session_of(config))
     assert plan["search"] + plan["validation"] == summary.search.images
-    again = evaluate(tmp_path / "run" / "calibration", num_prompts=4, step_multiples=(1,))
+    rewards = [spec, Red("red"), Blue("blue")]
+    folder = tmp_path / "run" / "calibration"
+    again = evaluate(folder, rewards=rewards, num_prompts=4, step_multiples=(1,))
     assert (again.objective, again.held_out_rewards) == (spec, [])
 
 
@@ -176,8 +185,9 @@ def test_an_interrupted_mixture_resumes_with_the_same_scales(tmp_path, units):
     values["search__generations"] = 2
     whole = run(tmp_path, "whole", **values)
     with pytest.raises(Interrupted):
-        calibrate(tiny(**values), name="part", runs=tmp_path, progress=StopAfter(units))
-    assert outcome(resume(tmp_path / "part")) == outcome(whole)
+        run(tmp_path, "part", progress=StopAfter(units), **values)
+    rewards = [*rewards_of(tiny(**values)).values()]
+    assert outcome(resume(tmp_path / "part", rewards=rewards)) == outcome(whole)
 
 
 @pytest.mark.parametrize("mixing", ["rank", "min"])
@@ -201,26 +211,19 @@ def test_diversity_can_be_constrained(tmp_path):
         run(tmp_path, "one", **values)
     summary = run(tmp_path, "two", search__images_per_prompt=2, search__generations=2, **values)
     assert len(summary.search.generations) == 2
-    plan = planned_images(Engine(validate_config(summary.config)))
+    plan = planned_images(session_of(validate_config(summary.config)))
     assert plan["search"] + plan["validation"] == summary.search.images
 
 
-def test_groupwise_rewards_get_whole_groups_of_one_candidate(tmp_path, monkeypatch):
-    made = []
-
-    def make(name):
-        made.append(MAKERS[name](name))
-        return made[-1]
-
-    monkeypatch.setattr("calibri.runs.session.make_reward", make)
-    run(
-        tmp_path,
+def test_groupwise_rewards_get_whole_groups_of_one_candidate(tmp_path):
+    spread = Spread("spread")
+    config = tiny(
         rewards__objective="spread",
         search__images_per_prompt=2,
         search__generations=1,
         sampling__batch_size=7,
     )
-    (spread,) = made
+    calibrate(config, rewards=[spread], name="run", runs=tmp_path)
     assert {count for call in spread.seen for count in call} == {2}
 
 

@@ -8,13 +8,13 @@ from calibri.errors import NothingScoredError
 from calibri.progress import Progress
 from calibri.results import FULL
 from calibri.runs.loop import Optimiser
-from calibri.runs.session import Engine
+from calibri.runs.session import Session
 
 POPSIZE, FIRST, BUCKET = 8, 2, 8
 
 
 @pytest.fixture(scope="module")
-def engine():
+def session():
     values = {
         "device": "cpu",
         "space.granularity": "block",
@@ -25,7 +25,7 @@ def engine():
         "evaluation.num_prompts": 4,
         "rewards.held_out": (),
     }
-    return Engine(load_config(values=values))
+    return Session(load_config(values=values))
 
 
 class Recorded:
@@ -45,25 +45,25 @@ class Recorded:
         return {name: self.table[np.ix_(rows, columns)] for name in measures}
 
 
-def raced(engine, keep=0.5, seed=0, dropped=()):
-    config = engine.config
+def raced(session, keep=0.5, seed=0, dropped=()):
+    config = session.config
     search = config.search.model_copy(update={"race_keep": keep})
-    engine.config = config.model_copy(update={"search": search})
+    session.config = config.model_copy(update={"search": search})
     try:
         table = np.random.default_rng(seed).normal(size=(POPSIZE + 1, BUCKET))
         table[:, list(dropped)] = np.nan
         evaluator = Recorded(table)
-        optimiser = Optimiser(engine, evaluator, Progress())
+        optimiser = Optimiser(session, evaluator, Progress())
         candidates = optimiser._search.ask()
         told, compared = optimiser._race(0, candidates, optimiser._bucket(0))
         return table, evaluator.calls, told, compared
     finally:
-        engine.config = config
+        session.config = config
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_better_half_on_the_first_prompts_is_scored_on_the_others(engine, seed):
-    table, calls, told, compared = raced(engine, seed=seed)
+def test_the_better_half_on_the_first_prompts_is_scored_on_the_others(session, seed):
+    table, calls, told, compared = raced(session, seed=seed)
     first = table[1:, :FIRST].mean(axis=1)
     kept = sorted(np.argsort(-first)[: POPSIZE // 2])
     assert calls == [
@@ -78,27 +78,27 @@ def test_the_better_half_on_the_first_prompts_is_scored_on_the_others(engine, se
     np.testing.assert_allclose(compared, table[[0, *(k + 1 for k in kept)], FIRST:].mean(axis=1))
 
 
-def test_without_a_race_everything_is_scored_at_once(engine):
-    table, calls, told, compared = raced(engine, keep=1.0)
+def test_without_a_race_everything_is_scored_at_once(session):
+    table, calls, told, compared = raced(session, keep=1.0)
     assert [call[0] for call in calls] == ["search"]
     np.testing.assert_allclose(told, table[1:].mean(axis=1))
     np.testing.assert_allclose(compared, table.mean(axis=1))
 
 
-def test_when_the_first_prompts_were_dropped_the_others_score_all(engine):
-    table, calls, told, compared = raced(engine, dropped=range(FIRST))
+def test_when_the_first_prompts_were_dropped_the_others_score_all(session):
+    table, calls, told, compared = raced(session, dropped=range(FIRST))
     assert calls[1] == ("race", 0, list(range(POPSIZE + 1)), list(range(FIRST, BUCKET)))
     np.testing.assert_allclose(told, table[1:, FIRST:].mean(axis=1))
     np.testing.assert_allclose(compared, table[:, FIRST:].mean(axis=1))
 
 
-def test_when_the_other_prompts_were_dropped_the_first_decide(engine):
-    table, _, told, compared = raced(engine, dropped=range(FIRST, BUCKET))
+def test_when_the_other_prompts_were_dropped_the_first_decide(session):
+    table, _, told, compared = raced(session, dropped=range(FIRST, BUCKET))
     np.testing.assert_allclose(told, table[1:, :FIRST].mean(axis=1))
     np.testing.assert_allclose(compared, table[:, :FIRST].mean(axis=1))
 
 
-def test_when_all_prompts_were_dropped_the_search_stops(engine):
+def test_when_all_prompts_were_dropped_the_search_stops(session):
     for keep in (0.5, 1.0):
         with pytest.raises(NothingScoredError):
-            raced(engine, keep=keep, dropped=range(BUCKET))
+            raced(session, keep=keep, dropped=range(BUCKET))

@@ -1,12 +1,12 @@
 import pytest
-import torch
 
 from calibri.config import load_config
 from calibri.errors import ConfigError, PromptError
 from calibri.prompts.files import make_prompts
-from calibri.rewards.reward import RewardInfo
-from calibri.runs.session import Engine, PromptSets, prompt_sets
+from calibri.prompts.sources import PromptSets, prompt_sets
+from calibri.runs.session import Session
 from calibri.shapes.scenes import held_out
+from tests.fakes import Named
 
 SMALL = {
     "search.bucket_size": 2,
@@ -62,24 +62,20 @@ def test_too_few_prompts_are_refused_with_the_numbers(tmp_path, count, words):
         sets(**{"prompts.train": path})
 
 
-class Comparing:
-    """Scores every image, by comparing it with the others of its prompt if its name says so."""
-
-    def __init__(self, name):
-        kind = "groupwise" if name == "comparing" else "pointwise"
-        self.info = RewardInfo(name, "1", kind=kind)
-
-    def score(self, images, prompts):
-        return torch.zeros(len(prompts))
-
-
-def test_a_guard_that_compares_images_needs_those_of_a_prompt_in_one_batch(monkeypatch):
-    monkeypatch.setattr("calibri.runs.session.make_reward", Comparing)
-    monkeypatch.setattr("calibri.runs.session.load_pipeline", lambda *args, **kwargs: 1 / 0)
+def test_a_guard_that_compares_images_needs_those_of_a_prompt_in_one_batch():
     values = {
+        "pipeline": "./nowhere",  # which is not even looked for
         "rewards.held_out": ("comparing",),
         "sampling.batch_size": 2,
         "search.images_per_prompt": 3,
     }
+    rewards = {"comparing": Named("comparing", "groupwise")}
+    prompts = PromptSets(make_prompts(["a circle"]), (), ())
     with pytest.raises(ConfigError, match=r"'comparing' .* search\.images_per_prompt is 3"):
-        Engine(load_config(values=values), PromptSets(make_prompts(["a circle"]), (), ()))
+        Session(load_config(values=values), prompts, rewards=rewards)
+
+
+def test_what_is_given_as_an_object_stays_in_this_process():
+    config = load_config(values=SMALL | {"sampling.workers": 2, "device": "cpu"})
+    with pytest.raises(ConfigError, match="given as an object"):
+        Session(config, rewards={"shapes": Named("shapes")})

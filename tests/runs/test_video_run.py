@@ -12,8 +12,7 @@ from tests.sampling.test_frames import build, size
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["Wan", "LTX"])
-def test_a_video_pipeline_is_calibrated(name, tmp_path, monkeypatch):
-    monkeypatch.setattr("calibri.runs.session.load_pipeline", lambda *args, **options: build(name))
+def test_a_video_pipeline_is_calibrated(name, tmp_path):
     values = {
         "device": "cpu",
         "sampling.num_inference_steps": 2,
@@ -31,7 +30,9 @@ def test_a_video_pipeline_is_calibrated(name, tmp_path, monkeypatch):
         "evaluation.num_samples": 1,
     }
     values |= {f"sampling.{key}": value for key, value in size(name).items()}
-    summary = calibrate(load_config(values=values), name="video", runs=tmp_path)
+    summary = calibrate(
+        load_config(values=values), pipeline=build(name), name="video", runs=tmp_path
+    )
     scores = summary.evaluation.settings[0].scores["jpeg-compressibility"]
     assert np.isfinite(scores.mean)
     assert summary.evaluation.settings[0].diversity > 0

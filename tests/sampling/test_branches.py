@@ -4,7 +4,7 @@ import torch
 from calibri.errors import GuidanceError, UnsupportedModelError
 from calibri.sampling.branches import BranchResolver
 from calibri.sampling.scales.scaler import Scaler
-from calibri.shapes import PIPELINE_PATH
+from calibri.shapes.paths import PIPELINE_PATH
 
 PROMPTS = ["a red circle", "a blue square above a green cross"]
 

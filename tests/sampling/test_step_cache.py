@@ -13,7 +13,7 @@ from calibri.errors import UnsupportedModelError
 from calibri.pipelines.networks import networks_of
 from calibri.prompts.files import make_prompts
 from calibri.results import Fidelity
-from calibri.runs.session import Engine
+from calibri.runs.session import Session
 from calibri.sampling.branches import BranchResolver
 from calibri.sampling.sampler import Noise, Sampler
 from calibri.sampling.scales.scaler import Scaler
@@ -124,100 +124,101 @@ def test_a_transformer_without_timesteps_is_refused():
 
 
 @pytest.fixture(scope="module")
-def engine():
+def session():
     values = {"device": "cpu", "sampling.num_inference_steps": 6, "space.granularity": "block"}
-    return Engine(load_config(values=values))
+    return Session(load_config(values=values))
 
 
-def candidates(engine, count, scale=0.3):
+def candidates(session, count, scale=0.3):
     rng = np.random.default_rng(3)
-    start = engine.space.start
+    start = session.space.start
     return [
-        engine.space.coefficients(start + scale * rng.normal(size=len(start))) for _ in range(count)
+        session.space.coefficients(start + scale * rng.normal(size=len(start)))
+        for _ in range(count)
     ]
 
 
-def test_with_no_step_left_out_images_are_identical(engine):
-    candidate = candidates(engine, 1)[0]
+def test_with_no_step_left_out_images_are_identical(session):
+    candidate = candidates(session, 1)[0]
     one = Fidelity(num_inference_steps=1)
-    whole = engine.sample(candidate, NOISES, one)
-    assert torch.equal(engine.sample(candidate, NOISES, one.updated(CACHED)), whole)
-    expected = engine.sample(candidate, NOISES)
-    with step_cache(networks_of(engine.pipe), 1):
-        assert torch.equal(engine.sample(candidate, NOISES), expected)
+    whole = session.sample(candidate, NOISES, one)
+    assert torch.equal(session.sample(candidate, NOISES, one.updated(CACHED)), whole)
+    expected = session.sample(candidate, NOISES)
+    with step_cache(networks_of(session.bench.pipe), 1):
+        assert torch.equal(session.sample(candidate, NOISES), expected)
 
 
-def test_cached_images_are_near_and_nothing_is_left_of_the_cache(engine):
-    candidate = candidates(engine, 1)[0]
-    before = engine.sample(candidate, NOISES)
-    cached = engine.sample(candidate, NOISES, CACHED)
+def test_cached_images_are_near_and_nothing_is_left_of_the_cache(session):
+    candidate = candidates(session, 1)[0]
+    before = session.sample(candidate, NOISES)
+    cached = session.sample(candidate, NOISES, CACHED)
     error = (cached.float() - before.float()).abs().mean()
     assert 0 < error < 12
-    assert torch.equal(engine.sample(candidate, NOISES), before)
-    assert "forward" not in vars(engine.pipe.transformer)
+    assert torch.equal(session.sample(candidate, NOISES), before)
+    assert "forward" not in vars(session.bench.pipe.transformer)
     # No state passes from one call of the pipeline to the next.
-    engine.sample(candidate, NOISES[:2], CACHED.updated(Fidelity(num_inference_steps=5)))
-    assert torch.equal(engine.sample(candidate, NOISES, CACHED), cached)
+    session.sample(candidate, NOISES[:2], CACHED.updated(Fidelity(num_inference_steps=5)))
+    assert torch.equal(session.sample(candidate, NOISES, CACHED), cached)
 
 
-def test_the_cache_is_gone_when_the_pipeline_fails(engine):
-    model = engine.pipe.transformer
+def test_the_cache_is_gone_when_the_pipeline_fails(session):
+    model = session.bench.pipe.transformer
 
     def fail(module, args, kwargs):
         raise KeyboardInterrupt
 
     handle = model.register_forward_pre_hook(fail, with_kwargs=True)
     with pytest.raises(KeyboardInterrupt):
-        engine.sample(candidates(engine, 1)[0], NOISES, CACHED)
+        session.sample(candidates(session, 1)[0], NOISES, CACHED)
     handle.remove()
     assert "forward" not in vars(model)
 
 
-def test_candidates_of_one_batch_keep_their_own_scales(engine):
+def test_candidates_of_one_batch_keep_their_own_scales(session):
     """Rows are guessed from their own past alone, with the scales that made it."""
-    ours = candidates(engine, 3)
-    backend = engine.in_process()
+    ours = candidates(session, 3)
     rows = [(c, noise) for c in range(3) for noise in NOISES]
-    fidelity = engine.sampler.full.updated(CACHED)
-    together = backend.sample(make_unit(ours, rows, (), fidelity), rows).reshape(3, 3, 3, 24, 24)
+    fidelity = session.bench.sampler.full.updated(CACHED)
+    unit = make_unit(ours, rows, (), fidelity)
+    together = session.bench.sample(unit, rows).reshape(3, 3, 3, 24, 24)
     for candidate, images in zip(ours, together, strict=True):
-        alone = engine.sample(candidate, NOISES, CACHED)
+        alone = session.sample(candidate, NOISES, CACHED)
         assert (alone.int() - images.int()).abs().max() <= 1
     assert (together[0].int() - together[1].int()).abs().float().mean() > 1
 
 
-def test_a_silenced_output_is_silent_through_the_cache(engine):
+def test_a_silenced_output_is_silent_through_the_cache(session):
     """The output weight multiplies guesses as it multiplies what they are made of."""
-    start = engine.space.coefficients(engine.space.start)
-    vector = engine.space.start.copy()
-    vector[engine.space.is_output] = 0.0
-    zero = engine.space.coefficients(vector)
-    expected = engine.sample(zero, NOISES)
-    assert torch.equal(engine.sample(zero, NOISES, CACHED), expected)
-    assert not torch.equal(engine.sample(start, NOISES, CACHED), expected)
+    start = session.space.coefficients(session.space.start)
+    vector = session.space.start.copy()
+    vector[session.space.is_output] = 0.0
+    zero = session.space.coefficients(vector)
+    expected = session.sample(zero, NOISES)
+    assert torch.equal(session.sample(zero, NOISES, CACHED), expected)
+    assert not torch.equal(session.sample(start, NOISES, CACHED), expected)
 
 
 def test_members_of_an_ensemble_are_cached_together():
     values = {"device": "cpu", "sampling.num_inference_steps": 4, "space.members": 2}
-    engine = Engine(load_config(values=values | {"space.granularity": "block"}))
-    candidate = candidates(engine, 1, scale=0.1)[0]
-    before = engine.sample(candidate, NOISES)
-    with step_cache(networks_of(engine.pipe), 1):
-        assert torch.equal(engine.sample(candidate, NOISES), before)
-    assert not torch.equal(engine.sample(candidate, NOISES, CACHED), before)
-    assert torch.equal(engine.sample(candidate, NOISES), before)
+    session = Session(load_config(values=values | {"space.granularity": "block"}))
+    candidate = candidates(session, 1, scale=0.1)[0]
+    before = session.sample(candidate, NOISES)
+    with step_cache(networks_of(session.bench.pipe), 1):
+        assert torch.equal(session.sample(candidate, NOISES), before)
+    assert not torch.equal(session.sample(candidate, NOISES, CACHED), before)
+    assert torch.equal(session.sample(candidate, NOISES), before)
 
 
 def test_guidance_in_one_batch_is_cached():
     values = {"device": "cpu", "sampling.num_inference_steps": 4, "sampling.guidance_scale": 3.0}
     values |= {"space.granularity": "block", "space.branches": "separate"}
-    engine = Engine(load_config(values=values))
-    one, other = candidates(engine, 2, scale=0.02)
-    before = engine.sample(one, NOISES)
-    cached = engine.sample(one, NOISES, CACHED)
+    session = Session(load_config(values=values))
+    one, other = candidates(session, 2, scale=0.02)
+    before = session.sample(one, NOISES)
+    cached = session.sample(one, NOISES, CACHED)
     assert not torch.equal(cached, before)
-    assert not torch.equal(engine.sample(other, NOISES, CACHED), cached)
-    assert torch.equal(engine.sample(one, NOISES), before)
+    assert not torch.equal(session.sample(other, NOISES, CACHED), cached)
+    assert torch.equal(session.sample(one, NOISES), before)
 
 
 @pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")

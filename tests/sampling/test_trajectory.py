@@ -20,7 +20,7 @@ from calibri.pipelines.loading import load_pipeline
 from calibri.pipelines.sites.find import find_sites
 from calibri.reporting.page import report
 from calibri.runs.calibrate import calibrate
-from calibri.runs.session import Engine
+from calibri.runs.session import Session
 from calibri.sampling.branches import BranchResolver
 from calibri.sampling.scales.scaler import Scaler
 from tests.tiny import flux_inputs, forward, sd3_inputs, tiny_flux, tiny_sd3
@@ -199,7 +199,7 @@ def test_a_search_over_knots_gives_an_artifact_and_a_report(tmp_path):
 
 def test_a_preset_needs_constant_scales():
     with pytest.raises(ConfigError, match="space.knots to 1"):
-        Engine(config(knots=2, members=2, start="skip-middle-block"))
+        Session(config(knots=2, members=2, start="skip-middle-block"))
 
 
 def test_a_forward_without_a_timestep_by_name_is_refused():

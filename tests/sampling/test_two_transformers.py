@@ -11,7 +11,7 @@ from calibri.config import validate_config
 from calibri.errors import CalibrationError, ConfigError, FuseError
 from calibri.pipelines.networks import networks_of, sites_of
 from calibri.prompts.files import make_prompts
-from calibri.runs.session import Engine
+from calibri.runs.session import Session
 from calibri.sampling.branches import BranchResolver
 from calibri.sampling.sampler import Noise, Sampler
 from calibri.sampling.scales.scaler import Scaler
@@ -229,23 +229,23 @@ def test_a_calibration_of_both_does_not_fit_one_and_none_is_loaded_twice():
         calibri.load(pipe, made)
 
 
-def engine(monkeypatch, pipe, **space):
-    monkeypatch.setattr("calibri.runs.session.load_pipeline", lambda *args, **kwargs: pipe)
+def session(pipe, **space):
     size = dict(height=64, width=64, num_inference_steps=2)
-    return Engine(
+    return Session(
         validate_config(
             {
                 "device": "cpu",
                 "sampling": size | {"guidance_scale": SCALE},
                 "space": {"granularity": "gate"} | space,
             }
-        )
+        ),
+        pipe=pipe,
     )
 
 
-def test_a_search_on_ideogram_has_scales_for_both_and_starts_at_the_stock_images(monkeypatch):
+def test_a_search_on_ideogram_has_scales_for_both_and_starts_at_the_stock_images():
     pipe = ideogram_4()
-    made = engine(monkeypatch, pipe)
+    made = session(pipe)
     assert made.space.start_weights == (SCALE, 1 - SCALE)
     assert made.space.factors == ("shift",)
     assert made.space.size == 2 * calibri.inspect(pipe.transformer).counts["gate"] + 2 + 1
@@ -257,7 +257,7 @@ def test_a_search_on_ideogram_has_scales_for_both_and_starts_at_the_stock_images
     assert not torch.equal(made.sample(made.space.coefficients(moved), noises), plain)
 
 
-def test_separate_scales_are_refused_where_each_branch_has_its_own_transformer(monkeypatch):
+def test_separate_scales_are_refused_where_each_branch_has_its_own_transformer():
     with pytest.raises(ConfigError, match="'shared'"):
-        engine(monkeypatch, ideogram_4(), branches="separate")
-    assert engine(monkeypatch, ideogram_4(), branches="separate", members=2).space.members == 3
+        session(ideogram_4(), branches="separate")
+    assert session(ideogram_4(), branches="separate", members=2).space.members == 3

@@ -8,7 +8,7 @@ from calibri.errors import RunError
 from calibri.pipelines.placement import movable_modules
 from calibri.rewards.jpeg import JpegCompressibility
 from calibri.rewards.reward import ModelReward, RewardInfo
-from calibri.scoring.device_swap import Residence, in_turns, share_device
+from calibri.scoring.device_swap import DeviceSwap, alternate, share_device
 
 CARD, HOST = torch.device("cuda", 0), torch.device("cpu")
 
@@ -54,67 +54,67 @@ def world():
 
 
 @pytest.fixture
-def residence(world):
+def swap(world):
     pipeline = [world.thing("transformer", 2, CARD), world.thing("vae", 1, CARD)]
-    return Residence(CARD, {"pipeline": pipeline, "rewards": [world.thing("hpsv3", 3)]})
+    return DeviceSwap(CARD, {"pipeline": pipeline, "rewards": [world.thing("hpsv3", 3)]})
 
 
-def test_one_group_at_a_time_lives_on_the_device(world, residence):
-    residence.use("rewards")
+def test_one_group_at_a_time_lives_on_the_device(world, swap):
+    swap.use("rewards")
     assert world.on_card() == {"hpsv3"}
-    residence.use("pipeline")
+    swap.use("pipeline")
     assert world.on_card() == {"transformer", "vae"}
-    assert residence.here == "pipeline"
+    assert swap.here == "pipeline"
 
 
-def test_the_others_leave_before_a_group_comes(world, residence):
-    residence.use("rewards")  # World raises where both are on the card, even for a moment
+def test_the_others_leave_before_a_group_comes(world, swap):
+    swap.use("rewards")  # World raises where both are on the card, even for a moment
     assert [name for name, _ in world.log] == ["transformer", "vae", "hpsv3"]
 
 
-def test_moves_are_counted_and_needless_ones_left_out(world, residence):
+def test_moves_are_counted_and_needless_ones_left_out(world, swap):
     for _ in range(3):
-        residence.use("pipeline")
-    assert (residence.moves, len(world.log)) == (1, 3)
-    residence.use("rewards")
-    residence.use("pipeline")
-    assert residence.moves == 3
+        swap.use("pipeline")
+    assert (swap.moves, len(world.log)) == (1, 3)
+    swap.use("rewards")
+    swap.use("pipeline")
+    assert swap.moves == 3
 
 
 def test_an_empty_group_sends_the_others_away(world):
-    residence = Residence(CARD, {"pipeline": [], "rewards": [world.thing("hpsv3", 3, CARD)]})
-    residence.use("pipeline")
+    swap = DeviceSwap(CARD, {"pipeline": [], "rewards": [world.thing("hpsv3", 3, CARD)]})
+    swap.use("pipeline")
     assert world.on_card() == set()
-    assert residence.here == "pipeline"
+    assert swap.here == "pipeline"
 
 
-def test_what_does_not_fit_alone_is_said_and_moved_again_next_time(world, residence):
+def test_what_does_not_fit_alone_is_said_and_moved_again_next_time(world, swap):
     world.room = 1
     with pytest.raises(RunError, match=r"'rewards' do not fit on 'cuda:0'.*smaller dtype"):
-        residence.use("rewards")
-    assert (residence.here, residence.moves) == (None, 0)
+        swap.use("rewards")
+    assert (swap.here, swap.moves) == (None, 0)
     world.room = 3
-    residence.use("pipeline")
+    swap.use("pipeline")
     assert world.on_card() == {"transformer", "vae"}
 
 
 def test_the_device_is_emptied_only_where_there_is_an_allocator(world, monkeypatch):
     emptied = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(sorted(world.on_card())))
-    Residence("cpu", {"a": [world.thing("x")], "b": []}).use("a")
+    DeviceSwap("cpu", {"a": [world.thing("x")], "b": []}).use("a")
     assert emptied == []
-    residence = Residence(CARD, {"a": [world.thing("y", 1, CARD)], "b": [world.thing("z")]})
-    residence.use("b")
+    swap = DeviceSwap(CARD, {"a": [world.thing("y", 1, CARD)], "b": [world.thing("z")]})
+    swap.use("b")
     assert emptied == [[]]  # after y left, before z came
 
 
-def steps(residence, log):
+def steps(swap, log):
     def sample(item):
-        log.append(("sample", item, residence.here))
+        log.append(("sample", item, swap.here))
         return -item
 
     def score(item, made):
-        log.append(("score", item, residence.here))
+        log.append(("score", item, swap.here))
         return (item, made)
 
     return ("pipeline", sample), ("rewards", score)
@@ -122,11 +122,11 @@ def steps(residence, log):
 
 @pytest.mark.parametrize("most", [1, 2, 3, 4, 100])
 @pytest.mark.parametrize("sizes", [[], [1], [1, 1, 1, 1, 1], [3, 1, 1, 2], [5, 1, 4]])
-def test_results_come_in_order_and_parts_are_as_large_as_allowed(residence, sizes, most):
+def test_results_come_in_order_and_parts_are_as_large_as_allowed(swap, sizes, most):
     log = []
     items = list(range(len(sizes)))
-    sample, score = steps(residence, log)
-    found = list(in_turns(residence, items, sample, score, size=sizes.__getitem__, most=most))
+    sample, score = steps(swap, log)
+    found = list(alternate(swap, items, sample, score, size=sizes.__getitem__, most=most))
     assert found == [(item, -item) for item in items]
     assert all(here == ("pipeline" if step == "sample" else "rewards") for step, _, here in log)
     parts, previous = [], None
@@ -135,7 +135,7 @@ def test_results_come_in_order_and_parts_are_as_large_as_allowed(residence, size
             parts = [*parts, []] if previous != "sample" else parts
             parts[-1].append(item)
         previous = step
-    assert residence.moves == 2 * len(parts)
+    assert swap.moves == 2 * len(parts)
     weights = [sum(sizes[item] for item in part) for part in parts]
     for part, weight in zip(parts, weights, strict=True):
         assert weight <= most or len(part) == 1
@@ -143,9 +143,9 @@ def test_results_come_in_order_and_parts_are_as_large_as_allowed(residence, size
         assert weight + sizes[following[0]] > most  # it could not have held one more
 
 
-def test_a_result_is_given_before_the_next_is_scored(residence):
+def test_a_result_is_given_before_the_next_is_scored(swap):
     log = []
-    results = in_turns(residence, [1, 2, 3], *steps(residence, log))
+    results = alternate(swap, [1, 2, 3], *steps(swap, log))
     next(results)
     assert [entry[:2] for entry in log] == [
         ("sample", 1),
@@ -153,7 +153,7 @@ def test_a_result_is_given_before_the_next_is_scored(residence):
         ("sample", 3),
         ("score", 1),
     ]
-    residence.use("pipeline")  # an image failed and was sampled again
+    swap.use("pipeline")  # an image failed and was sampled again
     next(results)
     assert log[-1] == ("score", 2, "rewards")
 
@@ -182,19 +182,19 @@ class Reward(ModelReward):
 
 def test_a_reward_is_moved_and_one_that_is_not_loaded_loads_where_it_is_used():
     reward = Reward(device=CARD)
-    residence = Residence(CARD, {"pipeline": [], "rewards": [reward]})
-    residence.use("pipeline")
+    swap = DeviceSwap(CARD, {"pipeline": [], "rewards": [reward]})
+    swap.use("pipeline")
     assert reward.device == HOST
-    residence.use("rewards")
+    swap.use("rewards")
     network = reward.model
     assert network.asked == [CARD]
-    residence.use("pipeline")
+    swap.use("pipeline")
     assert network.asked == [CARD, HOST]
 
 
-def test_weights_moved_inside_inference_mode_can_still_be_trained(residence):
+def test_weights_moved_inside_inference_mode_can_still_be_trained(swap):
     network = nn.Linear(2, 2)
-    turns = Residence("cpu", {"a": [network], "b": []}, away="meta")
+    turns = DeviceSwap("cpu", {"a": [network], "b": []}, away="meta")
     with torch.inference_mode():
         turns.use("b")
     assert not any(weight.is_inference() for weight in network.parameters())
@@ -258,20 +258,20 @@ def test_only_rewards_on_the_pipelines_device_take_turns_with_it():
     pipe = Pipe()
     for name in ("transformer", "vae"):
         pipe.components[name] = Recorded()
-    residence = share_device(pipe, [near, default, far, JpegCompressibility()], CARD)
-    residence.use("rewards")
+    swap = share_device(pipe, [near, default, far, JpegCompressibility()], CARD)
+    swap.use("rewards")
     assert [part.asked for part in pipe.components.values() if isinstance(part, Recorded)] == [
         [HOST],
         [HOST],
     ]
-    residence.use("pipeline")
+    swap.use("pipeline")
     assert [r.device for r in (near, default, far)] == [HOST, HOST, torch.device("cuda:1")]
 
 
-def test_other_errors_of_a_move_stay_what_they_are(world, residence):
+def test_other_errors_of_a_move_stay_what_they_are(world, swap):
     def broken(name, device):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     world.move = broken
     with pytest.raises(RuntimeError, match="illegal"):
-        residence.use("rewards")
+        swap.use("rewards")

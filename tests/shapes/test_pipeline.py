@@ -5,7 +5,7 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
 from torch import Tensor
 
-from calibri.shapes import PIPELINE_PATH
+from calibri.shapes.paths import PIPELINE_PATH
 from calibri.shapes.render import IMAGE_SIZE, render_batch
 from calibri.shapes.scenes import VOCABULARY, parse_caption, sample_prompts
 

@@ -253,21 +253,21 @@ def _show_plan(config: RunConfig) -> None:
     import yaml
 
     from calibri.pipelines import transformer_of
-    from calibri.runs import Engine, check_search, make_search, planned_images
+    from calibri.runs import Session, check_search, make_search, planned_images
 
     with loading(f"Loading {config.pipeline}"):
-        engine = Engine(config)
-    check_search(engine)
+        session = Session(config)
+    check_search(session)
     console = out()
-    settled = engine.config.model_dump(mode="json")
+    settled = session.config.model_dump(mode="json")
     text = yaml.safe_dump(settled, sort_keys=False, allow_unicode=True)
     verbatim(console, text)
-    planned = planned_images(engine)
+    planned = planned_images(session)
     facts = {
-        "transformer": type(transformer_of(engine.pipe)).__name__,
-        "sites": f"{len(engine.scaler.sites)} and the output",
-        "parameters": f"{engine.space.size}",
-        "popsize": f"{make_search(engine.space, config).popsize}",
+        "transformer": type(transformer_of(session.bench.pipe)).__name__,
+        "sites": f"{len(session.bench.scaler.sites)} and the output",
+        "parameters": f"{session.space.size}",
+        "popsize": f"{make_search(session.space, config).popsize}",
         "images": ", ".join(f"{count:,} {phase}" for phase, count in planned.items()),
         "": f"{sum(planned.values()):,} at most",
     }

@@ -4,9 +4,10 @@ from .coefficients import Coefficients as Coefficients
 from .coefficients import Factor as Factor
 from .presets import PRESETS as PRESETS
 from .presets import preset as preset
-from .resolve import build_space as build_space
-from .resolve import check_factors as check_factors
-from .resolve import lay_out as lay_out
-from .resolve import settle as settle
+from .resolution import Capabilities as Capabilities
+from .resolution import ResolvedConfig as ResolvedConfig
+from .resolution import build_space as build_space
+from .resolution import check_factors as check_factors
+from .resolution import resolve as resolve
 from .space import SearchSpace as SearchSpace
 from .start import warm_start as warm_start

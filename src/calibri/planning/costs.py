@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from calibri.coefficients import build_space
+from calibri.coefficients import Capabilities, build_space, resolve
 from calibri.config import RunConfig, validate_config
 from calibri.errors import ConfigError
 from calibri.pipelines import (
@@ -173,12 +173,13 @@ def _sizes_of_searches(
     transformer: nn.Module, config: RunConfig, guidance: float
 ) -> tuple[int, int]:
     """Numbers that the paper's procedure and ours search."""
-    sites = find_sites(transformer)
     # There is no scheduler to ask here: where knots are known, pipelines have one with a shift.
     known = knows_timesteps(transformer)
-    ours = config.settled(guidance, timesteps_known=known, shift_known=known).space
-    papers = ours.model_copy(update={"output_knots": 1, "shift": False})
-    return build_space(papers, sites, guidance).size, build_space(ours, sites, guidance).size
+    capabilities = Capabilities(find_sites(transformer), guidance, known, known)
+    ours = resolve(config, capabilities)
+    papers = ours.space.model_copy(update={"output_knots": 1, "shift": False})
+    paper = ours.model_copy(update={"space": papers})
+    return build_space(paper, capabilities).size, build_space(ours, capabilities).size
 
 
 def _machine(name: str | None, geometry: Geometry) -> Machine | None:

@@ -14,5 +14,4 @@ from .loop import make_search as make_search
 from .probe.measure import Design as Design
 from .probe.measure import Measurement as Measurement
 from .probe.variance import variance_components as variance_components
-from .session import Engine as Engine
-from .session import PromptSets as PromptSets
+from .session import Session as Session

@@ -8,7 +8,7 @@ import io
 import os
 import platform
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from calibri.results import Evaluation, RunSummary, SampleRow, SearchResult, Sit
 from calibri.rewards import memorable
 from calibri.runs.comparison import Comparer, sample_settings, verdict
 from calibri.runs.folder import RunFolder, check_run_name, check_unused
+from calibri.runs.given import Given, configured, split_rewards
 from calibri.runs.gradients import GradientOptimiser, check_gradient
 from calibri.runs.journal import Journal
 from calibri.runs.loop import Optimiser, check_start, scale_prompts
@@ -42,7 +43,7 @@ from calibri.runs.probe.measure import (
     measure_first,
     search_update,
 )
-from calibri.runs.session import Engine
+from calibri.runs.session import Session
 from calibri.scoring import Evaluator, Ledger
 from calibri.version import __version__
 
@@ -52,6 +53,8 @@ RUNS = Path("runs")
 def calibrate(
     config: RunConfig | None = None,
     *,
+    pipeline: Any = None,
+    rewards: Mapping[str, Any] | Sequence[Any] | None = None,
     name: str | None = None,
     runs: Path = RUNS,
     progress: Progress | None = None,
@@ -61,6 +64,10 @@ def calibrate(
 
     Args:
         config: the whole configuration; None for the defaults.
+        pipeline: a name (see ``load_pipeline``), or a loaded pipeline, which is used where it is;
+            None for the configured one.
+        rewards: the objective, then rewards that only watch, each a name, a reward or its class;
+            or the section ``rewards`` of a configuration. None for the configured ones.
         name: folder of the run under ``runs``; None for one made from the time.
         runs: where runs are kept.
         progress: is told what happens.
@@ -74,20 +81,28 @@ def calibrate(
         CalibriError: something does not work; what was computed is kept.
         Interrupted: the user stopped the run; ``resume`` continues it.
     """
-    config = config or validate_config(values)
+    config, given = configured(config, values, pipeline, rewards)
     path = runs / check_run_name(name or default_run_name())
     check_unused(path)  # before a model is loaded, which can take minutes
-    engine = Engine(config)
-    check_search(engine)
-    folder = RunFolder.create(path, engine.config.model_dump(mode="json"))
-    return _run(folder, engine, progress or Progress())
+    session = Session(config, pipe=given.pipe, rewards=given.rewards)
+    check_search(session)
+    folder = RunFolder.create(path, session.config.model_dump(mode="json"), given.needed)
+    return _finished(folder, session, progress)
 
 
-def resume(path: Path | str, *, progress: Progress | None = None) -> RunSummary:
+def resume(
+    path: Path | str,
+    *,
+    pipeline: Any = None,
+    rewards: Sequence[Any] = (),
+    progress: Progress | None = None,
+) -> RunSummary:
     """Continue a run: finished units are read from its journal, only missing ones are computed.
 
     Args:
         path: folder of the run.
+        pipeline: the loaded pipeline that the run was started with, if it was.
+        rewards: the rewards that it was given as objects or classes, if it was.
         progress: is told what happens.
 
     Returns:
@@ -97,8 +112,18 @@ def resume(path: Path | str, *, progress: Progress | None = None) -> RunSummary:
         CalibriError: there is no such run, it is in use, or its journal is damaged.
     """
     folder = RunFolder.open(Path(path))
-    engine = Engine(validate_config(folder.config))
-    return _run(folder, engine, progress or Progress())
+    given = Given(pipeline, split_rewards(rewards)[1])
+    given.check(folder.given)
+    config = validate_config(folder.config)
+    session = Session(config, pipe=given.pipe, rewards=given.rewards)
+    return _finished(folder, session, progress)
+
+
+def _finished(folder: RunFolder, session: Session, progress: Progress | None) -> RunSummary:
+    try:
+        return _run(folder, session, progress or Progress())
+    finally:
+        session.close()
 
 
 def default_run_name() -> str:
@@ -106,66 +131,66 @@ def default_run_name() -> str:
     return datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
 
 
-def check_search(engine: Engine) -> None:
-    """Refuse a search that cannot be done with this engine, before anything is written or sampled.
+def check_search(session: Session) -> None:
+    """Refuse a search that cannot be done with this session, before anything is written or sampled.
 
     Raises:
         CalibriError: the start lies outside the bounds, or the method, the fidelity or measuring
             first does not fit the rest.
     """
-    config = engine.config.search
-    check_start(engine)
-    check_probe(engine.config, len(engine.prompts.train))
+    config = session.config.search
+    check_start(session)
+    check_probe(session.config, len(session.prompts.train))
     if config.method == "gradient":
-        check_gradient(engine, config.last_steps)
-    check_fidelity(engine)
+        check_gradient(session, config.last_steps)
+    check_fidelity(session)
 
 
-def planned_images(engine: Engine) -> dict[str, int]:
+def planned_images(session: Session) -> dict[str, int]:
     """Count the images that a run will sample at most, by phase."""
-    images = images_by_phase(engine.config, engine.space.size, scale_prompts(engine))
-    design = _design(engine, images)
+    images = images_by_phase(session.config, session.space.size, scale_prompts(session))
+    design = _design(session, images)
     return images | ({PHASE: design.images} if design else {})
 
 
-def _design(engine: Engine, images: Mapping[str, int]) -> Design | None:
+def _design(session: Session, images: Mapping[str, int]) -> Design | None:
     planned = sum(images.values())
-    if not measures_first(engine.config.search, planned):
+    if not measures_first(session.config.search, planned):
         return None
-    fidelities = cheaper_fidelities(engine)
-    return choose_design(engine.config, planned, len(engine.prompts.train), fidelities)
+    fidelities = cheaper_fidelities(session)
+    return choose_design(session.config, planned, len(session.prompts.train), fidelities)
 
 
-def _run(folder: RunFolder, engine: Engine, progress: Progress) -> RunSummary:
+def _run(folder: RunFolder, session: Session, progress: Progress) -> RunSummary:
     with folder.lock(), Journal.open(folder.journal_path) as journal, _stop_politely(folder):
-        planned = planned_images(engine)
+        planned = planned_images(session)
         ledger = Ledger(journal)
-        with engine.evaluator(ledger, progress.unit, sum(planned.values())) as evaluator:
-            vector, search = _search(engine, evaluator, progress)
-            coefficients = engine.space.coefficients(vector)
-            comparer = Comparer(engine, evaluator, coefficients, engine.prompts.test)
+        with session.evaluator(ledger, progress.unit, sum(planned.values())) as evaluator:
+            vector, search = _search(session, evaluator, progress)
+            coefficients = session.space.coefficients(vector)
+            comparer = Comparer(session, evaluator, coefficients, session.prompts.test)
             evaluation = comparer.run(progress)
-        samples = _save_samples(folder, engine, coefficients, progress)
-        summary = _summary(folder, engine, search, evaluation, samples)
-        _calibration(summary, engine, coefficients).save_pretrained(folder.calibration_path)
+            samples = _save_samples(folder, session, evaluator, coefficients, progress)
+        summary = _summary(folder, session, search, evaluation, samples)
+        _calibration(summary, session, coefficients).save_pretrained(folder.calibration_path)
         folder.write_results(summary)
         return summary
 
 
 def _search(
-    engine: Engine, evaluator: Evaluator, progress: Progress
+    session: Session, evaluator: Evaluator, progress: Progress
 ) -> tuple[Vector, SearchResult]:
-    config, size, extra = engine.config, engine.space.size, scale_prompts(engine)
-    design = _design(engine, images_by_phase(config, size, extra))
+    config, size, extra = session.config, session.space.size, scale_prompts(session)
+    design = _design(session, images_by_phase(config, size, extra))
     measured = None
     if design is not None:
-        measured = measure_first(engine, evaluator, progress, design)
+        measured = measure_first(session, evaluator, progress, design)
         config = config.model_copy(update={"search": search_update(config.search, measured)})
     planned = images_by_phase(config, size, extra)
     progress.phase("search", planned["search"] + planned["validation"])
     if config.search.method == "gradient":
-        return GradientOptimiser(engine, evaluator, progress).run()
-    vector, result = Optimiser(engine, evaluator, progress, config.search).run()
+        return GradientOptimiser(session, evaluator, progress).run()
+    vector, result = Optimiser(session, evaluator, progress, config.search).run()
     return vector, result.model_copy(update={"measured": measured})
 
 
@@ -190,14 +215,18 @@ def _stop_politely(folder: RunFolder) -> Iterator[None]:
 
 
 def _save_samples(
-    folder: RunFolder, engine: Engine, coefficients: Coefficients, progress: Progress
+    folder: RunFolder,
+    session: Session,
+    evaluator: Evaluator,
+    coefficients: Coefficients,
+    progress: Progress,
 ) -> list[SampleRow]:
-    prompts = engine.prompts.test[: engine.config.evaluation.num_samples]
+    prompts = session.prompts.test[: session.config.evaluation.num_samples]
     if not prompts:
         return []
-    noises = engine.noises("evaluation", 0, prompts)
+    noises = session.noises("evaluation", 0, prompts)
     folder.images_path.mkdir(exist_ok=True)
-    images = sample_settings(engine, coefficients, noises, progress)
+    images = sample_settings(session, evaluator, coefficients, noises, progress)
     rows = []
     for row, noise in enumerate(noises):
         files = {}
@@ -216,17 +245,17 @@ def _png(pixels: torch.Tensor) -> bytes:
 
 def _summary(
     folder: RunFolder,
-    engine: Engine,
+    session: Session,
     search: SearchResult,
     evaluation: Evaluation,
     samples: list[SampleRow],
 ) -> RunSummary:
-    config = engine.config
+    config = session.config
     granularity = config.space.granularity
     return RunSummary(
         name=folder.path.name,
         pipeline=config.pipeline,
-        transformer_class=type(transformer_of(engine.pipe)).__name__,
+        transformer_class=type(transformer_of(session.bench.pipe)).__name__,
         calibri_version=__version__,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         verdict=verdict(evaluation),
@@ -240,10 +269,10 @@ def _summary(
                 stream=site.stream,
                 parameter=parameter_name(site, granularity),
             )
-            for site in engine.scaler.sites
+            for site in session.bench.scaler.sites
         ],
         coefficients=search.coefficients,
-        start=dict(engine.space.named(engine.space.start)),
+        start=dict(session.space.named(session.space.start)),
         search=search,
         evaluation=evaluation,
         samples=samples,
@@ -271,8 +300,8 @@ def _machine() -> dict[str, str]:
     }
 
 
-def _calibration(summary: RunSummary, engine: Engine, coefficients: Coefficients) -> Calibration:
-    config = engine.config
+def _calibration(summary: RunSummary, session: Session, coefficients: Coefficients) -> Calibration:
+    config = session.config
     return Calibration(
         calibri_version=__version__,
         transformer_class=summary.transformer_class,

@@ -14,7 +14,7 @@ from calibri.errors import RewardError
 from calibri.progress import Progress
 from calibri.results import Checkpoint, Figure
 from calibri.rewards import Scale
-from calibri.runs.session import Engine
+from calibri.runs.session import Session
 from calibri.scoring import Evaluator, complete
 from calibri.search import reached_plateau, select
 from calibri.seeds import derive_seed
@@ -34,29 +34,29 @@ class Checkpoints:
     """Checkpoints of one search, all on the same prompts and noise, so that they compare.
 
     Args:
-        engine: scores them.
+        session: scores them.
         evaluator: keeps their scores.
         progress: is told of each.
     """
 
-    def __init__(self, engine: Engine, evaluator: Evaluator, progress: Progress) -> None:
-        self._engine = engine
+    def __init__(self, session: Session, evaluator: Evaluator, progress: Progress) -> None:
+        self._session = session
         self._evaluator = evaluator
         self._progress = progress
-        self._count = engine.config.search.images_per_prompt
-        self._noises = engine.noises("validation", 0, engine.prompts.validation, self._count)
+        self._count = session.config.search.images_per_prompt
+        self._noises = session.noises("validation", 0, session.prompts.validation, self._count)
         self._baseline: dict[str, Scores] = {}
         self._scored: list[_Scored] = []
 
     def add(self, vector: Vector, done: int, scales: Mapping[str, Scale]) -> None:
         """Score a vector after ``done`` generations."""
-        engine = self._engine
+        session = self._session
         if not self._baseline:
-            self._baseline = self._score(0, engine.space.start)
+            self._baseline = self._score(0, session.space.start)
         pairs, prompts = self._pairs(self._score(done, vector))
-        mixed = engine.mixture.combine(pairs, scales)
-        seed = derive_seed(engine.config.seed, "bootstrap", done)
-        held_out = {name: self._figure(pairs[name], seed) for name in engine.guard_measures()}
+        mixed = session.mixture.combine(pairs, scales)
+        seed = derive_seed(session.config.seed, "bootstrap", done)
+        held_out = {name: self._figure(pairs[name], seed) for name in session.guards}
         checkpoint = Checkpoint(
             generation=done - 1,
             difference=self._figure(mixed, seed),
@@ -69,9 +69,9 @@ class Checkpoints:
         self._progress.checkpoint(checkpoint)
 
     def _score(self, step: int, vector: Vector) -> dict[str, Scores]:
-        engine = self._engine
-        measures = engine.measures(held_out=False) | engine.guard_measures()
-        candidate = engine.space.coefficients(vector)
+        session = self._session
+        measures = tuple(dict.fromkeys((*session.objective, *session.guards)))
+        candidate = session.space.coefficients(vector)
         return self._evaluator.score("validation", step, [candidate], self._noises, measures)
 
     def _pairs(self, tables: Mapping[str, Scores]) -> tuple[dict[str, Scores], NDArray[np.bool_]]:
@@ -93,9 +93,9 @@ class Checkpoints:
         """Why the search should end; empty while it should go on."""
         checkpoints = [scored.checkpoint for scored in self._scored]
         gains = [checkpoint.difference.mean for checkpoint in checkpoints]
-        if reached_plateau(gains, self._engine.config.search.plateau):
+        if reached_plateau(gains, self._session.config.search.plateau):
             return "the reward has reached its plateau"
-        return guard_reason(checkpoints, self._engine.config.rewards)
+        return guard_reason(checkpoints, self._session.config.rewards)
 
     def choose(self) -> tuple[Vector, list[Checkpoint]]:
         """Choose what the search returns.
@@ -117,9 +117,9 @@ class Checkpoints:
                 f"{len(table)} checkpoints; to choose among them takes 2. Check the reward."
             )
         table[[bool(checkpoint.vetoed_by) for checkpoint in checkpoints]] = -np.inf
-        best = select(table, self._engine.config.seed)
+        best = select(table, self._session.config.seed)
         if best is None:
-            return self._engine.space.start, checkpoints
+            return self._session.space.start, checkpoints
         checkpoints[best] = checkpoints[best].model_copy(update={"chosen": True})
         return self._scored[best].vector, checkpoints
 

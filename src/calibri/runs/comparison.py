@@ -16,12 +16,13 @@ from calibri.coefficients import Coefficients
 from calibri.config import SHIPPED, RunConfig, validate_config
 from calibri.planning import images_by_phase
 from calibri.progress import Progress
-from calibri.prompts import Prompt
+from calibri.prompts import Prompt, PromptSets, prompts_from
 from calibri.results import Comparison, Evaluation, Fidelity, SettingResult
 from calibri.rewards import Mixture, Scale, frechet_distance, parse_mixture, recall
-from calibri.runs.session import DIVERSITY, FEATURES, Engine, PromptSets, prompts_from
+from calibri.runs.given import split_rewards
+from calibri.runs.session import Session
 from calibri.sampling import Noise, film_strip
-from calibri.scoring import Evaluator, Ledger, Measure, MemoryRecords, complete
+from calibri.scoring import DIVERSITY, FEATURES, Evaluator, Ledger, MemoryRecords, complete
 from calibri.seeds import derive_seed
 from calibri.statistics import bootstrap_mean, paired_difference
 
@@ -29,9 +30,9 @@ from calibri.statistics import bootstrap_mean, paired_difference
 def evaluate(
     calibration: Calibration | str | Path,
     *,
-    pipeline: str | None = None,
+    pipeline: Any = None,
     prompts: Path | str | None = None,
-    rewards: Sequence[str] | None = None,
+    rewards: Sequence[Any] | None = None,
     reward_options: Mapping[str, Mapping[str, Any]] | None = None,
     num_prompts: int = 256,
     images_per_prompt: int = 2,
@@ -46,10 +47,13 @@ def evaluate(
 
     Args:
         calibration: a folder, a repository id, or a ``Calibration``.
-        pipeline: a name (see ``load_pipeline``); None for the calibration's base model.
+        pipeline: a name (see ``load_pipeline``) or a loaded pipeline; None for the calibration's
+            base model.
         prompts: prompts that the search did not use: a file, a set's name, ``"compositional"``, or
             None for the held-out captions of the shipped world.
-        rewards: reward names, the first is the objective; None for those of the calibration.
+        rewards: names of rewards, rewards or their classes, the first is the objective; None for
+            those of the calibration. An objective that is a mixture is followed by the rewards
+            that it names, where they are given as objects.
         reward_options: reward name to the arguments it is made with. They win over those that the
             calibration remembers, and None forgets one of those.
         num_prompts: prompts to use.
@@ -66,12 +70,14 @@ def evaluate(
     """
     if not isinstance(calibration, Calibration):
         calibration = Calibration.from_pretrained(calibration)
+    names, objects = split_rewards(rewards or list(calibration.rewards))
+    pipe = None if pipeline is None or isinstance(pipeline, str | Path) else pipeline
     config = _config(
         calibration,
-        list(rewards or calibration.rewards),
+        names,
         reward_options or {},
         {
-            "pipeline": pipeline or calibration.base_model,
+            "pipeline": calibration.base_model if pipe or not pipeline else str(pipeline),
             "revision": None if pipeline else calibration.base_revision,
             "device": device,
             "seed": seed,
@@ -83,11 +89,18 @@ def evaluate(
             "step_multiples": tuple(step_multiples),
         },
     )
-    engine = Engine(config, PromptSets((), (), _test_prompts(prompts, num_prompts, seed)))
-    progress = progress or Progress()
-    images = images_by_phase(config, engine.space.size)["evaluation"]
-    with engine.evaluator(Ledger(MemoryRecords()), progress.unit, images) as evaluator:
-        comparer = Comparer(engine, evaluator, calibration.coefficients, engine.prompts.test)
+    sets = PromptSets((), (), _test_prompts(prompts, num_prompts, seed))
+    session = Session(config, sets, pipe=pipe, rewards=objects)
+    try:
+        return _compared(session, calibration, progress or Progress())
+    finally:
+        session.close()
+
+
+def _compared(session: Session, calibration: Calibration, progress: Progress) -> Evaluation:
+    images = images_by_phase(session.config, session.space.size)["evaluation"]
+    with session.evaluator(Ledger(MemoryRecords()), progress.unit, images) as evaluator:
+        comparer = Comparer(session, evaluator, calibration.coefficients, session.prompts.test)
         return comparer.run(progress)
 
 
@@ -162,7 +175,7 @@ class Comparer:
     """Scores the settings of one evaluation.
 
     Args:
-        engine: the model, its rewards and its held-out prompts.
+        session: the model, its rewards and its held-out prompts.
         evaluator: samples and keeps scores.
         coefficients: the calibration.
         prompts: held-out prompts.
@@ -170,19 +183,19 @@ class Comparer:
 
     def __init__(
         self,
-        engine: Engine,
+        session: Session,
         evaluator: Evaluator,
         coefficients: Coefficients,
         prompts: Sequence[Prompt],
     ) -> None:
-        self._engine = engine
+        self._session = session
         self._evaluator = evaluator
         self._coefficients = coefficients
-        self._original = engine.space.coefficients(engine.space.start)
+        self._original = session.space.coefficients(session.space.start)
         self._prompts = prompts
-        self._count = engine.config.evaluation.images_per_prompt
-        self._noises = engine.noises("evaluation", 0, prompts, self._count)
-        self._feature_reward = engine.feature_reward
+        self._count = session.config.evaluation.images_per_prompt
+        self._noises = session.noises("evaluation", 0, prompts, self._count)
+        self._feature_reward = session.bench.measures.feature_reward
 
     def run(self, progress: Progress) -> Evaluation:
         """Score every setting and compare them pairwise."""
@@ -191,14 +204,14 @@ class Comparer:
         progress.phase("evaluation", len(settings) * len(self._noises))
         scores = {setting: self._score(step, setting) for step, setting in enumerate(settings)}
         self._add_mixture(scores)
-        engine = self._engine
+        session = self._session
         return Evaluation(
-            objective=engine.config.rewards.objective,
-            held_out_rewards=list(engine.config.rewards.held_out),
+            objective=session.config.rewards.objective,
+            held_out_rewards=list(session.config.rewards.held_out),
             variants={name: self._variant(name) for name in self._names},
             num_prompts=len(self._prompts),
             images_per_prompt=self._count,
-            seed=engine.config.seed,
+            seed=session.config.seed,
             dropped=self._evaluator.dropped - dropped,
             settings=[self._result(setting, scores[setting]) for setting in settings],
             comparisons=[
@@ -212,11 +225,15 @@ class Comparer:
     @property
     def _names(self) -> tuple[str, ...]:
         """The objective first, which is no reward when it is a mixture, then every reward."""
-        return tuple(dict.fromkeys((self._engine.config.rewards.objective, *self._engine.rewards)))
+        return tuple(
+            dict.fromkeys(
+                (self._session.config.rewards.objective, *self._session.bench.measures.rewards)
+            )
+        )
 
     def _variant(self, name: str) -> str:
-        if name in self._engine.rewards:
-            return self._engine.rewards[name].info.variant
+        if name in self._session.bench.measures.rewards:
+            return self._session.bench.measures.rewards[name].info.variant
         return "weighted z-scores, in spreads of the original model on these prompts"
 
     def _add_mixture(self, scores: Mapping[_Setting, dict[str, Scores]]) -> None:
@@ -224,11 +241,11 @@ class Comparer:
 
         A calibration can so be evaluated without the scales of the run that made it.
         """
-        objective = self._engine.config.rewards.objective
-        if objective in self._engine.rewards:
+        objective = self._session.config.rewards.objective
+        if objective in self._session.bench.measures.rewards:
             return
-        mixture = Mixture(self._engine.mixture.weights)
-        original = scores[_Setting(False, self._engine.config.sampling.num_inference_steps)]
+        mixture = Mixture(self._session.mixture.weights)
+        original = scores[_Setting(False, self._session.config.sampling.num_inference_steps)]
         scales = {
             name: Scale(float(np.nanmean(original[name])), float(np.nanstd(original[name])) or 1.0)
             for name in mixture.names
@@ -238,18 +255,18 @@ class Comparer:
             found[objective] = mixture.combine(tables, scales)[0]
 
     def _settings(self) -> list[_Setting]:
-        steps = self._engine.config.sampling.num_inference_steps
-        multiples = sorted({1, *self._engine.config.evaluation.step_multiples})
+        steps = self._session.config.sampling.num_inference_steps
+        multiples = sorted({1, *self._session.config.evaluation.step_multiples})
         calibrated = [_Setting(True, steps * multiple) for multiple in multiples[:2]]
         return [*calibrated, *(_Setting(False, steps * multiple) for multiple in multiples)]
 
     def _score(self, step: int, setting: _Setting) -> dict[str, Scores]:
-        measures: dict[str, Measure] = dict(self._engine.measures(held_out=True))
+        measures = list(self._session.bench.measures.rewards)
         # Images of a prompt that are not scored together cannot be compared.
-        if 1 < self._count <= self._engine.config.sampling.batch_size:
-            measures[DIVERSITY] = self._engine.measure(DIVERSITY)
+        if 1 < self._count <= self._session.config.sampling.batch_size:
+            measures.append(DIVERSITY)
         if self._feature_reward is not None:
-            measures[FEATURES] = self._engine.measure(FEATURES)
+            measures.append(FEATURES)
         before = self._evaluator.seconds
         candidate = self._coefficients if setting.calibrated else self._original
         scores = self._evaluator.score(
@@ -266,10 +283,10 @@ class Comparer:
             label=setting.label,
             calibrated=setting.calibrated,
             num_inference_steps=steps,
-            guidance_scale=self._engine.config.sampling.guidance_scale,
+            guidance_scale=self._session.config.sampling.guidance_scale,
             nfe=steps * len(self._coefficients.start_weights)
             if setting.calibrated
-            else self._engine.sampler.nfe(steps),
+            else self._session.bench.sampler.nfe(steps),
             scores={
                 name: bootstrap_mean(complete(self._by_prompt(scores[name]))[0], self._seed(name))
                 for name in self._names
@@ -283,7 +300,7 @@ class Comparer:
         if FEATURES not in scores or self._feature_reward is None:
             return None
         texts = [noise.prompt.text for noise in self._noises]
-        seed = derive_seed(self._engine.config.seed, "reference images")
+        seed = derive_seed(self._session.config.seed, "reference images")
         reference = self._feature_reward.reference_features(texts, seed)
         if reference is None:
             return None
@@ -306,29 +323,33 @@ class Comparer:
         return scores.reshape(len(self._prompts), self._count)
 
     def _seed(self, name: str) -> int:
-        return derive_seed(self._engine.config.seed, "bootstrap", name)
+        return derive_seed(self._session.config.seed, "bootstrap", name)
 
 
 def sample_settings(
-    engine: Engine, coefficients: Coefficients, noises: Sequence[Noise], progress: Progress
+    session: Session,
+    evaluator: Evaluator,
+    coefficients: Coefficients,
+    noises: Sequence[Noise],
+    progress: Progress,
 ) -> dict[str, torch.Tensor]:
     """Sample the same noise with every setting of an evaluation, to look at.
 
     Returns:
         Label of each setting to uint8 (N, 3, H, W), the frames of videos side by side.
     """
-    config = engine.config
+    config = session.config
     steps = config.sampling.num_inference_steps
     settings = [_Setting(False, steps), _Setting(True, steps)]
     settings += [
         _Setting(False, steps * m) for m in sorted(config.evaluation.step_multiples) if m > 1
     ]
-    original = engine.space.coefficients(engine.space.start)
+    original = session.space.coefficients(session.space.start)
     progress.phase("samples", len(settings) * len(noises))
     images = {}
     for setting in settings:
         candidate = coefficients if setting.calibrated else original
-        sampled = engine.sample(candidate, noises, setting.fidelity)
+        sampled = evaluator.sample(candidate, noises, setting.fidelity)
         images[setting.label] = film_strip(sampled)
         progress.unit(len(noises), True)
     return images

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -40,11 +40,18 @@ def check_run_name(name: str) -> str:
 
 
 class RunFolder:
-    """One run on disk. Paths are properties; nothing but the lock stays open."""
+    """One run on disk. Paths are properties; nothing but the lock stays open.
 
-    def __init__(self, path: Path, config: dict[str, object]) -> None:
+    Attributes:
+        path: the folder.
+        config: the configuration, as it was kept.
+        given: what the run was given as objects, in words; resuming needs them again.
+    """
+
+    def __init__(self, path: Path, config: dict[str, object], given: Sequence[str] = ()) -> None:
         self.path = path
         self.config = config
+        self.given = tuple(given)
 
     @property
     def config_path(self) -> Path:
@@ -77,19 +84,22 @@ class RunFolder:
         return self.path / "report.html"
 
     @classmethod
-    def create(cls, path: Path, config: Mapping[str, object]) -> RunFolder:
+    def create(
+        cls, path: Path, config: Mapping[str, object], given: Sequence[str] = ()
+    ) -> RunFolder:
         """Start a run: make its folder and keep its configuration there.
 
         Args:
             path: the folder; missing, or empty but for hidden files (of an interrupted start).
             config: the resolved configuration, JSON-able.
+            given: what the run was given as objects, in words.
 
         Raises:
             ConfigError: the folder's name is no run name, or the configuration is not JSON-able.
             RunError: the folder holds something already, is in use or cannot be written.
         """
         check_run_name(path.name)
-        text = _config_text(config)
+        text = _config_text(config, given)
         try:
             path.mkdir(parents=True, exist_ok=True)
             fsync_folder(path.parent)
@@ -98,7 +108,7 @@ class RunFolder:
             raise RunError(
                 f"Could not create the run folder {path}: {plain_words(error)}."
             ) from error
-        folder = cls(path, json.loads(text)["config"])
+        folder = cls(path, json.loads(text)["config"], given)
         # Again under the lock: of two runs started under one name only one may go on.
         with folder.lock():
             check_unused(path)
@@ -119,7 +129,7 @@ class RunFolder:
             raise RunError(_missing(path)) from error
         except OSError as error:
             raise RunError(f"Could not read {path / _CONFIG}: {plain_words(error)}.") from error
-        return cls(path, _parse_config(data, path / _CONFIG))
+        return cls(path, *_parse_config(data, path / _CONFIG))
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -183,8 +193,10 @@ class RunFolder:
             ) from error
 
 
-def _config_text(config: Mapping[str, object]) -> str:
-    content = {"format_version": FORMAT_VERSION, "config": dict(config)}
+def _config_text(config: Mapping[str, object], given: Sequence[str]) -> str:
+    content: dict[str, object] = {"format_version": FORMAT_VERSION, "config": dict(config)}
+    if given:
+        content["given"] = list(given)
     try:
         text = json.dumps(content, allow_nan=False, indent=2)
     except (TypeError, ValueError) as error:
@@ -225,7 +237,7 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a finite number")
 
 
-def _parse_config(data: bytes, path: Path) -> dict[str, object]:
+def _parse_config(data: bytes, path: Path) -> tuple[dict[str, object], list[str]]:
     try:
         content = json.loads(data, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -241,8 +253,10 @@ def _parse_config(data: bytes, path: Path) -> dict[str, object]:
             f"{path} is damaged: it lacks 'format_version' or 'config'. Restore it, or start a "
             "new run."
         )
-    config: dict[str, object] = content["config"]
-    return config
+    given = content.get("given", [])
+    if not isinstance(given, list):
+        raise RunError(f"{path} is damaged: 'given' is no list. Restore it, or start a new run.")
+    return content["config"], [str(what) for what in given]
 
 
 def _holder(path: Path) -> str:

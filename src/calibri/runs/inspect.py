@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from calibri.coefficients import Factor, lay_out
+from calibri.coefficients import Capabilities, Factor, build_space, check_factors, resolve
 from calibri.config import SHIPPED, Granularity, RunConfig
 from calibri.errors import ConfigError, UnsupportedModelError
 from calibri.pipelines import (
@@ -112,7 +112,9 @@ def _space(pipe: Any, config: RunConfig) -> SpaceRecord | None:
         guidance_scale = Sampler(pipe, config.sampling).cfg_scale
     except UnsupportedModelError:  # its sites can be looked at all the same
         return None
-    space = lay_out(config, pipe, guidance_scale)
+    capabilities = Capabilities.of(pipe, guidance_scale)
+    space = build_space(resolve(config, capabilities), capabilities)
+    check_factors(space.factors, pipe)
     return SpaceRecord(
         granularity=space.granularity,
         names=len(space.names),

@@ -19,7 +19,7 @@ from calibri.prompts import bucket
 from calibri.results import Generation, SearchResult
 from calibri.rewards import Scale, scale_of
 from calibri.runs.checkpoints import Checkpoints
-from calibri.runs.session import Engine
+from calibri.runs.session import Session
 from calibri.sampling import Noise
 from calibri.scoring import Evaluator
 from calibri.search import (
@@ -53,15 +53,15 @@ def search_bounds(space: SearchSpace, config: SearchConfig) -> NDArray[np.float6
     return space.bounds(config.scale_bounds, config.output_bounds)
 
 
-def check_start(engine: Engine) -> None:
+def check_start(session: Session) -> None:
     """Refuse bounds that leave out where a search starts or the original model.
 
     Raises:
         ConfigError: names the entry and the setting.
     """
-    space = engine.space
-    low, high = search_bounds(space, engine.config.search).T
-    for vector in (space.start, engine.start):
+    space = session.space
+    low, high = search_bounds(space, session.config.search).T
+    for vector in (space.start, session.start):
         # A little more, since a warm start multiplies and divides by the original's weights.
         outside = np.flatnonzero((vector < low - 1e-9) | (vector > high + 1e-9))
         if len(outside):
@@ -140,9 +140,9 @@ def share_shifts(space: SearchSpace, candidates: Sequence[Vector]) -> list[Vecto
     return list(table)
 
 
-def scale_prompts(engine: Engine) -> int:
+def scale_prompts(session: Session) -> int:
     """Count the training prompts on which the rewards of a mixture are scaled."""
-    return 0 if engine.mixture.is_plain else min(_SCALE_PROMPTS, len(engine.prompts.train))
+    return 0 if session.mixture.is_plain else min(_SCALE_PROMPTS, len(session.prompts.train))
 
 
 @dataclass
@@ -152,34 +152,34 @@ class _State:
 
 
 class Optimiser:
-    """One search on one engine.
+    """One search on one session.
 
     Args:
-        engine: scores candidates.
+        session: scores candidates.
         evaluator: keeps their scores.
         progress: is told of every generation and checkpoint.
-        config: how to search, when it is not the engine's.
+        config: how to search, when it is not the session's.
     """
 
     def __init__(
         self,
-        engine: Engine,
+        session: Session,
         evaluator: Evaluator,
         progress: Progress,
         config: SearchConfig | None = None,
     ) -> None:
-        self._engine = engine
+        self._session = session
         self._evaluator = evaluator
         self._progress = progress
-        self._config = config or engine.config.search
+        self._config = config or session.config.search
         self._state = _State()
-        self._checkpoints = Checkpoints(engine, evaluator, progress)
+        self._checkpoints = Checkpoints(session, evaluator, progress)
         self._scales: dict[str, Scale] = {}
 
     @cached_property
     def _search(self) -> CMASearch:
-        config = self._engine.config.model_copy(update={"search": self._config})
-        return make_search(self._engine.space, config, self._engine.start)
+        config = self._session.config.model_copy(update={"search": self._config})
+        return make_search(self._session.space, config, self._session.start)
 
     @property
     def _done(self) -> int:
@@ -204,7 +204,7 @@ class Optimiser:
 
     def _generation(self) -> Vector:
         search, number = self._search, self._search.generation
-        candidates = share_shifts(self._engine.space, search.ask())
+        candidates = share_shifts(self._session.space, search.ask())
         told, compared = self._race(number, candidates, self._bucket(number))
         search.tell(candidates, list(told))
         self._state.means.append(search.mean)
@@ -215,11 +215,11 @@ class Optimiser:
 
     def _bucket(self, number: int) -> list[Noise]:
         """Draw prompts of the training set, as many as this generation's bucket has."""
-        engine, config = self._engine, self._config
+        session, config = self._session, self._config
         last = config.final_bucket_size
         size = bucket_size(config.bucket_size, last, self._done, config.generations)
-        prompts = bucket(engine.prompts.train, size, engine.config.seed, number)
-        return engine.noises("search", number, prompts, config.images_per_prompt)
+        prompts = bucket(session.prompts.train, size, session.config.seed, number)
+        return session.noises("search", number, prompts, config.images_per_prompt)
 
     def _race(
         self, number: int, candidates: Sequence[Vector], noises: Sequence[Noise]
@@ -230,7 +230,7 @@ class Optimiser:
             The scores to tell; and of the original and the candidates that were scored on the
             prompts after the first, the scores there, on which no candidate was chosen.
         """
-        config, vectors = self._config, [self._engine.space.start, *candidates]
+        config, vectors = self._config, [self._session.space.start, *candidates]
         count = config.images_per_prompt
         first = count * first_prompts(len(noises) // count, config.race_first, config.race_keep)
         try:
@@ -256,25 +256,25 @@ class Optimiser:
 
     def _objective(self, tables: Mapping[str, Scores]) -> Scores:
         """Mean objective of each row."""
-        return np.asarray(np.nanmean(self._engine.mixture.combine(tables, self._scales), axis=1))
+        return np.asarray(np.nanmean(self._session.mixture.combine(tables, self._scales), axis=1))
 
     def _tables(
         self, phase: str, step: int, vectors: Sequence[Vector], noises: Sequence[Noise]
     ) -> dict[str, Scores]:
-        candidates = [self._engine.space.coefficients(vector) for vector in vectors]
-        measures = self._engine.measures(held_out=False)
+        candidates = [self._session.space.coefficients(vector) for vector in vectors]
+        measures = self._session.objective
         fidelity = self._config.fidelity
         return self._evaluator.score(phase, step, candidates, noises, measures, fidelity)
 
     def _measure_scales(self) -> dict[str, Scale]:
         """Mean and spread of each reward of a mixture, from the original model."""
-        engine = self._engine
-        if engine.mixture.is_plain:
+        session = self._session
+        if session.mixture.is_plain:
             return {}
-        count = scale_prompts(engine)
-        prompts = bucket(engine.prompts.train, count, engine.config.seed, 0)
-        noises = engine.noises("scales", 0, prompts, self._config.images_per_prompt)
-        tables = self._tables("scales", 0, [engine.space.start], noises)
+        count = scale_prompts(session)
+        prompts = bucket(session.prompts.train, count, session.config.seed, 0)
+        noises = session.noises("scales", 0, prompts, self._config.images_per_prompt)
+        tables = self._tables("scales", 0, [session.space.start], noises)
         return {name: scale_of(name, table) for name, table in tables.items()}
 
     def _record(self, number: int, scores: Scores, best: float, sigma: float) -> None:
@@ -293,7 +293,7 @@ class Optimiser:
     def _result(self, stopped: str) -> tuple[Vector, SearchResult]:
         vector, checkpoints = self._checkpoints.choose()
         return vector, SearchResult(
-            coefficients=dict(self._engine.space.named(vector)),
+            coefficients=dict(self._session.space.named(vector)),
             generations=self._state.generations,
             checkpoints=checkpoints,
             stopped=stopped,

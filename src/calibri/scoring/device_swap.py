@@ -33,7 +33,7 @@ class Movable(Protocol):
         ...
 
 
-class Residence:
+class DeviceSwap:
     """Groups of networks of which one at a time lives on a device, the others on another.
 
     Nothing is moved until a group is first used. Weights must not change while they are away; hooks
@@ -96,8 +96,8 @@ def _move(members: Iterable[Movable], device: torch.device) -> None:
         member.to(device)
 
 
-def in_turns(
-    residence: Residence,
+def alternate(
+    swap: DeviceSwap,
     items: Iterable[Item],
     sample: tuple[str, Callable[[Item], Made]],
     score: tuple[str, Callable[[Item, Made], Result]],
@@ -108,7 +108,7 @@ def in_turns(
     """Do the first step of many items, then the second: each device's owner changes twice a part.
 
     Args:
-        residence: whose groups the steps use.
+        swap: whose groups the steps use.
         items: for example units of rows; results come in their order.
         sample: group and first step, whose outcome waits in host memory.
         score: group and second step, which is given the item and what was made of it.
@@ -119,11 +119,11 @@ def in_turns(
         What the second step returns, as soon as it is there.
     """
     for part in _parts(items, size, most):
-        residence.use(sample[0])
+        swap.use(sample[0])
         made = [sample[1](item) for item in part]
         for item, outcome in zip(part, made, strict=True):
             # A caller may have sampled in between, for an image that failed.
-            residence.use(score[0])
+            swap.use(score[0])
             yield score[1](item, outcome)
 
 
@@ -141,7 +141,7 @@ def _parts(items: Iterable[Item], size: Callable[[Item], int], most: int) -> Ite
         yield part
 
 
-def share_device(pipe: Any, rewards: Iterable[Reward], device: torch.device) -> Residence:
+def share_device(pipe: Any, rewards: Iterable[Reward], device: torch.device) -> DeviceSwap:
     """Let a pipeline and the rewards on its device take turns on it.
 
     Args:
@@ -157,7 +157,7 @@ def share_device(pipe: Any, rewards: Iterable[Reward], device: torch.device) -> 
     movable = movable_modules(pipe)
     encoders = [part for name, part in pipe.components.items() if name.startswith("text_encoder")]
     staying = [module for module in movable if not any(module is part for part in encoders)]
-    return Residence(device, {PIPELINE: staying, REWARDS: sharing})
+    return DeviceSwap(device, {PIPELINE: staying, REWARDS: sharing})
 
 
 def _is_same(one: torch.device, other: torch.device) -> bool:

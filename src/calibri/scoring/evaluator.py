@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from calibri.arrays import Scores
 from calibri.coefficients import Coefficients
-from calibri.errors import NothingScoredError, RewardError, RunError
+from calibri.errors import NothingScoredError, RewardError
 from calibri.results import FULL, Fidelity
 from calibri.sampling import Noise
-from calibri.scoring.units import Backend, Measure, Unit, cut, decode, make_unit
+from calibri.scoring.ledger import Ledger
+from calibri.scoring.plain_json import decode, decode_images
+from calibri.scoring.units import Backend, Unit, cut, make_unit
 
 # Told of every finished unit: its images, and whether they are new.
 OnUnit = Callable[[int, bool], None]
@@ -28,69 +32,13 @@ def ignore(images: int, new: bool) -> None:
     """Do nothing when a unit is finished."""
 
 
-class Records(Protocol):
-    """What the ledger needs of a journal."""
-
-    @property
-    def records(self) -> Sequence[Mapping[str, Any]]:
-        """Everything appended so far."""
-        ...
-
-    def append(self, record: Mapping[str, Any]) -> None:
-        """Keep a record durably."""
-        ...
-
-
-class MemoryRecords:
-    """Records that are not kept: for work that is not part of a run."""
-
-    def __init__(self) -> None:
-        self.records: list[Mapping[str, Any]] = []
-
-    def append(self, record: Mapping[str, Any]) -> None:
-        """Keep a record until the process ends."""
-        self.records.append(record)
-
-
-class Ledger:
-    """Finished units by (phase, step, unit), kept in a journal."""
-
-    def __init__(self, journal: Records) -> None:
-        self._journal = journal
-        self._units = {
-            (r["phase"], r["step"], r["unit"]): r for r in journal.records if r["kind"] == "unit"
-        }
-
-    def find(self, key: tuple[str, int, int], digest: str) -> Mapping[str, Any] | None:
-        """Return a finished unit, or None when it must be computed.
-
-        Raises:
-            RunError: the journal holds another unit under this key.
-        """
-        record = self._units.get(key)
-        if record is not None and record["digest"] != digest:
-            raise RunError(
-                f"The journal's unit {key} was made for other candidates, prompts or settings. "
-                "This run was started by another version of Calibri or of its libraries, or its "
-                "configuration was edited. Start a new run."
-            )
-        return record
-
-    def add(self, key: tuple[str, int, int], record: Mapping[str, Any]) -> None:
-        """Keep a finished unit."""
-        phase, step, unit = key
-        entry = {"kind": "unit", "phase": phase, "step": step, "unit": unit, **record}
-        self._journal.append(entry)
-        self._units[key] = entry
-
-
 class Evaluator:
-    """Scores candidates and keeps the scores.
+    """Has candidates computed on a back-end, and keeps what comes of it.
 
     Args:
         backend: computes units.
         batch_size: images per unit.
-        full: fidelity of images, where ``score`` is told no other.
+        full: fidelity of images, where no other is asked for.
         ledger: finished units.
         on_unit: called after every unit with the number of its images and whether it was new.
 
@@ -129,7 +77,7 @@ class Evaluator:
         step: int,
         candidates: Sequence[Coefficients],
         noises: Sequence[Noise],
-        measures: Mapping[str, Measure],
+        measures: Sequence[str],
         fidelity: Fidelity = FULL,
     ) -> dict[str, Scores]:
         """Sample every candidate on every noise and measure the images.
@@ -140,7 +88,7 @@ class Evaluator:
             candidates: coefficients of one search space; all see the same prompts and noise.
             noises: (prompt, seed) pairs; the images of one prompt stay in one unit when they are
                 neighbours here and fit into one.
-            measures: name to measure; workers have their own under the same name.
+            measures: names of what is measured (``Measures``).
             fidelity: what differs from the full one.
 
         Returns:
@@ -153,10 +101,10 @@ class Evaluator:
         """
         rows = [(c, noise) for c in range(len(candidates)) for noise in noises]
         units = [
-            make_unit(candidates, part, tuple(measures), self._full.updated(fidelity))
+            make_unit(candidates, part, measures, self._full.updated(fidelity))
             for part in cut(rows, self._batch_size)
         ]
-        records = self._records((phase, step), units, measures)
+        records = self._records((phase, step), units)
         joined = {
             name: np.concatenate([decode(record["scores"][name]) for record in records])
             for name in measures
@@ -172,30 +120,54 @@ class Evaluator:
             )
         return tables
 
-    def keep(
-        self, key: tuple[str, int, int], unit: Unit, compute: Callable[[], dict[str, Any]]
-    ) -> Mapping[str, Any]:
-        """Find a unit of another kind than scores, or compute it and keep what comes.
+    def differentiate(
+        self,
+        phase: str,
+        step: int,
+        candidate: Coefficients,
+        noises: Sequence[Noise],
+        measures: Sequence[str],
+        last_steps: int | None = None,
+    ) -> list[Mapping[str, Any]]:
+        """Differentiate rewards with respect to the scales of a candidate.
 
         Args:
-            key: phase, step and number of the unit.
-            unit: what decides the result.
-            compute: gives it, as plain JSON.
-        """
-        record = self._ledger.find(key, unit.digest)
-        new = record is None
-        if record is None:
-            before = time.perf_counter()
-            result = compute()
-            seconds = time.perf_counter() - before
-            record = {"digest": unit.digest, **result, "seconds": seconds}
-            self._ledger.add(key, record)
-        self._count(unit, record, new=new)
-        return record
+            phase: part of the run, for the journal.
+            step: number within the phase.
+            candidate: where.
+            noises: (prompt, seed) pairs.
+            measures: names of differentiable rewards.
+            last_steps: steps of the sampler that carry a gradient, which bounds memory; None for
+                all.
 
-    def _records(
-        self, key: tuple[str, int], units: Sequence[Unit], measures: Mapping[str, Measure]
-    ) -> list[Mapping[str, Any]]:
+        Returns:
+            For each unit, name to ``"scores"`` of its rows and ``"gradients"`` summed over those
+            that are finite, in the shape of ``Coefficients.site_scales``.
+
+        Raises:
+            RewardError: a score or a gradient is not finite, and the policy is not to drop it.
+        """
+        units = [
+            make_unit([candidate], part, measures, self._full, "gradients", last_steps)
+            for part in cut([(0, noise) for noise in noises], self._batch_size)
+        ]
+        return self._records((phase, step), units)
+
+    def sample(
+        self, candidate: Coefficients, noises: Sequence[Noise], fidelity: Fidelity = FULL
+    ) -> Tensor:
+        """Sample images to look at, which no journal keeps: uint8 (N, 3, H, W).
+
+        Args:
+            candidate: what they are sampled with.
+            noises: (prompt, seed) pairs, one image each.
+            fidelity: what differs from the full one.
+        """
+        return sample_images(
+            self._backend, candidate, noises, self._full.updated(fidelity), self._batch_size
+        )
+
+    def _records(self, key: tuple[str, int], units: Sequence[Unit]) -> list[Mapping[str, Any]]:
         """Find units in the ledger and compute the others."""
         found = {i: self._ledger.find((*key, i), u.digest) for i, u in enumerate(units)}
         missing = [(i, units[i]) for i, record in found.items() if record is None]
@@ -203,9 +175,9 @@ class Evaluator:
         for i, record in records.items():
             self._count(units[i], record, new=False)
         before = time.perf_counter()
-        for i, scores in self._backend.run(missing, measures):
+        for i, result in self._backend.run(missing):
             now = time.perf_counter()
-            records[i] = {"digest": units[i].digest, "scores": scores, "seconds": now - before}
+            records[i] = {"digest": units[i].digest, **result, "seconds": now - before}
             before = now
             self._ledger.add((*key, i), records[i])
             self._count(units[i], records[i], new=True)
@@ -215,6 +187,29 @@ class Evaluator:
         self.images += len(unit.rows)
         self.seconds += float(record["seconds"])
         self._on_unit(len(unit.rows), new)
+
+
+def sample_images(
+    backend: Backend,
+    candidate: Coefficients,
+    noises: Sequence[Noise],
+    fidelity: Fidelity,
+    batch_size: int,
+) -> Tensor:
+    """Have images sampled on a back-end: uint8 (N, 3, H, W), of videos (N, frames, 3, H, W).
+
+    Args:
+        backend: computes units.
+        candidate: what they are sampled with.
+        noises: (prompt, seed) pairs, one image each.
+        fidelity: of the images, complete.
+        batch_size: images per unit.
+    """
+    starts = range(0, len(noises), batch_size)
+    parts = [[(0, noise) for noise in noises[first : first + batch_size]] for first in starts]
+    units = [make_unit([candidate], part, (), fidelity, "images") for part in parts]
+    results = dict(backend.run(enumerate(units)))
+    return torch.cat([decode_images(results[i]["images"]) for i in range(len(units))])
 
 
 def _drop_failed(tables: Mapping[str, Scores]) -> int:

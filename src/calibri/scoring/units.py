@@ -1,61 +1,63 @@
 """Units of work: rows of several candidates that go through the pipeline together.
 
-A unit is the grain of the journal and of what a worker is sent, so it is plain JSON both ways.
+A unit is the grain of the journal and of what a worker is sent, so it is plain JSON both ways. What
+comes of it is plain JSON too (``Result``): this is all that a back-end has to carry.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import itertools
 import json
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from calibri.arrays import Scores
 from calibri.coefficients import Coefficients
 from calibri.prompts import Prompt
 from calibri.results import Fidelity
 from calibri.sampling import Noise
 
-# From images (uint8, N x 3 x H x W) and N prompts to one row of numbers per image.
-Measure = Callable[[Tensor, Sequence[str]], Tensor]
+Kind = Literal["scores", "images", "gradients"]
+# Index of a candidate, and what to sample with it.
 Row = tuple[int, Noise]
-# Name of a measure to its encoded scores, one for each row of a unit.
-Scored = dict[str, Any]
+# By kind: {"scores": ..}, {"images": ..} or {"scores": .., "gradients": ..}; see ``plain_json``.
+Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Images to sample and to measure together.
+    """Images to sample together, and what is wanted of them.
 
     Attributes:
         candidates: coefficients that rows refer to.
         rows: index of a candidate and what to sample, one image each.
-        measures: names of what is measured.
+        measures: names of what is measured or differentiated; none for images.
         fidelity: of every row.
+        kind: ``"scores"`` of every row, the ``"images"`` themselves, or ``"gradients"`` of scores
+            with respect to the scales of the only candidate, summed over the rows.
+        last_steps: of gradients: steps of the sampler that carry one; None for all.
     """
 
     candidates: tuple[Coefficients, ...]
     rows: tuple[Row, ...]
     measures: tuple[str, ...]
     fidelity: Fidelity
+    kind: Kind = "scores"
+    last_steps: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Give everything as plain values; floats keep every bit."""
-        return {
+        plain = {
             "candidates": [candidate.model_dump(mode="json") for candidate in self.candidates],
             "rows": [[c, n.prompt.id, n.prompt.text, n.seed] for c, n in self.rows],
             "measures": list(self.measures),
             "fidelity": self.fidelity.model_dump(mode="json"),
         }
+        # Journals know scores without a kind.
+        other = {"kind": self.kind, "last_steps": self.last_steps}
+        return plain if self.kind == "scores" else plain | other
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Unit:
@@ -65,22 +67,22 @@ class Unit:
             tuple((c, Noise(Prompt(id_, text), seed)) for c, id_, text, seed in data["rows"]),
             tuple(data["measures"]),
             Fidelity.model_validate(data["fidelity"]),
+            data.get("kind", "scores"),
+            data.get("last_steps"),
         )
 
     @cached_property
     def digest(self) -> str:
-        """What decides the scores, as 16 hexadecimal digits."""
+        """What decides the result, as 16 hexadecimal digits."""
         content = self.to_json() | {"measures": sorted(self.measures)}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class Backend(Protocol):
-    """Computes units, here or in other processes."""
+    """Computes units, here or elsewhere."""
 
-    def run(
-        self, units: Iterable[tuple[int, Unit]], measures: Mapping[str, Measure]
-    ) -> Iterator[tuple[int, Scored]]:
-        """Yield the index of a unit and its scores as units are finished, in any order."""
+    def run(self, units: Iterable[tuple[int, Unit]]) -> Iterator[tuple[int, Result]]:
+        """Yield the index of a unit and its result as units are finished, in any order."""
         ...
 
     def close(self) -> None:
@@ -106,6 +108,8 @@ def make_unit(
     rows: Sequence[Row],
     measures: Sequence[str],
     fidelity: Fidelity,
+    kind: Kind = "scores",
+    last_steps: int | None = None,
 ) -> Unit:
     """Make a unit of some rows, with the candidates that they refer to and no others."""
     used = sorted({candidate for candidate, _ in rows})
@@ -115,21 +119,6 @@ def make_unit(
         tuple((place[candidate], noise) for candidate, noise in rows),
         tuple(measures),
         fidelity,
+        kind,
+        last_steps,
     )
-
-
-def encode(scores: Tensor) -> Any:
-    """Scores of a unit as JSON: a list of numbers, or feature vectors in half precision."""
-    if scores.ndim == 1:  # None is a failed image: JSON has no NaN
-        return [score if math.isfinite(score) else None for score in map(float, scores)]
-    # Feature vectors are many and need no more than half precision.
-    data = scores.to(torch.float16).cpu().numpy()
-    return {"float16": base64.b64encode(data.tobytes()).decode(), "shape": list(data.shape)}
-
-
-def decode(stored: Any) -> Scores:
-    """Read what ``encode`` gave: float64, NaN for a failed image."""
-    if isinstance(stored, list):
-        return np.array([np.nan if score is None else score for score in stored])
-    data = np.frombuffer(base64.b64decode(stored["float16"]), dtype=np.float16)
-    return np.asarray(data.reshape(stored["shape"]), dtype=np.float64)

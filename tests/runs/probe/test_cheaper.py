@@ -17,7 +17,7 @@ from calibri.runs.probe.cheaper import (
     text_tokens,
     try_out,
 )
-from calibri.runs.session import Engine
+from calibri.runs.session import Session
 from calibri.sampling.sampler import Sampler
 from tests.sampling.pipelines import RIGS
 
@@ -27,22 +27,21 @@ PROMPTS = make_prompts(["a circle", "a red circle and a blue square"])
 def shipped(**values):
     named = {name.replace("__", "."): value for name, value in values.items()}
     base = {"device": "cpu", "sampling.workers": 1, "space.granularity": "block"}
-    return Engine(load_config(values=base | named))
+    return Session(load_config(values=base | named))
 
 
 @pytest.fixture(scope="module")
-def engine():
+def session():
     return shipped()
 
 
 def around(name, **sampling):
-    """As much of an engine as is needed, around a tiny pipeline of a real class."""
+    """As much of an session as is needed, around a tiny pipeline of a real class."""
     rig = next(rig for rig in RIGS if rig.id == name)
     pipe = rig.build()
     config = SamplingConfig(**sampling)
     return SimpleNamespace(
-        pipe=pipe,
-        sampler=Sampler(pipe, config),
+        bench=SimpleNamespace(pipe=pipe, sampler=Sampler(pipe, config)),
         config=RunConfig(sampling=config),
         prompts=SimpleNamespace(train=PROMPTS),
     )
@@ -52,15 +51,15 @@ def steps(count):
     return Fidelity(num_inference_steps=count)
 
 
-def test_the_shipped_pipeline_has_fewer_steps_and_a_cache(engine):
+def test_the_shipped_pipeline_has_fewer_steps_and_a_cache(session):
     """Its images have 24 pixels and its text encoder one length."""
-    assert cheaper_fidelities(engine) == [
+    assert cheaper_fidelities(session) == [
         [steps(6), steps(4)],
         [Fidelity(cache_interval=2), Fidelity(cache_interval=3)],
     ]
 
 
-def test_what_is_configured_is_the_only_one(engine):
+def test_what_is_configured_is_the_only_one(session):
     ours = shipped(search__fidelity={"num_inference_steps": 7, "cache_interval": 2})
     assert cheaper_fidelities(ours) == [[Fidelity(num_inference_steps=7, cache_interval=2)]]
 
@@ -132,8 +131,8 @@ def test_nonsense_is_refused_before_any_work(fidelity, says):
         check_fidelity(shipped(search__fidelity=fidelity))
 
 
-def test_what_makes_sense_is_not_refused(engine):
-    check_fidelity(engine)
+def test_what_makes_sense_is_not_refused(session):
+    check_fidelity(session)
     check_fidelity(shipped(search__fidelity={"num_inference_steps": 6, "cache_interval": 5}))
 
 
@@ -145,8 +144,9 @@ def test_arguments_that_a_pipeline_does_not_take_are_refused(name):
 
     config = load_config(values={f"search.fidelity.{name}": 8})
     sampler = SimpleNamespace(max_sequence_length=None)
+    bench = SimpleNamespace(pipe=TextPipeline(), sampler=sampler)
     with pytest.raises(ConfigError, match=f"TextPipeline takes no {name}"):
-        check_fidelity(SimpleNamespace(pipe=TextPipeline(), sampler=sampler, config=config))
+        check_fidelity(SimpleNamespace(bench=bench, config=config))
 
 
 def test_a_model_that_cannot_be_cached_is_refused(monkeypatch):
@@ -155,23 +155,23 @@ def test_a_model_that_cannot_be_cached_is_refused(monkeypatch):
     def forward(hidden_states):
         """Like a transformer that knows no timestep."""
 
-    monkeypatch.setattr(ours.pipe.transformer, "forward", forward)
+    monkeypatch.setattr(ours.bench.pipe.transformer, "forward", forward)
     with pytest.raises(UnsupportedModelError, match="Leave cache_interval out"):
         check_fidelity(ours)
-    plain = SimpleNamespace(config=load_config(), pipe=ours.pipe, sampler=ours.sampler)
+    plain = SimpleNamespace(config=load_config(), bench=ours.bench)
     plain.prompts = ours.prompts
     assert cheaper_fidelities(plain) == [[steps(6), steps(4)]]
 
 
-def test_a_trial_samples_the_images_of_one_prompt_at_two_steps(engine, monkeypatch):
+def test_a_trial_samples_the_images_of_one_prompt_at_two_steps(session, monkeypatch):
     seen = []
 
     def sample(coefficients, noises, fidelity):
         seen.append((len(noises), fidelity))
         raise CalibriError("no")
 
-    monkeypatch.setattr(engine, "sample", sample)
+    monkeypatch.setattr(session, "sample", sample)
     with pytest.raises(ConfigError, match="Images at height 24 cannot be sampled and scored: no"):
-        try_out(engine, Fidelity(height=24))
+        try_out(session, Fidelity(height=24))
     assert seen == [(1, Fidelity(num_inference_steps=2, height=24))]
-    assert np.isfinite(relative_cost(engine, FULL))
+    assert np.isfinite(relative_cost(session, FULL))

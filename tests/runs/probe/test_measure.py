@@ -16,8 +16,8 @@ from calibri.runs.probe.measure import (
     measure_first,
     search_update,
 )
-from calibri.runs.session import Engine
-from calibri.scoring.evaluator import Ledger, MemoryRecords
+from calibri.runs.session import Session
+from calibri.scoring.ledger import Ledger, MemoryRecords
 
 
 def steps_of(*counts):
@@ -63,8 +63,8 @@ class TableEvaluator:
 
 
 @pytest.fixture(scope="module")
-def engine():
-    return Engine(configured())
+def session():
+    return Session(configured())
 
 
 def effect(candidates):
@@ -120,12 +120,12 @@ def test_large_runs_are_measured_on_twenty_candidates_and_thirty_two_prompts():
     assert design(constrained, 10**7).seeds == 4
 
 
-def test_steps_that_rank_alike_are_accepted_and_the_cheapest_wins(engine):
+def test_steps_that_rank_alike_are_accepted_and_the_cheapest_wins(session):
     def score(candidates, noises, fidelity):
         return effect(candidates) + hardness(noises) + 0.1 * (fidelity.num_inference_steps or 4)
 
     evaluator = TableEvaluator(score)
-    found = measure_first(engine, evaluator, Progress(), DESIGN)
+    found = measure_first(session, evaluator, Progress(), DESIGN)
     assert evaluator.asked == [FULL, *steps_of(3, 2)]
     assert [result.refused for result in found.fidelities] == ["", ""]
     assert [result.cost for result in found.fidelities] == [0.75, 0.5]
@@ -134,7 +134,7 @@ def test_steps_that_rank_alike_are_accepted_and_the_cheapest_wins(engine):
     assert found.reasons[-1].startswith("The generations are sampled at 2 steps; at full")
     assert found.reliability == pytest.approx(1.0)
     assert found.components.residual == pytest.approx(0.0, abs=1e-9)
-    true = np.var(effect(evaluator_candidates(engine)), ddof=1)
+    true = np.var(effect(evaluator_candidates(session)), ddof=1)
     assert found.components.candidate == pytest.approx(true)
 
 
@@ -144,7 +144,7 @@ ALL = (
 )
 
 
-def tried(engine, bad, trials=5):
+def tried(session, bad, trials=5):
     """What is tried and chosen where some fidelities rank the other way round."""
 
     def score(candidates, noises, fidelity):
@@ -153,59 +153,59 @@ def tried(engine, bad, trials=5):
 
     evaluator = TableEvaluator(score)
     design = dataclasses.replace(DESIGN, fidelities=ALL, trials=trials)
-    found = measure_first(engine, evaluator, Progress(), design)
+    found = measure_first(session, evaluator, Progress(), design)
     assert evaluator.asked[0] == FULL
     assert [result.fidelity for result in found.fidelities] == evaluator.asked[1:]
     return evaluator.asked[1:], found.fidelity
 
 
-def test_kinds_take_turns_and_what_was_accepted_is_tried_together(engine):
+def test_kinds_take_turns_and_what_was_accepted_is_tried_together(session):
     (a, b), (c, d) = ALL
     everything = b.updated(d)
-    assert tried(engine, lambda f: False) == ([a, c, b, d, everything], everything)
+    assert tried(session, lambda f: False) == ([a, c, b, d, everything], everything)
     # Together is only accepted for a tau of its own; then the cheapest of the others is taken.
-    assert tried(engine, everything.__eq__) == ([a, c, b, d, everything], c)
+    assert tried(session, everything.__eq__) == ([a, c, b, d, everything], c)
     # A refused one ends its kind, and nothing is tried together with it.
-    assert tried(engine, lambda f: f.cache_interval) == ([a, c, b], b)
+    assert tried(session, lambda f: f.cache_interval) == ([a, c, b], b)
     partly = a.updated(d)
-    assert tried(engine, lambda f: f.num_inference_steps == 2) == ([a, c, b, d, partly], partly)
-    assert tried(engine, FULL.__ne__) == ([a, c], FULL)
+    assert tried(session, lambda f: f.num_inference_steps == 2) == ([a, c, b, d, partly], partly)
+    assert tried(session, FULL.__ne__) == ([a, c], FULL)
 
 
-def test_no_more_fidelities_are_tried_than_were_planned(engine):
+def test_no_more_fidelities_are_tried_than_were_planned(session):
     (a, _), (c, _) = ALL
-    assert tried(engine, lambda f: False, trials=2) == ([a, c], c)
-    assert tried(engine, lambda f: False, trials=0) == ([], FULL)
-    assert len(tried(engine, lambda f: False, trials=4)[0]) == 4
+    assert tried(session, lambda f: False, trials=2) == ([a, c], c)
+    assert tried(session, lambda f: False, trials=0) == ([], FULL)
+    assert len(tried(session, lambda f: False, trials=4)[0]) == 4
 
 
-def test_what_the_pipeline_or_a_reward_refuses_is_said_and_not_tried(engine):
+def test_what_the_pipeline_or_a_reward_refuses_is_said_and_not_tried(session):
     """The reward of the shipped pipeline knows its images at one size."""
     smaller = Fidelity(height=16, width=16)
     design = dataclasses.replace(DESIGN, fidelities=((smaller,), steps_of(3)), trials=3)
     evaluator = TableEvaluator(lambda c, n, fidelity: effect(c) + hardness(n))
-    found = measure_first(engine, evaluator, Progress(), design)
+    found = measure_first(session, evaluator, Progress(), design)
     assert evaluator.asked == [FULL, *steps_of(3)]
     assert any("height 16, width 16 was not tried" in reason for reason in found.reasons)
 
 
-def evaluator_candidates(engine):
+def evaluator_candidates(session):
     seen = []
 
     def score(candidates, noises, fidelity):
         seen.extend(candidates[1:])
         return effect(candidates) + hardness(noises)
 
-    measure_first(engine, TableEvaluator(score), Progress(), dataclasses.replace(DESIGN, trials=0))
+    measure_first(session, TableEvaluator(score), Progress(), dataclasses.replace(DESIGN, trials=0))
     return seen
 
 
-def test_the_first_refused_number_of_steps_ends_the_trials(engine):
+def test_the_first_refused_number_of_steps_ends_the_trials(session):
     def score(candidates, noises, fidelity):
         return (effect(candidates) if fidelity == FULL else -effect(candidates)) + hardness(noises)
 
     evaluator = TableEvaluator(score)
-    found = measure_first(engine, evaluator, Progress(), DESIGN)
+    found = measure_first(session, evaluator, Progress(), DESIGN)
     assert evaluator.asked == [FULL, *steps_of(3)]
     assert "tau" in found.fidelities[0].refused
     assert found.fidelities[0].tau.mean == pytest.approx(-1.0)
@@ -214,26 +214,26 @@ def test_the_first_refused_number_of_steps_ends_the_trials(engine):
     assert found.images == 2 * 5 * 6
 
 
-def test_steps_that_flatter_whatever_is_far_from_the_start_are_refused(engine):
-    start = effect([engine.space.coefficients(engine.space.start)])[0, 0]
+def test_steps_that_flatter_whatever_is_far_from_the_start_are_refused(session):
+    start = effect([session.space.coefficients(session.space.start)])[0, 0]
 
     def score(candidates, noises, fidelity):
         value = effect(candidates)
         far = 5.0 * (value != start) * (fidelity != FULL)
         return value + hardness(noises) + far
 
-    found = measure_first(engine, TableEvaluator(score), Progress(), DESIGN)
+    found = measure_first(session, TableEvaluator(score), Progress(), DESIGN)
     assert found.fidelities[0].tau.low == pytest.approx(1.0)
     assert "error changes" in found.fidelities[0].refused
 
 
-def test_prompts_that_could_not_be_scored_are_left_out(engine):
+def test_prompts_that_could_not_be_scored_are_left_out(session):
     def score(candidates, noises, fidelity):
         table = effect(candidates) + hardness(noises)
         table[:, 0] = np.nan
         return table
 
-    found = measure_first(engine, TableEvaluator(score), Progress(), DESIGN)
+    found = measure_first(session, TableEvaluator(score), Progress(), DESIGN)
     assert found.num_prompts == 2
 
     def broken(candidates, noises, fidelity):
@@ -242,7 +242,7 @@ def test_prompts_that_could_not_be_scored_are_left_out(engine):
         return table
 
     with pytest.raises(RewardError, match="Only 1 of 3 prompts"):
-        measure_first(engine, TableEvaluator(broken), Progress(), DESIGN)
+        measure_first(session, TableEvaluator(broken), Progress(), DESIGN)
 
 
 def test_buckets_that_grow_stay_within_the_prompts(monkeypatch):
@@ -253,18 +253,18 @@ def test_buckets_that_grow_stay_within_the_prompts(monkeypatch):
         return given["popsize"], given["bucket_size"]
 
     monkeypatch.setattr("calibri.runs.probe.measure.recommend", split)
-    engine = Engine(configured(search__bucket_growth=3))
+    session = Session(configured(search__bucket_growth=3))
     measure_first(
-        engine, TableEvaluator(lambda c, n, fidelity: effect(c) + hardness(n)), Progress(), DESIGN
+        session, TableEvaluator(lambda c, n, fidelity: effect(c) + hardness(n)), Progress(), DESIGN
     )
-    assert 0 <= len(engine.prompts.train) - 3 * asked["num_prompts"] < 3
+    assert 0 <= len(session.prompts.train) - 3 * asked["num_prompts"] < 3
 
 
 def test_a_population_that_was_named_is_kept(monkeypatch):
     monkeypatch.setattr("calibri.runs.probe.measure.recommend", lambda components, **given: (99, 3))
     for popsize, expected in ((None, (99, 3)), (12, (12, 8))):
         found = measure_first(
-            Engine(configured(search__popsize=popsize)),
+            Session(configured(search__popsize=popsize)),
             TableEvaluator(lambda c, n, fidelity: effect(c) + hardness(n)),
             Progress(),
             DESIGN,
@@ -285,9 +285,9 @@ def test_measuring_first_what_cannot_be_measured_is_refused(values, prompts, say
     check_probe(configured(**values), prompts)
 
 
-def test_what_was_chosen_is_put_into_the_search(engine):
+def test_what_was_chosen_is_put_into_the_search(session):
     found = measure_first(
-        engine,
+        session,
         TableEvaluator(lambda c, n, fidelity: effect(c) + hardness(n)),
         Progress(),
         DESIGN,
@@ -299,15 +299,15 @@ def test_what_was_chosen_is_put_into_the_search(engine):
     assert SearchConfig.model_validate(updated.model_dump()) == updated
 
 
-def test_a_measurement_is_journalled_told_and_read_back(engine):
+def test_a_measurement_is_journalled_told_and_read_back(session):
     records, listener = MemoryRecords(), Listener()
-    with engine.evaluator(Ledger(records), listener.unit) as evaluator:
-        found = measure_first(engine, evaluator, listener, DESIGN)
+    with session.evaluator(Ledger(records), listener.unit) as evaluator:
+        found = measure_first(session, evaluator, listener, DESIGN)
     assert listener.new > 0
     assert listener.phases == [("measuring", DESIGN.images)]
     assert listener.messages == found.reasons
     assert FirstMeasurement.model_validate_json(found.model_dump_json()) == found
     again = Listener()
-    with engine.evaluator(Ledger(records), again.unit) as evaluator:
-        assert measure_first(engine, evaluator, again, DESIGN) == found
+    with session.evaluator(Ledger(records), again.unit) as evaluator:
+        assert measure_first(session, evaluator, again, DESIGN) == found
     assert again.new == 0

@@ -11,7 +11,7 @@ from calibri.results import FULL
 from calibri.runs import calibrate as runner
 from calibri.runs.calibrate import calibrate, planned_images, resume
 from calibri.runs.journal import Journal
-from calibri.runs.session import Engine
+from calibri.runs.session import Session
 
 VALUES = {
     "device": "cpu",
@@ -53,7 +53,7 @@ def test_the_images_announced_are_those_of_what_was_chosen(monkeypatch):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        runner._search(Engine(load_config(values=VALUES)), None, Announced())
+        runner._search(Session(load_config(values=VALUES)), None, Announced())
     checkpoints = 2 * VALUES["search.num_validation_prompts"]
     assert announced == {"search": 2 * (9 + 1) * 5 + checkpoints}
 
@@ -64,7 +64,7 @@ def test_what_was_measured_is_told_and_used_and_survives_an_interruption(tmp_pat
     whole = calibrate(config, name="whole", runs=tmp_path)
     measured = whole.search.measured
     assert measured.candidates == 8
-    assert 0 < measured.images <= planned_images(Engine(config))["measuring"]
+    assert 0 < measured.images <= planned_images(Session(config))["measuring"]
     generation = whole.search.generations
     per_generation = generation[1].images - generation[0].images
     assert per_generation == (measured.popsize + 1) * measured.bucket_size

@@ -15,7 +15,7 @@ from calibri.memory import is_out_of_memory
 from calibri.pipelines import networks_of
 from calibri.prompts import Prompt
 from calibri.results import FULL, Fidelity
-from calibri.runs.session import Engine
+from calibri.runs.session import Session
 from calibri.sampling import Noise, call_arguments, check_cache
 from calibri.scoring import REWARDS
 
@@ -30,35 +30,35 @@ _REFUSALS = (RuntimeError, ValueError, IndexError, TypeError)
 _LATENT = 8
 
 
-def cheaper_fidelities(engine: Engine) -> list[list[Fidelity]]:
+def cheaper_fidelities(session: Session) -> list[list[Fidelity]]:
     """List what may be tried in place of the full fidelity.
 
     Args:
-        engine: of the run. A fidelity that its configuration names is the only one.
+        session: of the run. A fidelity that its configuration names is the only one.
 
     Returns:
         One list for each way of being cheaper that this pipeline has, the cheapest last: fewer
         steps, a cache, smaller images, fewer tokens of a prompt.
     """
-    configured = engine.config.search.fidelity
+    configured = session.config.search.fidelity
     if configured != FULL:
         return [[configured]]
-    found = [_steps(engine), _caches(engine), _sizes(engine), _lengths(engine)]
+    found = [_steps(session), _caches(session), _sizes(session), _lengths(session)]
     return [fidelities for fidelities in found if fidelities]
 
 
-def _steps(engine: Engine) -> list[Fidelity]:
-    full = engine.config.sampling.num_inference_steps
+def _steps(session: Session) -> list[Fidelity]:
+    full = session.config.sampling.num_inference_steps
     shares = {max(1, round(share * full)) for share in _SHARES} - {full}
     return [Fidelity(num_inference_steps=steps) for steps in sorted(shares, reverse=True)]
 
 
-def _caches(engine: Engine) -> list[Fidelity]:
+def _caches(session: Session) -> list[Fidelity]:
     try:
-        check_cache(networks_of(engine.pipe))
+        check_cache(networks_of(session.bench.pipe))
     except CalibriError:
         return []
-    steps = fewest = engine.config.sampling.num_inference_steps
+    steps = fewest = session.config.sampling.num_inference_steps
     found = []
     for interval in _INTERVALS:
         fidelity = Fidelity(cache_interval=interval)
@@ -68,12 +68,12 @@ def _caches(engine: Engine) -> list[Fidelity]:
     return found
 
 
-def _sizes(engine: Engine) -> list[Fidelity]:
-    size = full_size(engine)
+def _sizes(session: Session) -> list[Fidelity]:
+    size = full_size(session)
     # Pipelines that bin sizes sample at one of their own, and only shrink what comes of it.
-    if size is None or "use_resolution_binning" in call_arguments(engine.pipe):
+    if size is None or "use_resolution_binning" in call_arguments(session.bench.pipe):
         return []
-    multiple = 2 * _latent(engine)
+    multiple = 2 * _latent(session)
     sides = [[int(share * side) // multiple * multiple for side in size] for share in _SHARES]
     return [
         Fidelity(height=height, width=width)
@@ -82,14 +82,14 @@ def _sizes(engine: Engine) -> list[Fidelity]:
     ]
 
 
-def _lengths(engine: Engine) -> list[Fidelity]:
+def _lengths(session: Session) -> list[Fidelity]:
     """Halve the tokens of a prompt as long as the transformer then sees fewer of them."""
-    length, found = engine.sampler.max_sequence_length, []
-    before = text_tokens(engine, FULL) if length is not None else None
+    length, found = session.bench.sampler.max_sequence_length, []
+    before = text_tokens(session, FULL) if length is not None else None
     while before is not None and length is not None and length // 2 >= _LEAST_LENGTH:
         length //= 2
         fidelity = Fidelity(max_sequence_length=length)
-        after = text_tokens(engine, fidelity)
+        after = text_tokens(session, fidelity)
         if after is None or after >= before:
             break
         found.append(fidelity)
@@ -97,104 +97,107 @@ def _lengths(engine: Engine) -> list[Fidelity]:
     return found
 
 
-def full_size(engine: Engine) -> tuple[int, int] | None:
+def full_size(session: Session) -> tuple[int, int] | None:
     """Height and width of an image in pixels; None where the pipeline does not tell.
 
     What is not configured is a default of the pipeline's call, or of its own.
     """
-    accepted = call_arguments(engine.pipe)
+    accepted = call_arguments(session.bench.pipe)
     if not {"height", "width"} <= accepted.keys():
         return None
-    sample = getattr(engine.pipe, "default_sample_size", None)
-    own = sample * _latent(engine) if isinstance(sample, int) else None
+    sample = getattr(session.bench.pipe, "default_sample_size", None)
+    own = sample * _latent(session) if isinstance(sample, int) else None
     sizes = [
-        getattr(engine.config.sampling, name) or accepted[name].default or own
+        getattr(session.config.sampling, name) or accepted[name].default or own
         for name in ("height", "width")
     ]
     height, width = sizes
     return (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
 
-def _latent(engine: Engine) -> int:
+def _latent(session: Session) -> int:
     """Pixels that one latent is wide."""
     names = ("vae_scale_factor", "vae_scale_factor_spatial")
-    return next((int(getattr(engine.pipe, n)) for n in names if hasattr(engine.pipe, n)), _LATENT)
+    return next(
+        (int(getattr(session.bench.pipe, n)) for n in names if hasattr(session.bench.pipe, n)),
+        _LATENT,
+    )
 
 
-def text_tokens(engine: Engine, fidelity: Fidelity) -> int | None:
+def text_tokens(session: Session, fidelity: Fidelity) -> int | None:
     """Tokens that the transformer sees of the longest training prompt; None where not known."""
     try:
-        return engine.sampler.text_tokens(_longest(engine), fidelity.max_sequence_length)
+        return session.bench.sampler.text_tokens(_longest(session), fidelity.max_sequence_length)
     except _REFUSALS as error:  # not a number that it can do
         if is_out_of_memory(error):
             raise
         return None
 
 
-def _longest(engine: Engine) -> Prompt:
-    return max(engine.prompts.train, key=lambda prompt: len(prompt.text))
+def _longest(session: Session) -> Prompt:
+    return max(session.prompts.train, key=lambda prompt: len(prompt.text))
 
 
-def relative_cost(engine: Engine, fidelity: Fidelity) -> float:
+def relative_cost(session: Session, fidelity: Fidelity) -> float:
     """Count what an image costs in units of one at full fidelity.
 
     Evaluations of the transformer times the tokens that it sees; attention grows faster than its
     tokens, which is left out.
     """
-    steps = engine.config.sampling.num_inference_steps
+    steps = session.config.sampling.num_inference_steps
     share = fidelity.evaluations(steps) / steps
-    before, after = _tokens(engine, FULL), _tokens(engine, fidelity)
+    before, after = _tokens(session, FULL), _tokens(session, fidelity)
     return share * after / before if before and after else share
 
 
-def _tokens(engine: Engine, fidelity: Fidelity) -> float | None:
-    size = full_size(engine)
+def _tokens(session: Session, fidelity: Fidelity) -> float | None:
+    size = full_size(session)
     if size is None:
         return None
-    side = 2 * _latent(engine)
+    side = 2 * _latent(session)
     image = (fidelity.height or size[0]) * (fidelity.width or size[1]) / side**2
-    return image + (text_tokens(engine, fidelity) or 0)
+    return image + (text_tokens(session, fidelity) or 0)
 
 
-def check_fidelity(engine: Engine) -> None:
+def check_fidelity(session: Session) -> None:
     """Refuse a configured fidelity that is none or does not work, before any work.
 
     Raises:
         ConfigError: it is larger than the full one, the pipeline does not take it, or one image
             cannot be sampled and scored with it.
     """
-    fidelity = engine.config.search.fidelity
+    fidelity = session.config.search.fidelity
     if fidelity == FULL:
         return
-    _check_smaller(engine, fidelity)
+    _check_smaller(session, fidelity)
     if fidelity.cache_interval is not None:
-        check_cache(networks_of(engine.pipe))
-    try_out(engine, fidelity)
+        check_cache(networks_of(session.bench.pipe))
+    try_out(session, fidelity)
 
 
-def _check_smaller(engine: Engine, fidelity: Fidelity) -> None:
-    height, width = full_size(engine) or (None, None)
+def _check_smaller(session: Session, fidelity: Fidelity) -> None:
+    height, width = full_size(session) or (None, None)
     limits = {
-        "num_inference_steps": engine.config.sampling.num_inference_steps,
+        "num_inference_steps": session.config.sampling.num_inference_steps,
         "height": height,
         "width": width,
-        "max_sequence_length": engine.sampler.max_sequence_length,
+        "max_sequence_length": session.bench.sampler.max_sequence_length,
     }
     for name, limit in limits.items():
         value = getattr(fidelity, name)
         if value is None:
             continue
-        if name != "num_inference_steps" and not _takes(engine, name):
+        if name != "num_inference_steps" and not _takes(session, name):
+            kind = type(session.bench.pipe).__name__
             raise ConfigError(
-                f"search.fidelity.{name} is {value}, but {type(engine.pipe).__name__} takes no "
-                f"{name}. Leave it out."
+                f"search.fidelity.{name} is {value}, but {kind} takes no {name}. Leave it out."
             )
         if limit is not None and value > limit:
             raise ConfigError(
                 f"search.fidelity.{name} is {value}, more than the {limit} of the full fidelity. "
                 "Choose fewer, or leave it out."
             )
-    steps = fidelity.num_inference_steps or engine.config.sampling.num_inference_steps
+    steps = fidelity.num_inference_steps or session.config.sampling.num_inference_steps
     if fidelity.cache_interval is not None and fidelity.cache_interval >= steps:
         raise ConfigError(
             f"search.fidelity.cache_interval is {fidelity.cache_interval}, but there are {steps} "
@@ -202,13 +205,13 @@ def _check_smaller(engine: Engine, fidelity: Fidelity) -> None:
         )
 
 
-def _takes(engine: Engine, name: str) -> bool:
+def _takes(session: Session, name: str) -> bool:
     if name == "max_sequence_length":
-        return engine.sampler.max_sequence_length is not None
-    return name in call_arguments(engine.pipe)
+        return session.bench.sampler.max_sequence_length is not None
+    return name in call_arguments(session.bench.pipe)
 
 
-def try_out(engine: Engine, fidelity: Fidelity) -> None:
+def try_out(session: Session, fidelity: Fidelity) -> None:
     """Sample images of another size or text at two steps, for one prompt, and score another size.
 
     Fewer steps and a cache are nothing that a pipeline could refuse; they are not tried.
@@ -219,14 +222,16 @@ def try_out(engine: Engine, fidelity: Fidelity) -> None:
     resized = (fidelity.height, fidelity.width) != (None, None)
     if not resized and fidelity.max_sequence_length is None:
         return
-    steps = min(2, engine.config.sampling.num_inference_steps)
-    count = engine.config.search.images_per_prompt
-    noises = engine.noises("trial", 0, [_longest(engine)], count)
-    start = engine.space.coefficients(engine.space.start)
+    steps = min(2, session.config.sampling.num_inference_steps)
+    count = session.config.search.images_per_prompt
+    noises = session.noises("trial", 0, [_longest(session)], count)
+    start = session.space.coefficients(session.space.start)
     try:
-        images = engine.sample(start, noises, fidelity.updated(Fidelity(num_inference_steps=steps)))
+        images = session.sample(
+            start, noises, fidelity.updated(Fidelity(num_inference_steps=steps))
+        )
         if resized:
-            _score(engine, images, noises)
+            _score(session, images, noises)
     except RunError:  # memory, which says what to do itself
         raise
     except (CalibriError, *_REFUSALS) as error:
@@ -238,8 +243,8 @@ def try_out(engine: Engine, fidelity: Fidelity) -> None:
         ) from error
 
 
-def _score(engine: Engine, images: Tensor, noises: Sequence[Noise]) -> None:
-    if engine.residence is not None:
-        engine.residence.use(REWARDS)
-    for measure in engine.measures(held_out=False).values():
-        measure(images, [noise.prompt.text for noise in noises])
+def _score(session: Session, images: Tensor, noises: Sequence[Noise]) -> None:
+    if session.bench.swap is not None:
+        session.bench.swap.use(REWARDS)
+    for name in session.objective:
+        session.bench.measures[name](images, [noise.prompt.text for noise in noises])

@@ -34,7 +34,7 @@ from calibri.runs.loop import make_search
 from calibri.runs.probe.agreement import bias_slope, rank_correlation, refusal
 from calibri.runs.probe.cheaper import relative_cost, try_out
 from calibri.runs.probe.variance import expected_tau, recommend, reliability, variance_components
-from calibri.runs.session import Engine
+from calibri.runs.session import Session
 from calibri.scoring import Evaluator
 from calibri.search import popsize_for
 from calibri.seeds import derive_seed
@@ -132,7 +132,7 @@ def check_probe(config: RunConfig, num_prompts: int) -> None:
 
 
 def measure_first(
-    engine: Engine, evaluator: Evaluator, progress: Progress, design: Design
+    session: Session, evaluator: Evaluator, progress: Progress, design: Design
 ) -> FirstMeasurement:
     """Score some candidates, estimate where the variance is from, and choose how to search.
 
@@ -140,7 +140,7 @@ def measure_first(
     decides the same.
 
     Args:
-        engine: the model, its rewards and its prompts.
+        session: the model, its rewards and its prompts.
         evaluator: keeps the scores.
         progress: is told what was decided.
         design: what to sample.
@@ -150,7 +150,7 @@ def measure_first(
     """
     before = evaluator.images
     progress.phase(PHASE, design.images)
-    measurement = Measurement(engine, evaluator, design)
+    measurement = Measurement(session, evaluator, design)
     full = measurement.table(FULL)
     whole = _complete(full)
     components = variance_components(whole[1:])  # of the candidates; row 0 is the original model
@@ -158,7 +158,7 @@ def measure_first(
     accepted = [result for result in tried if not result.refused]
     cheapest = min(accepted, key=lambda found: (found.cost, -found.tau.low), default=None)
     popsize, bucket_size = measurement.split(components)
-    trusted = reliability(components, bucket_size, engine.config.search.images_per_prompt)
+    trusted = reliability(components, bucket_size, session.config.search.images_per_prompt)
     found = FirstMeasurement(
         candidates=design.candidates,
         num_prompts=whole.shape[1],
@@ -195,7 +195,7 @@ class Measurement:
     """Tables of scores of one design.
 
     Args:
-        engine: the model, its rewards and its prompts.
+        session: the model, its rewards and its prompts.
         evaluator: keeps the scores.
         design: what to sample.
 
@@ -203,35 +203,35 @@ class Measurement:
         unusable: why fidelities were not tried.
     """
 
-    def __init__(self, engine: Engine, evaluator: Evaluator, design: Design) -> None:
-        self._engine = engine
+    def __init__(self, session: Session, evaluator: Evaluator, design: Design) -> None:
+        self._session = session
         self._evaluator = evaluator
         self._design = design
-        self._seed = derive_seed(engine.config.seed, PHASE)
-        self._prompts = bucket(engine.prompts.train, design.prompts, self._seed, 0)
-        self._vectors = [engine.space.start, *self._candidates()]
+        self._seed = derive_seed(session.config.seed, PHASE)
+        self._prompts = bucket(session.prompts.train, design.prompts, self._seed, 0)
+        self._vectors = [session.space.start, *self._candidates()]
         self._tables = 0
         self._last: FidelityResult | None = None
         self.unusable: list[str] = []
 
     def _candidates(self) -> Sequence[Vector]:
         """What the first generation of a search draws, with a seed of its own."""
-        config = self._engine.config
+        config = self._session.config
         search = config.search.model_copy(update={"popsize": self._design.candidates})
         own = config.model_copy(update={"seed": self._seed, "search": search})
-        return make_search(self._engine.space, own, self._engine.start).ask()
+        return make_search(self._session.space, own, self._session.start).ask()
 
     def table(self, fidelity: Fidelity) -> Scores:
         """Scores at a fidelity, (original and candidates, prompts, seeds)."""
-        engine, count = self._engine, self._design.seeds
-        noises = engine.noises(PHASE, 0, self._prompts, count)
-        coefficients = [engine.space.coefficients(vector) for vector in self._vectors]
-        measures = engine.measures(held_out=False)
+        session, count = self._session, self._design.seeds
+        noises = session.noises(PHASE, 0, self._prompts, count)
+        coefficients = [session.space.coefficients(vector) for vector in self._vectors]
+        measures = session.objective
         step, self._tables = self._tables, self._tables + 1
         tables = self._evaluator.score(PHASE, step, coefficients, noises, measures, fidelity)
-        plain = engine.mixture.is_plain
+        plain = session.mixture.is_plain
         scales = {} if plain else {name: scale_of(name, t[:1]) for name, t in tables.items()}
-        scores = engine.mixture.combine(tables, scales)
+        scores = session.mixture.combine(tables, scales)
         return np.asarray(scores.reshape(len(self._vectors), len(self._prompts), count))
 
     def fidelities(self, full: Scores, components: VarianceComponents) -> list[FidelityResult]:
@@ -258,7 +258,7 @@ class Measurement:
     def _usable(self, fidelity: Fidelity) -> bool:
         """Say whether the pipeline and the rewards take images of another size or text."""
         try:
-            try_out(self._engine, fidelity)
+            try_out(self._session, fidelity)
         except ConfigError as error:
             self.unusable.append(f"{fidelity.label} was not tried: {error}")
             return False
@@ -281,7 +281,7 @@ class Measurement:
         self._last = FidelityResult(
             fidelity=fidelity,
             label=fidelity.label,
-            cost=relative_cost(self._engine, fidelity),
+            cost=relative_cost(self._session, fidelity),
             tau=tau,
             bias=bias,
             refused=refused,
@@ -290,7 +290,7 @@ class Measurement:
 
     def _distances(self) -> Scores:
         """Distance of each row from the start, the candidates' being 1 on average."""
-        start = self._engine.start
+        start = self._session.start
         distances = np.array([np.linalg.norm(vector - start) for vector in self._vectors])
         return np.asarray(distances / distances[1:].mean())
 
@@ -303,23 +303,23 @@ class Measurement:
     @property
     def configured(self) -> tuple[int, int]:
         """Candidates and prompts of the first generation, as configured."""
-        search = self._engine.config.search
-        return popsize_for(search, self._engine.space.size), search.bucket_size
+        search = self._session.config.search
+        return popsize_for(search, self._session.space.size), search.bucket_size
 
     def split(self, components: VarianceComponents) -> tuple[int, int]:
         """Candidates and prompts of the first generation, as measured; a named population stays."""
-        engine = self._engine
+        session = self._session
         popsize, bucket_size = self.configured
-        if engine.config.search.popsize is not None:
+        if session.config.search.popsize is not None:
             return popsize, bucket_size
         return recommend(
             components,
             popsize=popsize,
             bucket_size=bucket_size,
-            seeds=engine.config.search.images_per_prompt,
-            dimension=engine.space.size,
+            seeds=session.config.search.images_per_prompt,
+            dimension=session.space.size,
             # The last bucket is the largest.
-            num_prompts=int(len(engine.prompts.train) / engine.config.search.bucket_growth),
+            num_prompts=int(len(session.prompts.train) / session.config.search.bucket_growth),
         )
 
 

@@ -17,20 +17,20 @@ import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from queue import Empty, SimpleQueue
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import torch
 
 from calibri import errors
 from calibri.config import RunConfig
 from calibri.errors import CalibriError, ConfigError, RunError
-from calibri.scoring.units import Backend, Measure, Scored, Unit
+from calibri.scoring.units import Backend, Result, Unit
 
 _Todo = collections.deque[tuple[int, Unit]]
-_Outcome = tuple[int, Scored | CalibriError]
+_Outcome = tuple[int, Result | CalibriError]
 
 # Modules come from where this process finds them: -m would look in the working directory first.
-_WORKER = "calibri.runs.worker"
+_WORKER = "calibri.scoring.backends.worker"
 _MAIN = f"import sys; sys.path[:] = sys.argv[1:]; from {_WORKER} import main; main()"
 _ATTEMPTS = 3
 _MOST = 8
@@ -80,29 +80,40 @@ def worker_devices(device: str, count: int) -> list[str]:
     return [f"cuda:{(first + index) % found}" for index in range(count)]
 
 
+class OtherProcess(Protocol):
+    """Computes one unit at a time, elsewhere."""
+
+    def compute(self, unit: Unit) -> Result:
+        """Give the result of a unit.
+
+        Raises:
+            CalibriError: what the unit raised, or the process died of it.
+        """
+        ...
+
+    def stop(self) -> None:
+        """End, whatever is in progress."""
+        ...
+
+
 class Workers:
     """This process and others, which start loading their models at once.
 
     Args:
         here: computes in this process.
-        config: what every other process makes its engine of.
-        devices: one for each process, the first is this one's.
-        threads: of each process. Scores can depend on it in their last bits, so it must not depend
-            on the number of workers.
+        others: compute in theirs.
+        threads: of this process; the same as of the others. Scores can depend on it in their last
+            bits, so it must not depend on the number of workers.
     """
 
-    def __init__(
-        self, here: Backend, config: RunConfig, devices: Sequence[str], threads: int
-    ) -> None:
+    def __init__(self, here: Backend, others: Sequence[OtherProcess], threads: int) -> None:
         self._here = here
+        self._others = others
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(threads)
-        self._others = [_Worker(config, device, threads) for device in devices[1:]]
 
-    def run(
-        self, units: Iterable[tuple[int, Unit]], measures: Mapping[str, Measure]
-    ) -> Iterator[tuple[int, Scored]]:
-        """Yield the index of a unit and its scores as units are finished, in any order.
+    def run(self, units: Iterable[tuple[int, Unit]]) -> Iterator[tuple[int, Result]]:
+        """Yield the index of a unit and its result as units are finished, in any order.
 
         Raises:
             CalibriError: what a unit raised, once those in progress are finished and yielded.
@@ -111,7 +122,7 @@ class Workers:
         done: SimpleQueue[_Outcome | None] = SimpleQueue()
         for worker in self._others:
             threading.Thread(target=_drain, args=(worker, todo, done), daemon=True).start()
-        here: Iterator[_Outcome] | None = self._here.run(_taken(todo), measures)
+        here: Iterator[_Outcome] | None = self._here.run(_taken(todo))
         running = len(self._others)
         failed: list[CalibriError] = []
         while here is not None or running or not done.empty():
@@ -139,11 +150,6 @@ class Workers:
             worker.stop()
         self._here.close()
         torch.set_num_threads(self._threads_before)
-
-    @property
-    def pids(self) -> list[int]:
-        """Process ids of the others."""
-        return [worker.pid for worker in self._others]
 
 
 def _advance(
@@ -176,7 +182,7 @@ def _taken(todo: _Todo) -> Iterator[tuple[int, Unit]]:
             yield todo.popleft()
 
 
-def _drain(worker: _Worker, todo: _Todo, done: SimpleQueue[_Outcome | None]) -> None:
+def _drain(worker: OtherProcess, todo: _Todo, done: SimpleQueue[_Outcome | None]) -> None:
     """Let one worker take units until none are left or one fails, which ends the run."""
     try:
         for index, unit in _taken(todo):
@@ -190,8 +196,34 @@ def _drain(worker: _Worker, todo: _Todo, done: SimpleQueue[_Outcome | None]) -> 
         done.put(None)  # without it the run would wait for ever
 
 
-class _Worker:
-    """One process, started again when it dies."""
+def worker_command() -> list[str]:
+    """Say how a worker is started."""
+    return [sys.executable, "-c", _MAIN, *sys.path]
+
+
+def result_of(answer: Mapping[str, Any]) -> Result:
+    """Take the result out of what a worker answered.
+
+    Raises:
+        CalibriError: what the unit raised there.
+    """
+    if "error" in answer:
+        raise getattr(errors, answer["error"], RunError)(answer["message"])
+    result: Result = answer["result"]
+    return result
+
+
+class Worker:
+    """One process, started at once and again when it dies.
+
+    Args:
+        config: what it makes its bench of.
+        device: of its own.
+        threads: that torch uses there.
+
+    Attributes:
+        said: what it wrote on its standard error since its last answer.
+    """
 
     def __init__(self, config: RunConfig, device: str, threads: int) -> None:
         single = config.sampling.model_copy(update={"workers": 1})
@@ -208,23 +240,25 @@ class _Worker:
             self._start()
 
     def _start(self) -> None:
-        self._said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - outlives this function
+        self.said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - outlives this function
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _MAIN, *sys.path],
+            worker_command(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._said,
+            stderr=self.said,
             env=os.environ | {"OMP_NUM_THREADS": str(self._greeting["threads"])},
             start_new_session=True,  # Ctrl-C is for the parent, which lets units finish or not
         )
         with contextlib.suppress(BrokenPipeError):  # found out when it does not answer
             self._write(self._greeting)
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
+    def compute(self, unit: Unit) -> Result:
+        """Send a unit and wait for its result, in a new process where one died of it.
 
-    def compute(self, unit: Unit) -> Scored:
+        Raises:
+            RunError: it was stopped, or three processes died of the unit.
+            CalibriError: what the unit raised there.
+        """
         last = ""
         for _ in range(_ATTEMPTS):
             try:
@@ -237,10 +271,7 @@ class _Worker:
                 self._restart()
                 continue
             self._forget_words()
-            if "error" in answer:
-                raise getattr(errors, answer["error"], RunError)(answer["message"])
-            scores: Scored = answer["scores"]
-            return scores
+            return result_of(answer)
         raise RunError(
             f"A worker died {_ATTEMPTS} times on the same {len(unit.rows)} images, the last time "
             f"saying: {last or 'nothing'}. Everything finished before is kept. If memory ran out, "
@@ -263,18 +294,19 @@ class _Worker:
     def _last_words(self) -> str:
         self._process.kill()
         code = self._process.wait()
-        self._said.seek(0)
-        lines = self._said.read().decode(errors="replace").strip().splitlines()
+        self.said.seek(0)
+        lines = self.said.read().decode(errors="replace").strip().splitlines()
         self._close()
         return lines[-1] if lines else (f"signal {-code}" if code < 0 else f"exit code {code}")
 
     def _forget_words(self) -> None:
         # What was said before an answer explains no later death, and would fill the disk. The
         # worker writes at the same offset.
-        os.ftruncate(self._said.fileno(), 0)
-        os.lseek(self._said.fileno(), 0, os.SEEK_SET)
+        os.ftruncate(self.said.fileno(), 0)
+        os.lseek(self.said.fileno(), 0, os.SEEK_SET)
 
     def stop(self) -> None:
+        """Kill the process."""
         with self._starting:
             self._stopped = True
         self._process.kill()
@@ -282,7 +314,7 @@ class _Worker:
         self._close()
 
     def _close(self) -> None:
-        for stream in (self._process.stdin, self._process.stdout, self._said):
+        for stream in (self._process.stdin, self._process.stdout, self.said):
             if stream is not None:
                 with contextlib.suppress(OSError):  # what was not yet sent cannot be
                     stream.close()

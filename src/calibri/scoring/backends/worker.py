@@ -1,4 +1,4 @@
-"""A worker: reads a configuration, then units, and answers each with its scores in one line.
+"""A worker: reads a configuration, then units, and answers each with its result in one line.
 
 Started by ``processes``; it leaves when its input ends, that is when its parent does.
 """
@@ -9,31 +9,24 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import torch
 
-from calibri.config import validate_config
+from calibri.config import RunConfig, validate_config
 from calibri.errors import CalibriError, RunError
 from calibri.memory import is_out_of_memory
-from calibri.runs import Engine, PromptSets
-from calibri.scoring import Scored, Unit
+from calibri.scoring.backends.local import Local
+from calibri.scoring.bench import Bench
+from calibri.scoring.units import Backend, Unit
 
 
-class _Server:
-    """An engine without prompts of its own."""
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        self._engine = Engine(validate_config(config), PromptSets((), (), ()))
-        self._backend = self._engine.in_process()
-
-    def compute(self, unit: Unit) -> Scored:
-        measures = {name: self._engine.measure(name) for name in unit.measures}
-        ((_, scores),) = self._backend.run([(0, unit)], measures)
-        return scores
-
-
-def serve(questions: BinaryIO, answers: BinaryIO) -> None:
+def serve(
+    questions: BinaryIO,
+    answers: BinaryIO,
+    load: Callable[[RunConfig], Backend] = lambda config: Local(Bench(config)),
+) -> None:
     """Answer every unit until the input ends.
 
     What a unit raises in plain words is an answer; any other exception ends the process, and the
@@ -42,21 +35,22 @@ def serve(questions: BinaryIO, answers: BinaryIO) -> None:
     greeting = json.loads(questions.readline())
     torch.set_num_threads(greeting["threads"])
     # Loaded before the first unit comes; what fails here is told then.
-    server = _made(greeting["config"])
+    backend = _made(greeting["config"], load)
     for line in questions:
         try:
-            if isinstance(server, CalibriError):
-                raise server
-            answer: dict[str, Any] = {"scores": server.compute(Unit.from_json(json.loads(line)))}
+            if isinstance(backend, CalibriError):
+                raise backend
+            ((_, result),) = backend.run([(0, Unit.from_json(json.loads(line)))])
+            answer: dict[str, Any] = {"result": result}
         except CalibriError as error:
             answer = {"error": type(error).__name__, "message": str(error)}
         answers.write(json.dumps(answer).encode() + b"\n")
         answers.flush()
 
 
-def _made(config: dict[str, Any]) -> _Server | CalibriError:
+def _made(config: dict[str, Any], load: Callable[[RunConfig], Backend]) -> Backend | CalibriError:
     try:
-        return _Server(config)
+        return load(validate_config(config))
     except CalibriError as error:
         return error
     except (RuntimeError, MemoryError) as error:

@@ -1,0 +1,136 @@
+"""What a configuration leaves open about the search, resolved once by what a pipeline can do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from calibri.coefficients.coefficients import Factor
+from calibri.coefficients.presets import PRESETS
+from calibri.coefficients.space import SearchSpace
+from calibri.config import RunConfig, SpaceConfig
+from calibri.pipelines import (
+    Site,
+    check_embedded_guidance,
+    check_shift,
+    has_shift,
+    knows_timesteps,
+    networks_of,
+    sites_of,
+)
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a pipeline has, as far as a search depends on it.
+
+    Attributes:
+        sites: of its transformers.
+        guidance_scale: w of classifier-free guidance as it is sampled; 1 without.
+        timesteps_known: whether scales and output weights can change over the steps.
+        shift_known: whether its scheduler has a shift.
+    """
+
+    sites: tuple[Site, ...]
+    guidance_scale: float
+    timesteps_known: bool
+    shift_known: bool
+
+    @classmethod
+    def of(cls, pipe: Any, guidance_scale: float) -> Capabilities:
+        """Look at a loaded pipeline.
+
+        Args:
+            pipe: a diffusers pipeline.
+            guidance_scale: w of classifier-free guidance; at most 1 means none.
+        """
+        networks = networks_of(pipe)
+        return cls(
+            sites=sites_of(networks),
+            guidance_scale=guidance_scale,
+            timesteps_known=all(knows_timesteps(network.transformer) for network in networks),
+            shift_known=has_shift(pipe),
+        )
+
+
+class ResolvedSpace(SpaceConfig):
+    """Which scalars are searched, nothing left open."""
+
+    output_knots: int
+    shift: bool
+
+
+class ResolvedConfig(RunConfig):
+    """The configuration of a run on its pipeline; a run keeps it, workers and plans read it."""
+
+    space: ResolvedSpace
+
+
+def resolve(config: RunConfig, capabilities: Capabilities) -> ResolvedConfig:
+    """Search what pays under classifier-free guidance, where that was left open.
+
+    There a guidance that changes over the trajectory and the shift of the schedule gain more than
+    all constant scales together (docs/search.md). Ensembles, scales with knots of their own,
+    searches without output weights and presets, which are points of the paper's space, stay as they
+    are; so does the paper's procedure.
+
+    Args:
+        config: of a run.
+        capabilities: of its pipeline.
+    """
+    space = config.space
+    pays = (
+        capabilities.guidance_scale > 1.0
+        and config.search.method != "reference"
+        and space.members == space.knots == 1
+        and space.output_weights
+        and space.start not in PRESETS
+    )
+    # The factor on the shift has no gradient.
+    shift_pays = pays and capabilities.shift_known and config.search.method != "gradient"
+    found: dict[str, Any] = space.model_dump()
+    if space.output_knots is None:
+        found["output_knots"] = 2 if pays and capabilities.timesteps_known else 1
+    if space.shift is None:
+        found["shift"] = shift_pays
+    kept = {name: getattr(config, name) for name in RunConfig.model_fields}
+    return ResolvedConfig(**kept | {"space": ResolvedSpace(**found)})
+
+
+def build_space(config: ResolvedConfig, capabilities: Capabilities) -> SearchSpace:
+    """Lay the vector of a search out over the sites of a pipeline.
+
+    Raises:
+        ConfigError: see ``SearchSpace.build``.
+    """
+    space = config.space
+    return SearchSpace.build(
+        capabilities.sites,
+        space.granularity,
+        guidance_scale=capabilities.guidance_scale,
+        branches=space.branches,
+        search_output=space.output_weights,
+        members=space.members,
+        knots=space.knots,
+        output_knots=space.output_knots,
+        search_guidance=space.guidance,
+        search_shift=space.shift,
+    )
+
+
+def check_factors(factors: Iterable[Factor], pipe: Any) -> None:
+    """Refuse factors on what a pipeline does not have.
+
+    Args:
+        factors: those that are searched or that a calibration changes.
+        pipe: a pipeline, or a bare transformer.
+
+    Raises:
+        UnsupportedModelError: it embeds no guidance, or its scheduler has no known shift.
+    """
+    if "guidance" in factors:
+        for network in networks_of(pipe):
+            check_embedded_guidance(network.transformer)
+    if "shift" in factors:
+        check_shift(pipe)

@@ -1,0 +1,119 @@
+"""The prompts of a run: where a configuration says they come from, cut into three sets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from calibri.config import COMPOSITIONAL, SHIPPED, PromptConfig, RunConfig
+from calibri.errors import PromptError
+from calibri.prompts.compositional import compositional_prompts
+from calibri.prompts.files import Prompt, check_disjoint, load_prompts, make_prompts, wording
+from calibri.prompts.sets import is_prompt_set, load_prompt_set
+from calibri.seeds import derive_seed
+from calibri.shapes import sample_prompts
+
+_GENERATED_TRAIN_PROMPTS = 4096
+_GENERATED = (SHIPPED, COMPOSITIONAL)
+
+
+@dataclass(frozen=True)
+class PromptSets:
+    """Three disjoint sets of prompts.
+
+    Attributes:
+        train: buckets of the search.
+        validation: choose among checkpoints.
+        test: final figures only.
+    """
+
+    train: tuple[Prompt, ...]
+    validation: tuple[Prompt, ...]
+    test: tuple[Prompt, ...]
+
+
+def prompt_sets(config: RunConfig) -> PromptSets:
+    """Load the three prompt sets of a configuration.
+
+    Raises:
+        PromptError: a file cannot be used, sets overlap, or there are too few prompts.
+    """
+    num_validation = config.search.num_validation_prompts
+    num_test = config.evaluation.num_prompts
+    train, held_out = _train_and_held_out(config.prompts, config.seed, num_validation + num_test)
+    check_disjoint(train, held_out)
+    largest = config.search.final_bucket_size
+    if len(train) < largest:
+        raise PromptError(
+            f"{len(train)} training prompts cannot fill a bucket of {largest}. Add prompts or "
+            "lower search.bucket_size or search.bucket_growth."
+        )
+    if len(held_out) < num_validation + num_test:
+        raise PromptError(
+            f"{len(held_out)} held-out prompts are too few: {num_validation} choose among "
+            f"checkpoints (search.num_validation_prompts) and {num_test} give the final figures "
+            "(evaluation.num_prompts). Add prompts or lower these numbers."
+        )
+    held_out = _shuffled(held_out, config.seed)
+    return PromptSets(
+        train, held_out[:num_validation], held_out[num_validation : num_validation + num_test]
+    )
+
+
+def _train_and_held_out(
+    config: PromptConfig, seed: int, num_held_out: int
+) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
+    train = prompts_from(config.train, "train", _GENERATED_TRAIN_PROMPTS, seed)
+    held_out = config.held_out
+    if held_out is None and config.train in _GENERATED:
+        held_out = config.train
+    if held_out is not None:
+        judges = prompts_from(held_out, "held_out", num_held_out, seed)
+        if is_prompt_set(held_out):
+            # Official sets overlap (T2I-CompBench's train and val share 6 prompts): the set that
+            # figures are reported on stays whole.
+            seen = {wording(prompt.text) for prompt in judges}
+            train = tuple(prompt for prompt in train if wording(prompt.text) not in seen)
+        return train, judges
+    shuffled = _shuffled(train, seed)
+    fifth = len(shuffled) // 5
+    return shuffled[fifth:], shuffled[:fifth]
+
+
+def prompts_from(
+    source: str, split: Literal["train", "held_out"], count: int, seed: int
+) -> tuple[Prompt, ...]:
+    """Find prompts by what ``PromptConfig`` may hold.
+
+    Args:
+        source: ``"shapes"``, ``"compositional"``, the name of a set, or a file.
+        split: of a generator.
+        count: prompts to generate; sets and files give all they have.
+        seed: of a generator.
+
+    Raises:
+        PromptError: the set or file cannot be had.
+    """
+    if source == SHIPPED:
+        return shipped_prompts(split, count, seed)
+    if source == COMPOSITIONAL:
+        return make_prompts(p.text for p in compositional_prompts(count, seed, split))
+    if is_prompt_set(source):
+        return make_prompts(record.text for record in load_prompt_set(source))
+    return load_prompts(Path(source))
+
+
+def shipped_prompts(
+    split: Literal["train", "held_out"], count: int, seed: int
+) -> tuple[Prompt, ...]:
+    """Captions of the shipped world: trained on, or never trained on."""
+    return make_prompts(sample_prompts(count, derive_seed(seed, "prompts", split), split))
+
+
+def _shuffled(prompts: Sequence[Prompt], seed: int) -> tuple[Prompt, ...]:
+    return tuple(sorted(prompts, key=lambda prompt: derive_seed(seed, "split", prompt.id)))
+
+
+_GENERATED = (SHIPPED, COMPOSITIONAL)

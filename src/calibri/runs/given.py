@@ -1,0 +1,119 @@
+"""What is given as objects, which no configuration can name: a loaded pipeline, rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from calibri.config import RunConfig, validate_config
+from calibri.errors import ConfigError
+from calibri.rewards import Reward, make_reward
+from calibri.scoring import used_rewards
+
+_PIPELINE, _REWARD = "a pipeline", "the reward"
+
+
+@dataclass(frozen=True)
+class Given:
+    """Objects that a run is given.
+
+    Attributes:
+        pipe: a loaded pipeline; None for the one that the configuration names.
+        rewards: name to reward.
+    """
+
+    pipe: Any = None
+    rewards: Mapping[str, Reward] = field(default_factory=dict)
+
+    @property
+    def needed(self) -> list[str]:
+        """What must be given again to resume the run, in words."""
+        rewards = [f"{_REWARD} '{name}'" for name in self.rewards]
+        return [_PIPELINE, *rewards] if self.pipe is not None else rewards
+
+    def check(self, needed: Iterable[str]) -> None:
+        """Refuse to resume a run without what it was started with.
+
+        Args:
+            needed: what it was started with, as ``needed``.
+
+        Raises:
+            ConfigError: something is missing.
+        """
+        if missing := [what for what in needed if what not in self.needed]:
+            raise ConfigError(
+                f"This run was started from Python with {' and '.join(missing)} as an object, "
+                "which no file can hold. Give it again: calibri.resume(path, pipeline=..., "
+                "rewards=[...])."
+            )
+
+
+def configured(
+    config: RunConfig | None,
+    values: Mapping[str, Any],
+    pipeline: Any,
+    rewards: Mapping[str, Any] | Sequence[Any] | None,
+) -> tuple[RunConfig, Given]:
+    """Sort what a run is called with into what a configuration holds and what are objects.
+
+    Args:
+        config: the whole configuration; None for ``values`` over the defaults.
+        values: sections of a configuration.
+        pipeline: a name or a loaded pipeline.
+        rewards: the objective and its watchers, or the section of a configuration. Objects alone,
+            under names that the configuration uses, stand for these.
+
+    Raises:
+        ConfigError: a value is wrong.
+        RewardError: a reward cannot be made.
+    """
+    sections: dict[str, Any] = dict(values)
+    pipe: Any = None
+    objects: dict[str, Reward] = {}
+    if isinstance(pipeline, str | Path):
+        sections["pipeline"] = str(pipeline)
+    elif pipeline is not None:
+        pipe = pipeline
+        sections |= _of_pipeline(pipe)
+    if isinstance(rewards, Mapping):
+        sections["rewards"] = rewards
+    elif rewards is not None:
+        names, objects = split_rewards(rewards)
+        if config is None or not set(names) <= set(objects) & set(used_rewards(config)):
+            sections["rewards"] = _rewards_section(config, names)
+    if config is None:
+        return validate_config(sections), Given(pipe, objects)
+    if sections:
+        config = validate_config(config.model_dump(exclude_unset=True) | sections)
+    return config, Given(pipe, objects)
+
+
+def _rewards_section(config: RunConfig | None, names: Sequence[str]) -> dict[str, Any]:
+    """What a configuration says of rewards, with others in their place."""
+    if not names:
+        raise ConfigError("rewards is empty. Give at least one reward, the objective.")
+    kept = {} if config is None else config.rewards.model_dump(exclude_unset=True)
+    return kept | {"objective": names[0], "held_out": names[1:]}
+
+
+def _of_pipeline(pipe: Any) -> dict[str, str]:
+    """Name a loaded pipeline, for the record."""
+    loaded = getattr(pipe, "config", {}).get("_name_or_path")
+    dtype = str(pipe.dtype).removeprefix("torch.")
+    return {"pipeline": str(loaded or type(pipe).__name__), "dtype": dtype}
+
+
+def split_rewards(rewards: Sequence[Any]) -> tuple[list[str], dict[str, Reward]]:
+    """Name rewards that are names, objects, classes or functions; the objects by these names."""
+    names: list[str] = []
+    objects: dict[str, Reward] = {}
+    for reward in rewards:
+        if isinstance(reward, str):
+            names.append(reward)
+            continue
+        made = reward if isinstance(reward, Reward) else make_reward(reward)
+        names.append(made.info.name)
+        objects[made.info.name] = made
+    return names, objects

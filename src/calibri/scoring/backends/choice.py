@@ -1,0 +1,76 @@
+"""Which back-end pays for a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from calibri.config import RunConfig
+from calibri.pipelines import pipeline_bytes
+from calibri.scoring.backends.local import Local
+from calibri.scoring.backends.processes import (
+    Worker,
+    Workers,
+    cores,
+    default_workers,
+    worker_devices,
+)
+from calibri.scoring.bench import Bench
+from calibri.scoring.units import Backend
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Processes that compute units, this one the first.
+
+    Attributes:
+        devices: one for each process.
+        threads: of each process; None for as many as this one has, when it stays alone.
+    """
+
+    devices: tuple[str, ...]
+    threads: int | None
+
+
+def choose_pool(device: str, model_bytes: int, images: int, asked: int | None) -> Pool:
+    """Choose how many processes compute units, and with how many threads.
+
+    The threads depend on what pays off and never on how many workers were asked for: scores can
+    depend on them in their last bits.
+
+    Args:
+        device: of this process.
+        model_bytes: size of everything that a worker loads.
+        images: images that will be sampled.
+        asked: workers that are wanted; None for as many as pay off.
+
+    Raises:
+        ConfigError: there are fewer GPUs than workers.
+    """
+    best = default_workers(device, model_bytes, images)
+    count = asked or best
+    if best > 1:
+        threads: int | None = max(1, cores() // best)
+    else:
+        threads = torch.get_num_threads() if count > 1 else None
+    return Pool(tuple(worker_devices(device, count)), threads)
+
+
+def make_backend(bench: Bench, config: RunConfig, images: int) -> Backend:
+    """Compute units on a bench, and in as many other processes as are configured or pay off.
+
+    Args:
+        bench: of this process; one with objects that no configuration names stays alone.
+        config: what the other processes make their benches of.
+        images: about as many will be sampled.
+
+    Raises:
+        ConfigError: there are fewer GPUs than workers.
+    """
+    asked = config.sampling.workers if bench.is_configured else 1
+    pool = choose_pool(str(bench.device), pipeline_bytes(bench.pipe), images, asked)
+    if pool.threads is None:
+        return Local(bench)
+    others = [Worker(config, device, pool.threads) for device in pool.devices[1:]]
+    return Workers(Local(bench), others, pool.threads)

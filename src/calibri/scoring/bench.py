@@ -1,0 +1,135 @@
+"""A pipeline with hooks, and the rewards that see its images: all that computing a unit takes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from calibri.config import RunConfig
+from calibri.errors import RunError
+from calibri.memory import Halving, is_out_of_memory
+from calibri.pipelines import compile_transformers, load_pipeline, networks_of, resolve_device
+from calibri.sampling import BranchResolver, Sampler, Scaler
+from calibri.scoring.device_swap import DeviceSwap, share_device
+from calibri.scoring.measures import Grouped, Measure, Measures
+from calibri.scoring.units import Row, Unit
+
+
+class Bench:
+    """Samples and measures the rows of units, in this process.
+
+    Args:
+        config: of a run; its prompts, space and search are not looked at.
+        measures: what images are measured by; None for the rewards of the configuration.
+        pipe: a loaded pipeline, which stays where it is; None for the configured one.
+
+    Attributes:
+        config: the same.
+        pipe: the pipeline.
+        measures: what images are measured by.
+        device: where the pipeline samples.
+        swap: of pipeline and rewards, when they alternate on the device.
+        sampler: samples through the pipeline.
+        scaler: hooks of its transformers.
+        is_configured: whether the configuration names all of it, so that another process can make
+            the same.
+
+    Raises:
+        CalibriError: the pipeline or a reward does not work.
+    """
+
+    def __init__(
+        self, config: RunConfig, measures: Measures | None = None, pipe: Any = None
+    ) -> None:
+        self.config = config
+        self.measures = measures or Measures.of(config)
+        self.is_configured = pipe is None and self.measures.are_configured
+        self.pipe = pipe if pipe is not None else _configured_pipeline(config)
+        self.device = resolve_device(config.device)
+        self.swap: DeviceSwap | None = None
+        if config.rewards.offload:
+            self.swap = share_device(self.pipe, self.measures.rewards.values(), self.device)
+        self.sampler = Sampler(self.pipe, config.sampling)
+        if self.swap is not None:
+            self.sampler.offload_encoders()
+        self._branches = self._watched()
+        self.scaler = Scaler(networks_of(self.pipe), self._branches)
+        if config.sampling.compile:
+            compile_transformers(self.pipe)
+        self._halving = Halving(config.sampling.batch_size)
+
+    def _watched(self) -> BranchResolver | None:
+        """Watch which branch of guidance the transformers are called for."""
+        if not self.sampler.guided:
+            return None
+        branches = BranchResolver(self.pipe)
+        self.sampler.before_call = branches.expect
+        return branches
+
+    def close(self) -> None:
+        """Take the hooks off: the pipeline is as it was before."""
+        self.scaler.remove()
+        if self._branches is not None:
+            self._branches.remove()
+
+    def sample(self, unit: Unit, rows: Sequence[Row]) -> Tensor:
+        """Sample rows of a unit, fewer at once from now on when they do not fit into memory.
+
+        Returns:
+            uint8 (rows, 3, H, W) on the CPU; of videos (rows, frames, 3, H, W).
+
+        Raises:
+            RunError: one image alone does not fit.
+        """
+        prompts = [noise.prompt for _, noise in rows]
+        self.sampler.prepare(prompts, unit.fidelity.max_sequence_length)
+        try:
+            return torch.cat(list(self._batches(unit, rows)))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise RunError(
+                "One image alone does not fit into the memory of the device. Everything "
+                "before this is kept. Lower sampling.height and width, use "
+                "dtype=bfloat16, or free the device, and resume the run."
+            ) from error
+
+    def _batches(self, unit: Unit, rows: Sequence[Row]) -> Iterator[Tensor]:
+        # A batch has one schedule of noise, so its candidates must shift it alike.
+        for _, group in itertools.groupby(rows, key=lambda row: unit.candidates[row[0]].shift):
+            for _, images in self._halving.run(list(group), lambda part: self._batch(unit, part)):
+                yield images
+
+    def _batch(self, unit: Unit, rows: Sequence[Row]) -> Tensor:
+        scales = [torch.from_numpy(c.site_scales(self.scaler.sites)) for c in unit.candidates]
+        branches = unit.candidates[0].member_branches
+        guidance = torch.tensor([unit.candidates[candidate].guidance for candidate, _ in rows])
+        table = torch.stack([scales[candidate] for candidate, _ in rows])
+        self.scaler.set(table, branches, guidance)
+        shift = unit.candidates[rows[0][0]].shift
+        return self.sampler.sample([noise for _, noise in rows], unit.fidelity, shift)
+
+    def measure(self, unit: Unit, rows: Sequence[Row], images: Tensor) -> dict[str, Tensor]:
+        """Measure the images of rows by every measure of their unit: name to (rows, ..)."""
+        return {name: _measured(self.measures[name], rows, images) for name in unit.measures}
+
+
+def _configured_pipeline(config: RunConfig) -> Any:
+    return load_pipeline(
+        config.pipeline, revision=config.revision, dtype=config.dtype, device=config.device
+    )
+
+
+def _measured(measure: Measure, rows: Sequence[Row], images: Tensor) -> Tensor:
+    prompts = [noise.prompt.text for _, noise in rows]
+    if not isinstance(measure, Grouped):
+        return measure(images, prompts)
+    parts = []
+    for _, members in itertools.groupby(range(len(rows)), key=lambda i: rows[i][0]):
+        group = list(members)
+        parts.append(measure(images[group], [prompts[i] for i in group]))
+    return torch.cat(parts)

@@ -1,0 +1,114 @@
+"""Gradients of rewards with respect to the scales of a candidate, through the sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from calibri.errors import RewardError, RunError
+from calibri.memory import Halving, is_out_of_memory
+from calibri.rewards import DifferentiableReward
+from calibri.sampling import mean_over_frames
+from calibri.scoring.bench import Bench
+from calibri.scoring.plain_json import encode
+from calibri.scoring.units import Result, Row, Unit
+
+# Scores (N,) and their gradients with respect to the scales of each row, (N, ...).
+Differentiated = tuple[Tensor, Tensor]
+
+
+class Differentiator:
+    """Computes units of gradients on one bench.
+
+    Args:
+        bench: its pipeline samples; the weights of the pipeline no longer ask for gradients.
+    """
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self._halving = Halving(bench.config.sampling.batch_size)
+        for part in bench.pipe.components.values():
+            if isinstance(part, nn.Module):
+                part.requires_grad_(False)
+
+    def __call__(self, unit: Unit) -> Result:
+        """Scores of every row, and the sum of their gradients with respect to the scales.
+
+        The gradients have the shape of ``Coefficients.site_scales``.
+
+        Raises:
+            RewardError: a score or a gradient is not finite, and the policy is not to drop it.
+            RunError: one image alone does not fit into memory.
+        """
+        values = self._differentiated(unit)
+        failed = ~torch.stack([_is_finite(*value) for value in values.values()]).all(dim=0)
+        if failed.any() and self._bench.config.rewards.on_failure != "drop":
+            first = unit.rows[int(failed.nonzero()[0])][1]
+            raise RewardError(
+                f"The score or the gradient of the objective is not finite for the prompt "
+                f"'{first.prompt.text}' ({int(failed.sum())} of {len(failed)} images failed). "
+                "Everything before this is kept; fix the reward and resume the run, or set "
+                "rewards.on_failure to 'drop'."
+            )
+        scores = {name: value[0].masked_fill(failed, torch.nan) for name, value in values.items()}
+        return {
+            "scores": {name: encode(score) for name, score in scores.items()},
+            "gradients": {
+                name: gradient[~failed].double().sum(dim=0).cpu().tolist()
+                for name, (_, gradient) in values.items()
+            },
+        }
+
+    def _differentiated(self, unit: Unit) -> dict[str, Differentiated]:
+        """Score rows and differentiate, fewer at once from now on when they do not fit."""
+        try:
+            parts = [
+                made
+                for _, made in self._halving.run(unit.rows, lambda part: self._batch(unit, part))
+            ]
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise RunError(
+                "The gradient of one image alone does not fit into the memory of the device. "
+                "Everything before this is kept. Set search.last_steps to fewer steps, lower "
+                "sampling.height and width, or free the device, and resume the run."
+            ) from error
+        return {name: _joined([part[name] for part in parts]) for name in unit.measures}
+
+    def _batch(self, unit: Unit, rows: Sequence[Row]) -> dict[str, Differentiated]:
+        bench, coefficients = self._bench, unit.candidates[0]
+        table = torch.from_numpy(coefficients.site_scales(bench.scaler.sites)).float()
+        scales = table.repeat(len(rows), *[1] * table.ndim).requires_grad_()
+        bench.scaler.set(scales, coefficients.member_branches)
+        images = bench.sampler.sample_with_gradient([n for _, n in rows], unit.last_steps)
+        # Scored as the bytes that are seen; rounding is passed over as if it were not there.
+        pixels = ((images.detach() * 255).round() / 255).requires_grad_()
+        texts = [noise.prompt.text for _, noise in rows]
+        values = {}
+        for name in unit.measures:
+            scores = mean_over_frames(self._reward(name).score_float)(pixels, texts)
+            (direction,) = torch.autograd.grad(scores.sum(), pixels)
+            (gradient,) = torch.autograd.grad(images, scales, direction, retain_graph=True)
+            values[name] = (scores.detach().float(), gradient)
+        return values
+
+    def _reward(self, name: str) -> DifferentiableReward:
+        reward = self._bench.measures.rewards[name]
+        if not isinstance(reward, DifferentiableReward):
+            raise RewardError(
+                f"Reward '{name}' has no gradient: it does not score float images. Choose one that "
+                "`calibri rewards list` shows as differentiable, or use the black-box search."
+            )
+        return reward
+
+
+def _joined(parts: Sequence[Differentiated]) -> Differentiated:
+    scores, gradients = zip(*parts, strict=True)
+    return torch.cat(scores), torch.cat(gradients)
+
+
+def _is_finite(scores: Tensor, gradients: Tensor) -> Tensor:
+    return torch.isfinite(scores) & torch.isfinite(gradients).flatten(1).all(dim=1)

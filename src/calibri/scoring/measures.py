@@ -1,0 +1,121 @@
+"""What images are measured by: the rewards of a run, their diversity, their features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from calibri.config import RunConfig
+from calibri.errors import ConfigError
+from calibri.pipelines import resolve_device
+from calibri.rewards import (
+    FeatureReward,
+    ModelReward,
+    Reward,
+    diversity,
+    make_reward,
+    parse_mixture,
+)
+from calibri.sampling import mean_over_frames
+
+# From images (uint8, N x 3 x H x W) and N prompts to one row of numbers per image.
+Measure = Callable[[Tensor, Sequence[str]], Tensor]
+
+# Measures that are no rewards: of the pixels of a prompt's images, and for a Frechet distance.
+DIVERSITY, FEATURES = "diversity", "features"
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """A measure that compares the images of a prompt: it is given one candidate's at a time."""
+
+    measure: Measure
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Measure the images of one candidate."""
+        return self.measure(images, prompts)
+
+
+class Measures:
+    """The rewards of a run by name, and what else can be measured.
+
+    Args:
+        rewards: name to reward, the parts of the objective first.
+
+    Attributes:
+        rewards: the same.
+        are_configured: whether a configuration names them all, so that others can make the same.
+    """
+
+    def __init__(self, rewards: Mapping[str, Reward], *, are_configured: bool = True) -> None:
+        self.rewards = dict(rewards)
+        self.are_configured = are_configured
+
+    @classmethod
+    def of(cls, config: RunConfig, given: Mapping[str, Reward] | None = None) -> Measures:
+        """Make the rewards that a configuration names; their weights are loaded when they score.
+
+        Args:
+            config: of a run.
+            given: rewards that are there already, by the names of the configuration.
+
+        Raises:
+            ConfigError: there are options for a reward that is not used.
+            RewardError: a reward cannot be made.
+        """
+        given = given or {}
+        names = used_rewards(config)
+        _check_options(config, names)
+        rewards = {n: given.get(n) or _make(n, config) for n in names if n != DIVERSITY}
+        return cls(rewards, are_configured=not given)
+
+    def __getitem__(self, name: str) -> Measure:
+        """Find a measure by name: a reward, ``DIVERSITY`` or ``FEATURES``."""
+        if name == DIVERSITY:
+            return Grouped(mean_over_frames(diversity))
+        if name == FEATURES and self.feature_reward is not None:
+            return mean_over_frames(_features_of(self.feature_reward))
+        score = mean_over_frames(self.rewards[name].score)
+        return Grouped(score) if self.is_grouped(name) else score
+
+    def is_grouped(self, name: str) -> bool:
+        """Whether a measure compares the images of a prompt."""
+        return name == DIVERSITY or self.rewards[name].info.kind == "groupwise"
+
+    @property
+    def feature_reward(self) -> FeatureReward | None:
+        """The first reward that gives features for a Frechet distance."""
+        return next((r for r in self.rewards.values() if isinstance(r, FeatureReward)), None)
+
+
+def used_rewards(config: RunConfig) -> tuple[str, ...]:
+    """List what a run measures by name, the parts of its objective first."""
+    rewards = config.rewards
+    mixture = parse_mixture(rewards.objective, rewards.mixing, rewards.constraints)
+    return tuple(dict.fromkeys((*mixture.names, *rewards.held_out)))
+
+
+def _features_of(reward: FeatureReward) -> Measure:
+    def features(images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return reward.features(images)
+
+    return features
+
+
+def _check_options(config: RunConfig, names: Iterable[str]) -> None:
+    if unused := sorted(config.rewards.options.keys() - set(names)):
+        raise ConfigError(
+            f"rewards.options holds options for {', '.join(unused)}, which this run does not use. "
+            f"It uses {', '.join(names)}."
+        )
+
+
+def _make(name: str, config: RunConfig) -> Reward:
+    options = config.rewards.options.get(name, {})
+    reward = make_reward(name, **options)
+    # A network scores where images are sampled, unless it was given a place of its own.
+    if isinstance(reward, ModelReward) and "device" not in options:
+        reward.to(resolve_device(config.device))
+    return reward

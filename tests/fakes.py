@@ -1,0 +1,87 @@
+"""Stand-ins that several test modules share: measures, rewards, back-ends."""
+
+from __future__ import annotations
+
+import torch
+
+from calibri.config import validate_config
+from calibri.rewards.reward import RewardInfo
+from calibri.scoring.bench import Bench
+from calibri.scoring.measures import Measures
+
+
+class FunctionMeasures(Measures):
+    """Measures that are plain functions by name."""
+
+    def __init__(self, functions):
+        super().__init__({})
+        self.functions = functions
+
+    def __getitem__(self, name):
+        return self.functions[name]
+
+
+def brightness(images, prompts):
+    return images.float().mean(dim=(1, 2, 3))
+
+
+def corner(images, prompts):
+    return images.float()[:, :, 0, 0]
+
+
+def bench_of(pipe, functions=None, **sections):
+    """A bench on a loaded pipeline at two steps, which measures by functions."""
+    sampling = {"num_inference_steps": 2} | sections.pop("sampling", {})
+    config = validate_config({"device": "cpu", "sampling": sampling, **sections})
+    return Bench(config, FunctionMeasures(functions or {}), pipe)
+
+
+class Instant:
+    """A back-end that computes nothing: every score is the same."""
+
+    def __init__(self, score=1.0):
+        self.score = score
+
+    def run(self, units):
+        for index, unit in units:
+            yield index, {"scores": {name: [self.score] * len(unit.rows) for name in unit.measures}}
+
+    def close(self):
+        pass
+
+
+class Idle:
+    """A back-end that takes no unit."""
+
+    def run(self, units):
+        return iter(())
+
+    def close(self):
+        pass
+
+
+class Named:
+    """A reward that scores every image alike, of the name and kind that are wanted."""
+
+    def __init__(self, name, kind="pointwise", score=0.0):
+        self.info = RewardInfo(name, "1", kind=kind, unit="none")
+        self._score = score
+
+    def score(self, images, prompts):
+        return torch.full((len(prompts),), self._score)
+
+
+class LittleMemory:
+    """A sampler whose device holds so many images at once."""
+
+    def __init__(self, sampler, most):
+        self.sampler, self.most, self.sizes = sampler, most, []
+
+    def __getattr__(self, name):
+        return getattr(self.sampler, name)
+
+    def sample(self, noises, fidelity, shift):
+        if len(noises) > self.most:
+            raise torch.OutOfMemoryError("full")
+        self.sizes.append(len(noises))
+        return self.sampler.sample(noises, fidelity, shift)
