@@ -252,6 +252,16 @@ class EvaluationConfig(_Section):
     step_multiples: tuple[int, ...] = (1, 2, 3)
     num_samples: int = Field(8, ge=0)
 
+    @property
+    def original_multiples(self) -> tuple[int, ...]:
+        """Multiples of the steps at which the original model is sampled, ascending."""
+        return tuple(sorted({1, *self.step_multiples}))
+
+    @property
+    def calibrated_multiples(self) -> tuple[int, ...]:
+        """Multiples at which the calibrated model is sampled: the first two of the original's."""
+        return self.original_multiples[:2]
+
 
 class RunConfig(_Section):
     """Everything that decides the result of a run.

@@ -83,8 +83,7 @@ def images_by_phase(config: RunConfig, size: int, scale_prompts: int = 0) -> dic
     search, evaluation = config.search, config.evaluation
     popsize = popsize_for(search, size)
     checkpoints = -(-search.generations // search.validate_every) + 1
-    multiples = {1, *evaluation.step_multiples}
-    settings = len(multiples) + min(2, len(multiples))
+    settings = len(evaluation.original_multiples) + len(evaluation.calibrated_multiples)
     count = search.images_per_prompt
     bucket = sum(
         images_of_generation(popsize, prompts, search.race_first, search.race_keep)
@@ -201,10 +200,8 @@ class Counted:
 
     def _petaflop(self, images: Mapping[str, int]) -> dict[str, float]:
         search, evaluation = self._config.search, self._config.evaluation
-        multiples = sorted({1, *evaluation.step_multiples})
-        # The calibrated model at the first two multiples of the steps, the original at all.
         per_setting = evaluation.num_prompts * evaluation.images_per_prompt
-        steps = sum(multiples) + sum(multiples[:2])
+        steps = sum(evaluation.original_multiples) + sum(evaluation.calibrated_multiples)
         full, searched, generations = self._flops, self._searched, images["search"]
         forwards = self._nfe * (images["validation"] + per_setting * steps)
         transformer = forwards * full.forward

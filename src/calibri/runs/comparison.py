@@ -239,9 +239,11 @@ class Comparer:
 
     def _settings(self) -> list[_Setting]:
         steps = self._engine.config.sampling.num_inference_steps
-        multiples = sorted({1, *self._engine.config.evaluation.step_multiples})
-        calibrated = [_Setting(True, steps * multiple) for multiple in multiples[:2]]
-        return [*calibrated, *(_Setting(False, steps * multiple) for multiple in multiples)]
+        evaluation = self._engine.config.evaluation
+        return [
+            *(_Setting(True, steps * multiple) for multiple in evaluation.calibrated_multiples),
+            *(_Setting(False, steps * multiple) for multiple in evaluation.original_multiples),
+        ]
 
     def _score(self, step: int, setting: _Setting) -> dict[str, Scores]:
         measures: dict[str, Measure] = dict(self._engine.measures(held_out=True))
@@ -320,9 +322,7 @@ def sample_settings(
     config = engine.config
     steps = config.sampling.num_inference_steps
     settings = [_Setting(False, steps), _Setting(True, steps)]
-    settings += [
-        _Setting(False, steps * m) for m in sorted(config.evaluation.step_multiples) if m > 1
-    ]
+    settings += [_Setting(False, steps * m) for m in config.evaluation.original_multiples if m > 1]
     original = engine.space.coefficients(engine.space.start)
     progress.phase("samples", len(settings) * len(noises))
     images = {}
