@@ -6,7 +6,7 @@ import pytest
 from calibri.coefficients.space import SearchSpace
 from calibri.pipelines.loading import load_pipeline
 from calibri.pipelines.sites.find import find_sites
-from calibri.runs.loop import search_basis, share_shifts
+from calibri.runs.basis import search_basis, share_shifts
 
 
 @pytest.fixture(scope="module")

@@ -253,7 +253,7 @@ def _show_plan(config: RunConfig) -> None:
     import yaml
 
     from calibri.pipelines import transformer_of
-    from calibri.runs import Engine, check_search, make_search, planned_images
+    from calibri.runs import Engine, check_search, planned_images
 
     with loading(f"Loading {config.pipeline}"):
         engine = Engine(config)
@@ -267,7 +267,7 @@ def _show_plan(config: RunConfig) -> None:
         "transformer": type(transformer_of(engine.pipe)).__name__,
         "sites": f"{len(engine.scaler.sites)} and the output",
         "parameters": f"{engine.space.size}",
-        "popsize": f"{make_search(engine.space, config).popsize}",
+        "popsize": f"{config.search.population(engine.space.size)}",
         "images": ", ".join(f"{count:,} {phase}" for phase, count in planned.items()),
         "": f"{sum(planned.values()):,} at most",
     }

@@ -9,7 +9,7 @@ from calibri.pipelines import Geometry, ImageFlops
 from calibri.planning.throughput import Speed
 from calibri.results import Record
 from calibri.rewards import parse_mixture
-from calibri.search import bucket_size, default_popsize, images_of_generation, popsize_for
+from calibri.search import bucket_size, images_of_generation
 
 TERA, PETA = 1e12, 1e15
 # The authors' loop: 496 prompts, 16 a bucket, are scored before the first and every 10th iteration.
@@ -81,7 +81,7 @@ def images_by_phase(config: RunConfig, size: int, scale_prompts: int = 0) -> dic
         scale_prompts: prompts on which the rewards of a mixture are scaled first.
     """
     search, evaluation = config.search, config.evaluation
-    popsize = popsize_for(search, size)
+    popsize = search.population(size)
     checkpoints = -(-search.generations // search.validate_every) + 1
     settings = len(evaluation.original_multiples) + len(evaluation.calibrated_multiples)
     count = search.images_per_prompt
@@ -99,7 +99,7 @@ def images_by_phase(config: RunConfig, size: int, scale_prompts: int = 0) -> dic
 def measures_first(search: SearchConfig, planned_images: int) -> bool:
     """Say whether a run of so many images is to be measured first (``calibri.runs.probe``)."""
     wanted = planned_images >= WORTHWHILE_IMAGES if search.probe is None else search.probe
-    return wanted and search.method == "calibri"
+    return wanted and search.method_info.measures_first
 
 
 def bucket_sizes(search: SearchConfig) -> list[int]:
@@ -158,7 +158,7 @@ class Counted:
     def paper(self, geometry: Geometry, size: int, speeds: list[Speed]) -> Procedure:
         """The paper's loop as its authors run it: every image encodes its prompt again."""
         search = SearchConfig(method="reference")
-        generations, popsize = geometry.generations, default_popsize(size)
+        generations, popsize = geometry.generations, search.population(size)
         images = {
             "search": generations * popsize * search.bucket_size,
             "validation": (generations // search.validate_every + 1) * _PAPER_VALIDATION,
@@ -189,7 +189,7 @@ class Counted:
             title="Calibri, as configured",
             parameters=size,
             generations=search.generations,
-            popsize=popsize_for(search, size),
+            popsize=search.population(size),
             bucket_size=search.bucket_size,
             final_bucket_size=search.final_bucket_size,
             with_original=True,
