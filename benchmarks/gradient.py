@@ -27,12 +27,12 @@ from benchmarks import machine
 from calibri.config import load_config
 from calibri.progress import Progress
 from calibri.results import Figure
-from calibri.runs import Engine, GradientOptimiser, Gradients, Optimiser
+from calibri.runs import Engine, Gradients, ValidatedSearch
 from calibri.scoring import Ledger, MemoryRecords
-from calibri.search import tail_mean
+from calibri.search import method_info
 from calibri.statistics import bootstrap_mean, paired_difference
 
-METHODS = ("black box", "gradient")
+METHODS = {"black box": method_info("calibri"), "gradient": method_info("gradient")}
 REWARDS = ("shapes", "shapes-judge")
 Gains = dict[str, NDArray[np.float64]]
 
@@ -65,12 +65,12 @@ def run(method: str, guidance: float, seed: int, generations: int) -> dict[str, 
     """Search once; scores on held-out prompts of the original and of what was found."""
     engine = make_engine(guidance, seed, generations)
     evaluator = engine.evaluator(Ledger(MemoryRecords()))
-    make = GradientOptimiser if method == "gradient" else Optimiser
     started = time.process_time()
-    optimiser = make(engine, evaluator, Progress())
-    returned, result = optimiser.run()
+    search = ValidatedSearch(engine, evaluator, Progress(), method=METHODS[method])
+    *_, last = search
+    returned, result = search.result()
     seconds = time.process_time() - started
-    tail = tail_mean(optimiser._state.means, engine.config.search.tail)
+    tail = last.vector
     noises = engine.noises("held out", 0, engine.prompts.test)
     candidates = [engine.space.coefficients(vector) for vector in (engine.space.start, tail)]
     tables = evaluator.score("held out", 0, candidates, noises, engine.measures(held_out=True))

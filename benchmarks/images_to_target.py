@@ -39,7 +39,7 @@ from calibri.coefficients import Coefficients
 from calibri.config import RunConfig, load_config
 from calibri.progress import Progress
 from calibri.results import Figure
-from calibri.runs import Engine, Optimiser
+from calibri.runs import Engine, Step, ValidatedSearch
 from calibri.sampling import Noise
 from calibri.scoring import Evaluator, Ledger, MemoryRecords
 from calibri.search import tail_mean
@@ -50,20 +50,13 @@ TARGETS = ("shipped", "mean", "tail")
 NAME = "images_to_target"
 
 
-class Watched(Optimiser):
-    """Our search, noting what it would return after every generation."""
+def images_to_return(engine: Engine, step: Step) -> int:
+    """Images that it takes to return what a search has found after a generation.
 
-    points: list[tuple[int, Vector]]
-
-    def _generation(self) -> Vector:
-        if not hasattr(self, "points"):
-            self.points = []
-        vector = super()._generation()
-        # Returning it now would take one validation, the first time of the original too.
-        vectors = 2 if self._done <= self._config.validate_every else 1
-        validation = vectors * len(self._engine.prompts.validation)
-        self.points.append((self._evaluator.images + validation, vector))
-        return vector
+    One validation of the vector, and before the first checkpoint of the original too.
+    """
+    is_first = step.generation.generation < engine.config.search.validate_every
+    return step.images + (2 if is_first else 1) * len(engine.prompts.validation)
 
 
 class ReferenceRun:
@@ -152,14 +145,15 @@ def run_seed(config: RunConfig, generations: int, every: int) -> dict[str, Any]:
     """Run both searches with one seed and score what they went through."""
     engine = Engine(config)
     with engine.evaluator(Ledger(MemoryRecords()), images=10**6) as evaluator:
-        ours = Watched(engine, evaluator, Progress())
-        returned, _ = ours.run()
+        ours = ValidatedSearch(engine, evaluator, Progress())
+        points = [(images_to_return(engine, step), step.vector) for step in ours]
+        returned, _ = ours.result()
         ours_images = evaluator.images
         sampling = config.sampling
         settings = Settings(sampling.num_inference_steps, sampling.guidance_scale, seed=config.seed)
         theirs = ReferenceRun(engine, evaluator, settings)
         theirs.run(generations)
-        our_points = thinned(ours.points, max(1, every // 2))
+        our_points = thinned(points, max(1, every // 2))
         their_points = thinned(theirs.points, every)
         tail = tail_mean([mean for _, mean in theirs.points], 0.25)
         space = engine.space
@@ -176,8 +170,8 @@ def run_seed(config: RunConfig, generations: int, every: int) -> dict[str, Any]:
         )
     original, our_final, shipped, averaged, *rest = found
     our_curve, their_curve = (
-        [{"images": images, **scores} for (images, _), scores in zip(points, part, strict=True)]
-        for points, part in (
+        [{"images": images, **scores} for (images, _), scores in zip(kept, part, strict=True)]
+        for kept, part in (
             (our_points, rest[: len(our_points)]),
             (their_points, rest[len(our_points) :]),
         )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from benchmarks.machine import Row, Spread
 from calibri.progress import Progress
-from calibri.runs import Engine, Journal, Optimiser
+from calibri.runs import Engine, Journal, ValidatedSearch
 from calibri.scoring import Evaluator, Ledger, Measure, MemoryRecords, Records, Scored, Unit
 from calibri.seeds import derive_seed
 
@@ -46,7 +46,7 @@ def _search(
     started = time.perf_counter()
     full = engine.sampler.full
     evaluator = Evaluator(backend, sampling.batch_size, full, Ledger(records))
-    vector, _ = Optimiser(engine, evaluator, Progress()).run()
+    vector, _ = ValidatedSearch(engine, evaluator, Progress()).run()
     return vector, time.perf_counter() - started
 
 

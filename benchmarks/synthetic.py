@@ -19,7 +19,7 @@ import argparse
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import cache
@@ -31,12 +31,12 @@ import numpy as np
 
 from calibri.arrays import Vector
 from calibri.search import (
-    CMASearch,
+    SearchMethod,
+    Setup,
     bucket_size,
-    default_popsize,
     first_prompts,
     images_of_generation,
-    large_popsize,
+    method_info,
     race_scores,
     reached_plateau,
     select,
@@ -60,7 +60,7 @@ GRID = 20
 class Settings:
     """What decides a search; the defaults are the product's."""
 
-    popsize: Callable[[int], int] = large_popsize
+    method: str = "calibri"
     sigma0: float = 0.15
     buckets: tuple[int, int] = (8, 16)
     race: tuple[float, float] = (0.25, 0.5)
@@ -68,13 +68,14 @@ class Settings:
     scores_original: bool = True
 
     def images(self, dimension: int, bucket: int) -> int:
-        images = images_of_generation(self.popsize(dimension), bucket, *self.race)
+        popsize = method_info(self.method).popsize(dimension)
+        images = images_of_generation(popsize, bucket, *self.race)
         return images if self.scores_original else images - bucket
 
 
 OURS = Settings()
 # Spec section 3; the paper does not score the original beside the candidates.
-REFERENCE = Settings(default_popsize, 0.25, (16, 16), (1.0, 1.0), scores_original=False)
+REFERENCE = Settings("reference", 0.25, (16, 16), (1.0, 1.0), scores_original=False)
 
 
 def budget_of(dimension: int, noise: str) -> int:
@@ -160,13 +161,18 @@ def plan(settings: Settings, dimension: int, budget: int) -> list[int]:
 
 def run(problem: Problem, noise: str, seed: int, settings: Settings, budget: int) -> Trace:
     dimension = len(problem.optimum)
-    search = CMASearch(
-        np.ones(dimension),
-        basis=np.eye(dimension),
-        bounds=np.tile((-1.0, 2.0), (dimension, 1)),
-        sigma0=settings.sigma0,
-        popsize=settings.popsize(dimension),
-        seed=seed,
+    info = method_info(settings.method)
+    search = info.make(
+        Setup(
+            start=np.ones(dimension),
+            basis=np.eye(dimension),
+            bounds=np.tile((-1.0, 2.0), (dimension, 1)),
+            seed=seed,
+            popsize=info.popsize(dimension),
+            sigma0=settings.sigma0,
+            learning_rate=0.0,  # nothing here has a gradient
+            tail=settings.tail,
+        )
     )
     trace, images = Trace(), 0
     for generation, bucket in enumerate(plan(settings, dimension, budget)):
@@ -182,7 +188,7 @@ def _generation(
     problem: Problem,
     noise: str,
     settings: Settings,
-    search: CMASearch,
+    search: SearchMethod,
     prompts: Vector,
     rng: np.random.Generator,
     trace: Trace,
@@ -201,7 +207,7 @@ def _generation(
         rest = problem.scores(rows, prompts[first:], noise, rng)
         full = np.concatenate([table[1:][kept], rest[1:]], axis=1).mean(axis=1)
         scores = race_scores(partial, kept, full)
-    search.tell(list(candidates), scores.tolist())
+    search.tell(list(candidates), scores)
     best = int(np.argmax(scores))
     trace.luckiest = max(trace.luckiest, (scores[best], candidates[best]), key=lambda x: x[0])
     trace.means.append(search.mean)
@@ -273,7 +279,7 @@ def cell(landscape: str, dimension: int, noise: str) -> dict[str, Any]:
     return {
         "budget": budget,
         "fractions": [
-            _fraction(images / budget, ours, targets[:, i], draws) for i in range(targets.shape[1])
+            fraction(images / budget, ours, targets[:, i], draws) for i in range(targets.shape[1])
         ],
         "targets": targets.mean(axis=0).round(4).tolist(),
         "final": _figure(ours[:, -1], draws),
@@ -287,7 +293,7 @@ def cell(landscape: str, dimension: int, noise: str) -> dict[str, Any]:
     }
 
 
-def _fraction(shares: Vector, ours: Vector, targets: Vector, draws: Vector) -> list[float | None]:
+def fraction(shares: Vector, ours: Vector, targets: Vector, draws: Vector) -> list[float | None]:
     """Share of the reference's images after which the mean over seeds has reached the target."""
 
     def crossing(rows: Vector) -> float:
