@@ -283,14 +283,14 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--generations", type=int, default=40, help="of the reference")
     parser.add_argument("--every", type=int, default=4, help="generations between points")
     parser.add_argument("--set", action="append", default=[], help="key=value of our search")
     parser.add_argument("--folder", type=Path, default=machine.RESULTS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     machine.quiet()
     console = Console(width=120)
     settings = settings_of(options)
