@@ -2,17 +2,8 @@ import math
 
 import numpy as np
 import pytest
-from benchmarks.synthetic import (
-    LANDSCAPES,
-    NOISES,
-    OURS,
-    POOL,
-    REFERENCE,
-    Problem,
-    plan,
-    run,
-    validate,
-)
+from benchmarks.landscapes import LANDSCAPES, NOISES, POOL, Problem
+from benchmarks.synthetic import OURS, REFERENCE, plan, run, validate
 
 from benchmarks import synthetic
 from calibri.config import SearchConfig
