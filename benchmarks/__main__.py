@@ -36,9 +36,23 @@ def table(rows: list[Row]) -> Table:
     described = machine.describe()
     title = f"{described['processor']}, {described['cores']} cores, torch {described['torch']}"
     shown = Table("", "metric", "median (range)", "expected", title=title)
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row.bench):
         shown.add_row(row.bench, row.metric, row.value, row.expected)
     return shown
+
+
+def benches(pair: throughput.Pair, repeats: int) -> dict[str, Bench]:
+    """What there is to run, in this order."""
+    session = pair.session
+    return {
+        # First, while no prompt was ever encoded.
+        "B2": lambda: throughput.encoder_calls(pair),
+        "B1": lambda: throughput.throughput(pair, repeats),
+        "B3": searches.images_to_targets,
+        "B4": searches.selection,
+        "B7": lambda: overhead.framework_time(session, repeats),
+        "B8": lambda: overhead.invariance(session),
+    }
 
 
 def main() -> None:
@@ -49,18 +63,8 @@ def main() -> None:
     machine.quiet()
     console = Console(width=110)
     pair = throughput.make_pair(**{"sampling.num_inference_steps": options.steps})
-    session = pair.session
-    benches: dict[str, Bench] = {
-        # First, while no prompt was ever encoded.
-        "B2": lambda: throughput.encoder_calls(pair),
-        "B1": lambda: throughput.throughput(pair, options.repeats),
-        "B3": searches.images_to_targets,
-        "B4": searches.selection,
-        "B7": lambda: overhead.framework_time(session, options.repeats),
-        "B8": lambda: overhead.invariance(session),
-    }
-    rows, figures = run(benches, console)
-    console.print(table(sorted(rows, key=lambda row: row.bench)))
+    rows, figures = run(benches(pair, options.repeats), console)
+    console.print(table(rows))
     machine.save("bench", figures)
 
 

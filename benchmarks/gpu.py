@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -245,7 +245,8 @@ def guidance(bench: Bench) -> None:
 
 
 # What needs FLUX.1-dev as it is comes before what quantises it.
-ITEMS: tuple[tuple[str, Callable[[Bench], None]], ...] = (
+Items = tuple[tuple[str, Callable[[Bench], None]], ...]
+ITEMS: Items = (
     ("G1", reference),
     ("G2", per_row),
     ("G5", block_cache),
@@ -260,11 +261,11 @@ ITEMS: tuple[tuple[str, Callable[[Bench], None]], ...] = (
 )
 
 
-def run(bench: Bench, only: list[str] | None) -> list[Figures]:
+def run(bench: Bench, only: list[str] | None, items: Items = ITEMS) -> list[Figures]:
     """Run the items one after the other and say which failed."""
     started = time.perf_counter()
     failed = []
-    for name, item in ITEMS:
+    for name, item in items:
         if only and name not in only:
             continue
         what = (item.__doc__ or "").splitlines()[0]
@@ -281,14 +282,14 @@ def run(bench: Bench, only: list[str] | None) -> list[Figures]:
     return failed
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--tiny", action="store_true", help="tiny networks")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", nargs="+", help="items, such as G1 G3")
     parser.add_argument("--folder", type=Path, default=machine.RESULTS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.device == "cpu" and not options.tiny:
         parser.error("there is no GPU here; add --tiny to see whether everything runs")
     machine.quiet()

@@ -27,12 +27,12 @@ from benchmarks import machine
 from calibri.config import load_config
 from calibri.progress import Progress
 from calibri.results import Figure
-from calibri.runs import GradientOptimiser, Gradients, Optimiser, Session
+from calibri.runs import Gradients, Session, ValidatedSearch
 from calibri.scoring import Ledger, MemoryRecords
-from calibri.search import tail_mean
+from calibri.search import method_info
 from calibri.statistics import bootstrap_mean, paired_difference
 
-METHODS = ("black box", "gradient")
+METHODS = {"black box": method_info("calibri"), "gradient": method_info("gradient")}
 REWARDS = ("shapes", "shapes-judge")
 Gains = dict[str, NDArray[np.float64]]
 
@@ -65,12 +65,12 @@ def run(method: str, guidance: float, seed: int, generations: int) -> dict[str, 
     """Search once; scores on held-out prompts of the original and of what was found."""
     session = make_engine(guidance, seed, generations)
     evaluator = session.evaluator(Ledger(MemoryRecords()))
-    make = GradientOptimiser if method == "gradient" else Optimiser
     started = time.process_time()
-    optimiser = make(session, evaluator, Progress())
-    returned, result = optimiser.run()
+    search = ValidatedSearch(session, evaluator, Progress(), method=METHODS[method])
+    *_, last = search
+    returned, result = search.result()
     seconds = time.process_time() - started
-    tail = tail_mean(optimiser._state.means, session.config.search.tail)
+    tail = last.vector
     noises = session.noises("held out", 0, session.prompts.test)
     candidates = [session.space.coefficients(vector) for vector in (session.space.start, tail)]
     tables = evaluator.score(

@@ -39,7 +39,7 @@ from calibri.coefficients import Coefficients
 from calibri.config import RunConfig, load_config
 from calibri.progress import Progress
 from calibri.results import Figure
-from calibri.runs import Optimiser, Session
+from calibri.runs import Session, Step, ValidatedSearch
 from calibri.sampling import Noise
 from calibri.scoring import Evaluator, Ledger, MemoryRecords
 from calibri.search import tail_mean
@@ -50,27 +50,20 @@ TARGETS = ("shipped", "mean", "tail")
 NAME = "images_to_target"
 
 
-class Watched(Optimiser):
-    """Our search, noting what it would return after every generation."""
+def images_to_return(session: Session, step: Step) -> int:
+    """Images that it takes to return what a search has found after a generation.
 
-    points: list[tuple[int, Vector]]
-
-    def _generation(self) -> Vector:
-        if not hasattr(self, "points"):
-            self.points = []
-        vector = super()._generation()
-        # Returning it now would take one validation, the first time of the original too.
-        vectors = 2 if self._done <= self._config.validate_every else 1
-        validation = vectors * len(self._engine.prompts.validation)
-        self.points.append((self._evaluator.images + validation, vector))
-        return vector
+    One validation of the vector, and before the first checkpoint of the original too.
+    """
+    is_first = step.generation.generation < session.config.search.validate_every
+    return step.images + (2 if is_first else 1) * len(session.prompts.validation)
 
 
 class ReferenceRun:
     """The reference's search, scored by our evaluator."""
 
     def __init__(self, session: Session, evaluator: Evaluator, settings: Settings) -> None:
-        self._engine = session
+        self._session = session
         self._evaluator = evaluator
         self._settings = settings
         self._gates = Gates(session.bench.pipe.transformer, settings.start_weights)
@@ -93,7 +86,7 @@ class ReferenceRun:
         """Search, validating the luckiest candidate when its turn comes."""
         for number in range(generations):
             rng = np.random.default_rng([self._settings.seed, number])
-            train, size = self._engine.prompts.train, self._settings.bucket_size
+            train, size = self._session.prompts.train, self._settings.bucket_size
             chosen = rng.choice(len(train), size, replace=False)
             noises = [Noise(train[i], int(rng.integers(2**31))) for i in chosen]
             candidates = self._search.ask()
@@ -104,8 +97,8 @@ class ReferenceRun:
                 self._validate()
 
     def _validate(self) -> None:
-        prompts = self._engine.prompts.validation
-        noises = self._engine.noises("validation", 0, prompts)
+        prompts = self._session.prompts.validation
+        noises = self._session.noises("validation", 0, prompts)
         vector = self._search.best[0]
         reward = self._scores("reference validation", [vector], noises)[0]
         self.validation_images += len(noises)
@@ -116,10 +109,10 @@ class ReferenceRun:
         self, phase: str, vectors: Sequence[Vector], noises: Sequence[Noise]
     ) -> list[float]:
         candidates = [self.coefficients(vector) for vector in vectors]
-        measures = self._engine.objective
+        measures = self._session.objective
         step = self._search.generation
         tables = self._evaluator.score(phase, step, candidates, noises, measures)
-        return [float(mean) for mean in tables[self._engine.mixture.names[0]].mean(axis=1)]
+        return [float(mean) for mean in tables[self._session.mixture.names[0]].mean(axis=1)]
 
 
 def held_out(
@@ -152,14 +145,15 @@ def run_seed(config: RunConfig, generations: int, every: int) -> dict[str, Any]:
     """Run both searches with one seed and score what they went through."""
     session = Session(config)
     with session.evaluator(Ledger(MemoryRecords()), images=10**6) as evaluator:
-        ours = Watched(session, evaluator, Progress())
-        returned, _ = ours.run()
+        ours = ValidatedSearch(session, evaluator, Progress())
+        points = [(images_to_return(session, step), step.vector) for step in ours]
+        returned, _ = ours.result()
         ours_images = evaluator.images
         sampling = config.sampling
         settings = Settings(sampling.num_inference_steps, sampling.guidance_scale, seed=config.seed)
         theirs = ReferenceRun(session, evaluator, settings)
         theirs.run(generations)
-        our_points = thinned(ours.points, max(1, every // 2))
+        our_points = thinned(points, max(1, every // 2))
         their_points = thinned(theirs.points, every)
         tail = tail_mean([mean for _, mean in theirs.points], 0.25)
         space = session.space
@@ -176,8 +170,8 @@ def run_seed(config: RunConfig, generations: int, every: int) -> dict[str, Any]:
         )
     original, our_final, shipped, averaged, *rest = found
     our_curve, their_curve = (
-        [{"images": images, **scores} for (images, _), scores in zip(points, part, strict=True)]
-        for points, part in (
+        [{"images": images, **scores} for (images, _), scores in zip(kept, part, strict=True)]
+        for kept, part in (
             (our_points, rest[: len(our_points)]),
             (their_points, rest[len(our_points) :]),
         )
@@ -289,14 +283,14 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--generations", type=int, default=40, help="of the reference")
     parser.add_argument("--every", type=int, default=4, help="generations between points")
     parser.add_argument("--set", action="append", default=[], help="key=value of our search")
     parser.add_argument("--folder", type=Path, default=machine.RESULTS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     machine.quiet()
     console = Console(width=120)
     settings = settings_of(options)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from benchmarks.machine import Row, Spread
 from calibri.progress import Progress
-from calibri.runs import Journal, Optimiser, Session
+from calibri.runs import Journal, Session, ValidatedSearch
 from calibri.scoring import Evaluator, Ledger, MemoryRecords, Records, Result, Unit
 from calibri.seeds import derive_seed
 
@@ -46,7 +46,7 @@ def _search(
     started = time.perf_counter()
     full = session.bench.sampler.full
     evaluator = Evaluator(backend, sampling.batch_size, full, Ledger(records))
-    vector, _ = Optimiser(session, evaluator, Progress()).run()
+    vector, _ = ValidatedSearch(session, evaluator, Progress()).run()
     return vector, time.perf_counter() - started
 
 

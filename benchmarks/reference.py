@@ -209,7 +209,7 @@ class Procedure:
         held_out: Sequence[str],
         settings: Settings,
     ) -> None:
-        self._pipe = pipe
+        self.pipe = pipe
         self._reward = reward
         self._train = train
         self._held_out = held_out
@@ -223,7 +223,7 @@ class Procedure:
         """Sample one micro-batch with one candidate."""
         self.gates.set(vector)
         with torch.no_grad():
-            images: list[Image.Image] = self._pipe(
+            images: list[Image.Image] = self.pipe(
                 prompt=prompts,
                 num_inference_steps=self.settings.num_inference_steps,
                 guidance_scale=self.settings.guidance_scale,

@@ -27,7 +27,7 @@ from calibri.pipelines import (
 )
 from calibri.sampling import Fused
 from tests.pipelines.test_agreement import by_block, measured
-from tests.pipelines.test_contract import distance, random_scales, scaled
+from tests.pipelines.test_site_contract import distance, random_scales, scaled
 from tests.pipelines.zoo import ZOO, Specimen, run
 
 

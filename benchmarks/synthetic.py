@@ -3,14 +3,8 @@
     python -m benchmarks.synthetic            # resumes; prints the tables
     python -m benchmarks.synthetic --show     # prints the tables of what is there
 
-The reward of coefficients x on prompt p is
-
-    y(x, p) = b_p + f(x) + s1 a_p . (x - 1) + s2 e
-
-with f(1) = -2 and f = 0 at the optimum, prompts that differ in how easy they are (b_p, SD 2.5) and
-in which coefficients they like (a_p, standard normal), and e of every image. b and a sum to 0 over
-the pool of 5,600 prompts, so that f is what the search is after. Both searches run through
-``calibri.search``; images are counted as the product counts them, without validation for either.
+The rewards are those of ``benchmarks.landscapes``. Both searches run through ``calibri.search``;
+images are counted as the product counts them, without validation for either.
 """
 
 from __future__ import annotations
@@ -19,7 +13,7 @@ import argparse
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import cache
@@ -29,14 +23,15 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.landscapes import LANDSCAPES, NOISES, POOL, Problem
 from calibri.arrays import Vector
 from calibri.search import (
-    CMASearch,
+    SearchMethod,
+    Setup,
     bucket_size,
-    default_popsize,
     first_prompts,
     images_of_generation,
-    large_popsize,
+    method_info,
     race_scores,
     reached_plateau,
     select,
@@ -46,11 +41,8 @@ from calibri.search import (
 from calibri.seeds import derive_seed
 
 RESULTS = Path(__file__).parent / "results" / "synthetic.json"
-NOISES = {"low": (0.25, 0.5), "mid": (0.5, 1.0), "high": (0.8, 2.0)}
-LANDSCAPES = ("rotated", "near", "far", "isotropic", "rippled")
 DIMENSIONS = (58, 115, 216, 482)
 SEEDS = 20
-POOL = 5_600
 VALIDATION_PROMPTS, VALIDATE_EVERY, PLATEAU = 192, 5, 8
 RESAMPLES = 1_000
 GRID = 20
@@ -60,7 +52,7 @@ GRID = 20
 class Settings:
     """What decides a search; the defaults are the product's."""
 
-    popsize: Callable[[int], int] = large_popsize
+    method: str = "calibri"
     sigma0: float = 0.15
     buckets: tuple[int, int] = (8, 16)
     race: tuple[float, float] = (0.25, 0.5)
@@ -68,13 +60,14 @@ class Settings:
     scores_original: bool = True
 
     def images(self, dimension: int, bucket: int) -> int:
-        images = images_of_generation(self.popsize(dimension), bucket, *self.race)
+        popsize = method_info(self.method).popsize(dimension)
+        images = images_of_generation(popsize, bucket, *self.race)
         return images if self.scores_original else images - bucket
 
 
 OURS = Settings()
 # Spec section 3; the paper does not score the original beside the candidates.
-REFERENCE = Settings(default_popsize, 0.25, (16, 16), (1.0, 1.0), scores_original=False)
+REFERENCE = Settings("reference", 0.25, (16, 16), (1.0, 1.0), scores_original=False)
 
 
 def budget_of(dimension: int, noise: str) -> int:
@@ -82,53 +75,6 @@ def budget_of(dimension: int, noise: str) -> int:
     if dimension == 482:
         return 12_800
     return 25_600 if dimension == 216 and noise != "low" else 51_200
-
-
-class Problem:
-    """One landscape with its pool of prompts; equal arguments give equal problems."""
-
-    def __init__(self, landscape: str, dimension: int, seed: int) -> None:
-        rng = np.random.default_rng(derive_seed(seed, "landscape", landscape, dimension))
-        offset = rng.normal(size=dimension)
-        rms = {"near": 0.1, "far": 0.4}.get(landscape, 0.2)
-        offset *= rms * math.sqrt(dimension) / np.linalg.norm(offset)
-        self.optimum = 1 + offset
-        self._root = None if landscape == "isotropic" else _ill_conditioned(rng, dimension)
-        self._ripple = 0.3 if landscape == "rippled" else 0.0
-        self._scale = 1.0
-        # -10 q / (10 + q) is -2 at q = 2.5.
-        self._scale = 2.5 / float(self._quadratic(np.ones((1, dimension)))[0])
-        pool = np.random.default_rng(derive_seed(seed, "pool", dimension))
-        self._ease = _centred(2.5 * pool.standard_normal((POOL, 1)))[:, 0]
-        self._taste = _centred(pool.standard_normal((POOL, dimension), dtype=np.float32))
-
-    def truth(self, x: Vector) -> Vector:
-        """f of rows, float64 (k, n): saturates at -10, 0 at the optimum."""
-        value = self._quadratic(x)
-        ripples = self._ripple * np.mean(1 - np.cos(10 * math.pi * (x - self.optimum)), axis=1)
-        return np.asarray(-10 * value / (10 + value) - ripples)
-
-    def _quadratic(self, x: Vector) -> Vector:
-        steps = x - self.optimum
-        if self._root is not None:
-            steps = steps @ self._root
-        return np.asarray(self._scale * np.square(steps).sum(axis=1))
-
-    def scores(self, x: Vector, prompts: Vector, noise: str, rng: np.random.Generator) -> Vector:
-        """One image of every row on every prompt, float64 (rows, prompts)."""
-        taste, chaos = NOISES[noise]
-        liked = (x - 1) @ self._taste[prompts].T.astype(np.float64)
-        shared = self._ease[prompts] + self.truth(x)[:, None] + taste * liked
-        return np.asarray(shared + chaos * rng.standard_normal(liked.shape))
-
-
-def _ill_conditioned(rng: np.random.Generator, dimension: int) -> Vector:
-    rotation = np.linalg.qr(rng.normal(size=(dimension, dimension)))[0]
-    return np.asarray(rotation * np.sqrt(np.geomspace(1, 100, dimension)))
-
-
-def _centred(values: Any) -> Any:
-    return values - values.mean(axis=0)
 
 
 @dataclass
@@ -160,13 +106,18 @@ def plan(settings: Settings, dimension: int, budget: int) -> list[int]:
 
 def run(problem: Problem, noise: str, seed: int, settings: Settings, budget: int) -> Trace:
     dimension = len(problem.optimum)
-    search = CMASearch(
-        np.ones(dimension),
-        basis=np.eye(dimension),
-        bounds=np.tile((-1.0, 2.0), (dimension, 1)),
-        sigma0=settings.sigma0,
-        popsize=settings.popsize(dimension),
-        seed=seed,
+    info = method_info(settings.method)
+    search = info.make(
+        Setup(
+            start=np.ones(dimension),
+            basis=np.eye(dimension),
+            bounds=np.tile((-1.0, 2.0), (dimension, 1)),
+            seed=seed,
+            popsize=info.popsize(dimension),
+            sigma0=settings.sigma0,
+            learning_rate=0.0,  # nothing here has a gradient
+            tail=settings.tail,
+        )
     )
     trace, images = Trace(), 0
     for generation, bucket in enumerate(plan(settings, dimension, budget)):
@@ -182,7 +133,7 @@ def _generation(
     problem: Problem,
     noise: str,
     settings: Settings,
-    search: CMASearch,
+    search: SearchMethod,
     prompts: Vector,
     rng: np.random.Generator,
     trace: Trace,
@@ -201,7 +152,7 @@ def _generation(
         rest = problem.scores(rows, prompts[first:], noise, rng)
         full = np.concatenate([table[1:][kept], rest[1:]], axis=1).mean(axis=1)
         scores = race_scores(partial, kept, full)
-    search.tell(list(candidates), scores.tolist())
+    search.tell(list(candidates), scores)
     best = int(np.argmax(scores))
     trace.luckiest = max(trace.luckiest, (scores[best], candidates[best]), key=lambda x: x[0])
     trace.means.append(search.mean)
@@ -273,7 +224,7 @@ def cell(landscape: str, dimension: int, noise: str) -> dict[str, Any]:
     return {
         "budget": budget,
         "fractions": [
-            _fraction(images / budget, ours, targets[:, i], draws) for i in range(targets.shape[1])
+            fraction(images / budget, ours, targets[:, i], draws) for i in range(targets.shape[1])
         ],
         "targets": targets.mean(axis=0).round(4).tolist(),
         "final": _figure(ours[:, -1], draws),
@@ -287,7 +238,7 @@ def cell(landscape: str, dimension: int, noise: str) -> dict[str, Any]:
     }
 
 
-def _fraction(shares: Vector, ours: Vector, targets: Vector, draws: Vector) -> list[float | None]:
+def fraction(shares: Vector, ours: Vector, targets: Vector, draws: Vector) -> list[float | None]:
     """Share of the reference's images after which the mean over seeds has reached the target."""
 
     def crossing(rows: Vector) -> float:

@@ -26,7 +26,7 @@ from calibri.config import load_config
 from calibri.pipelines import load_pipeline
 from calibri.progress import Progress
 from calibri.rewards import Reward
-from calibri.runs import Optimiser, Session, planned_images
+from calibri.runs import SearchLoop, Session, planned_images
 from calibri.scoring import Evaluator, Ledger, Local, MemoryRecords
 
 
@@ -95,16 +95,6 @@ def largest_difference(pair: Pair, count: int = 8) -> int:
     return found
 
 
-class Stepwise(Optimiser):
-    """Our search, one generation at a time."""
-
-    def step(self) -> int:
-        """Run a generation and count its images."""
-        before = self._evaluator.images
-        self._generation()
-        return self._evaluator.images - before
-
-
 def throughput(pair: Pair, repeats: int) -> tuple[list[Row], dict[str, Any]]:
     """B1: images per second."""
     difference = largest_difference(pair)
@@ -114,8 +104,8 @@ def throughput(pair: Pair, repeats: int) -> tuple[list[Row], dict[str, Any]]:
     planned = sum(planned_images(pair.session).values())
     started = time.perf_counter()
     with pair.session.evaluator(Ledger(MemoryRecords()), images=planned) as evaluator:
-        search = Stepwise(pair.session, evaluator, Progress())
-        images = [search.step()]  # warm up; workers load their models
+        search = SearchLoop(pair.session, evaluator, Progress())
+        images = [next(search).images]  # warm up; workers load their models
         first = time.perf_counter() - started
         with threads(count):
             pair.reference.score(pair.reference.gates.start, *pair.reference.bucket())
@@ -125,10 +115,11 @@ def throughput(pair: Pair, repeats: int) -> tuple[list[Row], dict[str, Any]]:
                 pair.reference.step()
 
         our_times, their_times = alternating(
-            lambda repeat: images.append(search.step()), theirs, repeats
+            lambda repeat: images.append(next(search).images), theirs, repeats
         )
     before = pair.reference.search.popsize * pair.reference.settings.bucket_size
-    ours = Spread(tuple(n / t for n, t in zip(images[1:], our_times, strict=True)))
+    counts = np.diff(images).tolist()
+    ours = Spread(tuple(n / t for n, t in zip(counts, our_times, strict=True)))
     reference = Spread(tuple(before / t for t in their_times))
     pairs = zip(ours.values, reference.values, strict=True)
     ratio = Spread(tuple(a / b for a, b in pairs))
@@ -173,7 +164,7 @@ def counted(encoder: nn.Module) -> Iterator[list[int]]:
 
 def encoder_calls(pair: Pair) -> tuple[list[Row], dict[str, Any]]:
     """B2: calls of a text encoder in one generation; no timing."""
-    with counted(pair.reference._pipe.text_encoder) as theirs:
+    with counted(pair.reference.pipe.text_encoder) as theirs:
         pair.reference.step()
     backend = Local(pair.session.bench)
     sampling = pair.session.config.sampling
@@ -182,7 +173,7 @@ def encoder_calls(pair: Pair) -> tuple[list[Row], dict[str, Any]]:
         full = pair.session.bench.sampler.full
         evaluator = Evaluator(backend, sampling.batch_size, full, Ledger(MemoryRecords()))
         with counted(pair.session.bench.pipe.text_encoder) as calls:
-            Stepwise(pair.session, evaluator, Progress()).step()
+            next(SearchLoop(pair.session, evaluator, Progress()))
         return calls
 
     first, again = first_generation(), first_generation()

@@ -15,8 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,8 +30,7 @@ from calibri.config import RunConfig, load_config
 from calibri.planning import images_by_phase
 from calibri.progress import Progress
 from calibri.results import Fidelity, Figure
-from calibri.runs import Optimiser, Session
-from calibri.runs import loop as optimise
+from calibri.runs import SearchLoop, Session, search_basis
 from calibri.scoring import Ledger, MemoryRecords
 from calibri.statistics import paired_difference
 
@@ -42,15 +40,7 @@ REWARDS = ("shapes", "shapes-judge")
 _SHARE = 1 / 3
 Values = dict[str, Any]
 Found = list[Coefficients]
-
-
-class Searched(Optimiser):
-    """A search without checkpoints."""
-
-    def points(self) -> Iterator[NDArray[np.float64]]:
-        """Give the averaged mean after each generation."""
-        for _ in range(self._config.generations):
-            yield self._generation()
+Basis = Callable[[SearchSpace], NDArray[np.float64]]
 
 
 def config_of(values: Values, images: int | None = None) -> RunConfig:
@@ -69,42 +59,32 @@ def config_of(values: Values, images: int | None = None) -> RunConfig:
     return best
 
 
-def search(config: RunConfig) -> Found:
-    """Search, and name what was found half-way and at the end."""
+def search(config: RunConfig, basis: Basis = search_basis) -> Found:
+    """Search without checkpoints, and name what was found half-way and at the end."""
     session = Session(config)
     with session.evaluator(Ledger(MemoryRecords()), images=10**6) as evaluator:
-        points = list(Searched(session, evaluator, Progress()).points())
-    chosen = (points[len(points) // 2 - 1], points[-1])
-    return [session.space.coefficients(vector) for vector in chosen]
+        steps = list(SearchLoop(session, evaluator, Progress(), basis=basis(session.space)))
+    chosen = (steps[len(steps) // 2 - 1], steps[-1])
+    return [session.space.coefficients(step.vector) for step in chosen]
 
 
-@contextmanager
-def smooth_in_depth() -> Iterator[None]:
-    """Make first steps smooth in depth: a k-th as long along a wave of k half periods."""
-    plain = optimise.search_basis
-
-    def basis(space: SearchSpace) -> NDArray[np.float64]:
-        found = plain(space)
-        kinds: dict[str, list[int]] = {}
-        for place, label in enumerate(space.labels[: space.num_scales]):
-            kinds.setdefault(label.split(".", 2)[-1], []).append(place)
-        for places in kinds.values():
-            found[np.ix_(places, places)] = found[places[0], places[0]] * _waves(len(places))
-        return found
-
-    optimise.search_basis = basis
-    try:
-        yield
-    finally:
-        optimise.search_basis = plain
+def smooth_in_depth(space: SearchSpace) -> NDArray[np.float64]:
+    """First steps that are smooth in depth: a k-th as long along a wave of k half periods."""
+    basis = search_basis(space)
+    kinds: dict[str, list[int]] = {}
+    for place, label in enumerate(space.labels[: space.num_scales]):
+        kinds.setdefault(label.split(".", 2)[-1], []).append(place)
+    for places in kinds.values():
+        basis[np.ix_(places, places)] = basis[places[0], places[0]] * waves(len(places))
+    return basis
 
 
-def _waves(count: int) -> NDArray[np.float64]:
+def waves(count: int) -> NDArray[np.float64]:
     """Orthonormal cosines over the depth, each divided by its number; as long in all as without."""
     depth, number = np.arange(count) + 0.5, np.arange(count)
-    waves = np.cos(math.pi / count * depth[:, None] * number)
-    waves = waves / np.linalg.norm(waves, axis=0) / (1 + number)
-    return np.asarray(waves * math.sqrt(count) / np.linalg.norm(waves))
+    found = np.cos(math.pi / count * depth[:, None] * number)
+    found = found / np.linalg.norm(found, axis=0) / (1 + number)
+    return np.asarray(found * math.sqrt(count) / np.linalg.norm(found))
 
 
 def from_calibration(values: Values, first: Values, share: float) -> Found:
@@ -150,11 +130,6 @@ def at_fidelity(values: Values, fidelity: Fidelity) -> Found:
     return search(config_of({**values, **chosen}, round(images)))
 
 
-def _smooth(values: Values) -> Found:
-    with smooth_in_depth():
-        return search(config_of(values))
-
-
 def _earlier(values: Values) -> Values:
     """Another run of the same: other draws and prompts, and 12 steps in place of 8."""
     return {"seed": values["seed"] + 1000, "sampling.num_inference_steps": 12}
@@ -164,7 +139,7 @@ VARIANTS: dict[str, Callable[[Values], Found]] = {
     "gates at once (the default)": lambda values: search(config_of(values)),
     "blocks, then gates": lambda v: from_calibration(v, {"space.granularity": "block"}, _SHARE),
     "layers, then gates": lambda v: from_calibration(v, {"space.granularity": "layer"}, _SHARE),
-    "gates, smooth in depth": _smooth,
+    "gates, smooth in depth": lambda values: search(config_of(values), smooth_in_depth),
     "from a calibration at 12 steps": lambda v: from_calibration(v, _earlier(v), 0),
     "images at 6 steps": lambda v: at_fidelity(v, Fidelity(num_inference_steps=6)),
     "images at cache interval 2": lambda v: at_fidelity(v, Fidelity(cache_interval=2)),

@@ -1,7 +1,8 @@
 import pytest
 
-from calibri.config import RunConfig, load_config, validate_config
+from calibri.config import EvaluationConfig, RunConfig, load_config, validate_config
 from calibri.errors import ConfigError
+from calibri.search import METHODS
 
 
 def test_later_sources_win(tmp_path):
@@ -29,6 +30,41 @@ def test_the_reference_takes_the_papers_values_unless_told_otherwise():
     assert RunConfig.model_validate_json(RunConfig(search=paper).model_dump_json()) == RunConfig(
         search=paper
     )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_search_method_can_be_configured(name):
+    search = load_config(values={"search.method": name}).search
+    assert search.method_info.name == name
+    assert search.population(58) == {"reference": 16}.get(name, 64)
+    assert search.model_copy(update={"popsize": 5}).population(58) == 5
+
+
+@pytest.mark.parametrize("name", ["genetic", "Calibri", "", ["calibri"], None])
+def test_an_unknown_search_method_is_refused_with_the_known_ones(name):
+    with pytest.raises(ConfigError) as error:
+        validate_config({"search": {"method": name}})
+    known = "'calibri', 'reference', 'gradient', 'random'" if isinstance(name, str) else "string"
+    assert known in str(error.value)
+    assert "search.method: Input should be" in str(error.value)
+    assert f"got {name!r}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "original", "calibrated"),
+    [
+        ((1, 2, 3), (1, 2, 3), (1, 2)),
+        ((3, 2), (1, 2, 3), (1, 2)),
+        ((4, 4), (1, 4), (1, 4)),
+        ((), (1,), (1,)),
+    ],
+)
+def test_the_original_is_sampled_at_all_multiples_and_the_calibrated_at_two(
+    given, original, calibrated
+):
+    evaluation = EvaluationConfig(step_multiples=given)
+    assert evaluation.original_multiples == original
+    assert evaluation.calibrated_multiples == calibrated
 
 
 def test_an_empty_file_gives_the_defaults(tmp_path):

@@ -7,10 +7,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from calibri.errors import ConfigError
 from calibri.results import FULL, Fidelity
+from calibri.search import METHODS, MethodInfo, method_info
 
 SHIPPED = "shapes"
 COMPOSITIONAL = "compositional"
@@ -139,23 +148,14 @@ class PromptConfig(_Section):
     held_out: str | None = None
 
 
-# Spec section 3.
-_PAPER: dict[str, Any] = {
-    "bucket_size": 16,
-    "bucket_growth": 1.0,
-    "race_keep": 1.0,
-    "sigma0": 0.25,
-    "validate_every": 10,
-}
-
-
 class SearchConfig(_Section):
     """The search (spec section 3).
 
     Attributes:
         method: ``"calibri"`` returns the tail-averaged mean; ``"reference"`` is the paper's loop,
             which keeps the best sampled candidate, with the paper's values of what is not given;
-            ``"gradient"`` follows the gradient of a differentiable reward through the sampler.
+            ``"gradient"`` follows the gradient of a differentiable reward through the sampler;
+            ``"random"`` learns nothing and keeps the best candidate around the start, a baseline.
         generations: budget.
         popsize: candidates per generation; None for 8 sqrt(n), or the paper's 4 + 3 ln n.
         bucket_size: prompts of the first generation, the same for all candidates.
@@ -184,7 +184,7 @@ class SearchConfig(_Section):
             many a search may end before its budget (``calibri.search.reached_plateau``).
     """
 
-    method: Literal["calibri", "reference", "gradient"] = "calibri"
+    method: str = "calibri"
     generations: int = Field(20, ge=1, le=100_000)
     popsize: int | None = Field(None, ge=4)
     bucket_size: int = Field(8, ge=1)
@@ -209,11 +209,28 @@ class SearchConfig(_Section):
         """Prompts of the last generation."""
         return round(self.bucket_size * self.bucket_growth)
 
+    @property
+    def method_info(self) -> MethodInfo:
+        """The registered method."""
+        return method_info(self.method)
+
+    def population(self, dimension: int) -> int:
+        """Candidates per generation of a search of this many numbers."""
+        return self.popsize or self.method_info.popsize(dimension)
+
+    @field_validator("method")
+    @classmethod
+    def _known(cls, method: str) -> str:
+        if method not in METHODS:
+            known = ", ".join(f"'{name}'" for name in METHODS)
+            raise PydanticCustomError("search_method", f"Input should be one of {known}")
+        return method
+
     @model_validator(mode="before")
     @classmethod
-    def _paper(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("method") == "reference":
-            return _PAPER | values
+    def _defaults_of_method(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("method") in METHODS:
+            return {**method_info(values["method"]).defaults, **values}
         return values
 
 
@@ -232,6 +249,16 @@ class EvaluationConfig(_Section):
     images_per_prompt: int = Field(2, ge=1)
     step_multiples: tuple[int, ...] = (1, 2, 3)
     num_samples: int = Field(8, ge=0)
+
+    @property
+    def original_multiples(self) -> tuple[int, ...]:
+        """Multiples of the steps at which the original model is sampled, ascending."""
+        return tuple(sorted({1, *self.step_multiples}))
+
+    @property
+    def calibrated_multiples(self) -> tuple[int, ...]:
+        """Multiples at which the calibrated model is sampled: the first two of the original's."""
+        return self.original_multiples[:2]
 
 
 class RunConfig(_Section):

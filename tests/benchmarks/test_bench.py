@@ -5,6 +5,7 @@ import benchmarks.__main__ as bench
 import pytest
 import torch
 from benchmarks.machine import Row, Spread, alternating
+from benchmarks.throughput import make_pair
 from rich.console import Console
 
 from benchmarks import machine, overhead
@@ -40,36 +41,30 @@ def test_threads_are_given_back():
 
 
 @pytest.mark.slow
-def test_every_bench_gives_its_rows(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["benchmarks", "--repeats", "1", "--steps", "1"])
-    monkeypatch.setattr(bench, "Console", lambda **kwargs: Console(width=200))
-    monkeypatch.setattr(machine, "quiet", lambda: None)
+def test_every_bench_gives_its_rows():
     small = {"search.popsize": 4, "search.bucket_size": 2, "sampling.workers": 1}
-    make_pair = bench.throughput.make_pair
-    monkeypatch.setattr(bench.throughput, "make_pair", lambda **v: make_pair(**small, **v))
-    monkeypatch.setattr(bench.machine, "save", lambda name, figures: saved.update(figures))
-    saved = {}
-    bench.main()
-    shown = capsys.readouterr().out
-    assert saved["B1"]["largest_pixel_difference"] <= 1
-    assert saved["B2"] == {"reference": 13 * 16, "ours": 2, "ours_again": 0}
-    assert saved["B8"]["replay_identical"] is True
-    assert saved["B8"]["relative"] < 1e-4
-    json.dumps(saved, allow_nan=False)
-    for name in saved:
-        assert f" {name} " in shown
+    pair = make_pair(**small, **{"sampling.num_inference_steps": 1})
+    rows, figures = bench.run(bench.benches(pair, repeats=1), Console())
+    assert figures["B1"]["largest_pixel_difference"] <= 1
+    assert figures["B2"] == {"reference": 13 * 16, "ours": 2, "ours_again": 0}
+    assert figures["B8"]["replay_identical"] is True
+    assert figures["B8"]["relative"] < 1e-4
+    json.dumps(figures, allow_nan=False)
+    assert {row.bench for row in rows} == set(figures)
 
 
-def test_the_table_keeps_every_row(monkeypatch):
+def test_the_table_keeps_every_row_in_order():
     console = Console(width=120, record=True)
-    console.print(bench.table([Row("B0", "speed", "1.00", "< 2"), Row("B9", "x", "y")]))
+    console.print(bench.table([Row("B9", "x", "y"), Row("B0", "speed", "1.00", "< 2")]))
     text = console.export_text()
+    assert text.index("B0") < text.index("B9")
     assert all(word in text for word in ("B0", "speed", "1.00", "< 2", "B9"))
 
 
 def test_instant_scores_depend_on_the_unit_alone():
-    units = [SimpleNamespace(digest=digest, rows=[0, 1]) for digest in ("a", "b", "a")]
+    unit = {"rows": [0, 1], "measures": ("r",)}
+    units = [SimpleNamespace(digest=digest, **unit) for digest in ("a", "b", "a")]
     backend = overhead.Instant()
-    found = [scores["r"] for _, scores in backend.run(enumerate(units), {"r": None})]
+    found = [result["scores"]["r"] for _, result in backend.run(enumerate(units))]
     assert found[0] == found[2] != found[1]
     assert backend.units == 3

@@ -54,7 +54,7 @@ def test_eight_bits_come_near_the_exact_model():
     assert 1e-4 < error < 0.1
 
 
-def test_what_fails_stops_nothing_else(monkeypatch, capsys):
+def test_what_fails_stops_nothing_else(capsys):
     ran = []
 
     def breaks(bench):
@@ -65,21 +65,18 @@ def test_what_fails_stops_nothing_else(monkeypatch, capsys):
         """G2: works."""
         ran.append(bench)
 
-    monkeypatch.setattr(gpu, "ITEMS", (("G1", breaks), ("G2", works)))
-    failed = gpu.run(Bench("cpu", True, 1), None)
+    items = (("G1", breaks), ("G2", works))
+    failed = gpu.run(Bench("cpu", True, 1), None, items)
     assert len(ran) == 1
     assert [row["item"] for row in failed] == ["G1"]
     assert "no such kernel" in capsys.readouterr().out
-    assert gpu.run(Bench("cpu", True, 1), ["G2"]) == []
+    assert gpu.run(Bench("cpu", True, 1), ["G2"], items) == []
 
 
 @pytest.mark.slow
 def test_every_item_runs_on_tiny_networks(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "sys.argv", f"gpu --device cpu --tiny --repeats 1 --folder {tmp_path}".split()
-    )
     monkeypatch.setattr(gpu.machine, "quiet", lambda: None)
-    gpu.main()
+    gpu.main(f"--device cpu --tiny --repeats 1 --folder {tmp_path}".split())
     found = json.loads((tmp_path / "gpu-tiny.json").read_text())
     assert [row["reason"] for row in found["failed"]] == ["NotHereError: CUDA graphs need a GPU"]
     assert {row["item"] for row in found["rows"]} == {name for name, _ in gpu.ITEMS}
@@ -89,7 +86,6 @@ def test_every_item_runs_on_tiny_networks(tmp_path, monkeypatch):
 
 
 def test_without_a_gpu_only_tiny_networks_run(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["gpu", "--device", "cpu"])
     monkeypatch.setattr(gpu, "run", lambda bench, only: pytest.fail("it would run for hours"))
     with pytest.raises(SystemExit):
-        gpu.main()
+        gpu.main(["--device", "cpu"])

@@ -60,7 +60,7 @@ def test_halves_and_doubles_average_to_one():
 
 
 @pytest.mark.slow
-def test_the_whole_way_resumes(tmp_path, monkeypatch, capsys):
+def test_the_whole_way_resumes(tmp_path, capsys):
     small = {
         "sampling.num_inference_steps": 1,
         "sampling.workers": 1,
@@ -74,8 +74,7 @@ def test_the_whole_way_resumes(tmp_path, monkeypatch, capsys):
     }
     arguments = [f"--set={key}={value}" for key, value in small.items()]
     arguments += ["--generations", "2", "--every", "1", "--folder", str(tmp_path), "--seeds"]
-    monkeypatch.setattr("sys.argv", ["images_to_target", *arguments, "0"])
-    images_to_target.main()
+    images_to_target.main([*arguments, "0"])
     first = json.loads((tmp_path / "images_to_target.json").read_text())
     found = first["seeds"]["0"]
     # Two generations of 4 + 1 candidates x 2 prompts; one validation of two vectors x 4 prompts.
@@ -84,8 +83,7 @@ def test_the_whole_way_resumes(tmp_path, monkeypatch, capsys):
     assert found["reference"]["images"] == 2 * 13 * 16
     assert set(found["original"]) == {"shapes", "shapes-judge"}
 
-    monkeypatch.setattr("sys.argv", ["images_to_target", *arguments, "0", "1"])
-    images_to_target.main()
+    images_to_target.main([*arguments, "0", "1"])
     again = json.loads((tmp_path / "images_to_target.json").read_text())
     assert again["seeds"]["0"] == found
     assert set(again["seeds"]) == {"0", "1"}

@@ -67,41 +67,40 @@ def test_images_equal_ours(pair, seed):
     assert (pixels(original).int() - ours.int()).abs().float().mean() > 1
 
 
-def test_a_generation_scores_every_candidate_on_one_bucket(pair, monkeypatch):
-    _, procedure = pair
-    calls = []
+class Scored(Procedure):
+    """Scores vectors by their distance to a point, without images, and notes what it was asked."""
 
-    def score(vector, prompts, seeds):
-        calls.append((tuple(prompts), tuple(seeds)))
-        return float(-np.square(vector - 0.5).sum())
+    def __init__(self, procedure, top, train, **settings):
+        guidance_scale = procedure.settings.guidance_scale
+        held_out = ["held out"] * 3
+        changed = Settings(guidance_scale=guidance_scale, **settings)
+        super().__init__(procedure.pipe, None, train, held_out, changed)
+        self.gates.remove()
+        self.top, self.calls = top, []
 
-    monkeypatch.setattr(procedure, "score", score)
+    def score(self, vector, prompts, seeds):
+        self.calls.append((vector, tuple(prompts), tuple(seeds)))
+        return float(-np.square(vector - self.top).sum())
+
+
+def test_a_generation_scores_every_candidate_on_one_bucket(pair):
+    session, procedure = pair
+    procedure = Scored(procedure, 0.5, [prompt.text for prompt in session.prompts.train])
     before = procedure.search.sigma
     generation = procedure.step()
     n = procedure.gates.start.size
-    assert len(calls) == 4 + int(3 * np.log(n))
-    assert len(set(calls)) == 1
-    prompts, seeds = calls[0]
+    assert len(procedure.calls) == 4 + int(3 * np.log(n))
+    ((prompts, seeds),) = {(prompts, seeds) for _, prompts, seeds in procedure.calls}
     assert len(set(prompts)) == len(set(seeds)) == 16
     assert generation.best_reward == procedure.search.best[1] >= generation.mean_reward
     assert before == 0.25
 
 
-def test_the_luckiest_candidate_is_validated(pair, monkeypatch):
-    _, procedure = pair
-    settings = Settings(guidance_scale=procedure.settings.guidance_scale, validate_every=2)
-    other = Procedure(procedure._pipe, procedure._reward, ["a"] * 16, ["b"] * 3, settings)
-    other.gates.remove()
-    scored = []
-
-    def score(vector, prompts, seeds):
-        scored.append((vector, prompts[0]))
-        return float(-np.square(vector).sum())
-
-    monkeypatch.setattr(other, "score", score)
+def test_the_luckiest_candidate_is_validated(pair):
+    other = Scored(pair[1], 0.0, ["a"] * 16, validate_every=2)
     vector, history = other.run(4)
-    validated = [tested for tested, prompt in scored if prompt == "b"]
-    candidates = [tested for tested, prompt in scored if prompt == "a"]
+    validated = [tested for tested, prompts, _ in other.calls if prompts[0] == "held out"]
+    candidates = [tested for tested, prompts, _ in other.calls if prompts[0] == "a"]
     assert len(validated) == 2
     assert len(history) == 4
     norms = [np.square(candidate).sum() for candidate in candidates]

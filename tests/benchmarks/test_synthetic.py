@@ -2,21 +2,12 @@ import math
 
 import numpy as np
 import pytest
-from benchmarks.synthetic import (
-    LANDSCAPES,
-    NOISES,
-    OURS,
-    POOL,
-    REFERENCE,
-    Problem,
-    plan,
-    run,
-    validate,
-)
+from benchmarks.landscapes import LANDSCAPES, NOISES, POOL, Problem
+from benchmarks.synthetic import OURS, REFERENCE, plan, run, validate
 
 from benchmarks import synthetic
 from calibri.config import SearchConfig
-from calibri.search.cma import popsize_for
+from calibri.search.racing import images_of_generation
 
 
 @pytest.mark.parametrize("landscape", LANDSCAPES)
@@ -60,17 +51,16 @@ def test_candidates_of_a_bucket_share_its_prompts():
 
 
 @pytest.mark.parametrize(("settings", "unpaid"), [(OURS, 0), (REFERENCE, 1)])
-def test_images_are_those_that_were_scored(monkeypatch, settings, unpaid):
+def test_images_are_those_that_were_scored(settings, unpaid):
     scored, buckets = [], []
-    scores = Problem.scores
 
-    def counted(self, x, prompts, noise, rng):
-        scored.append(len(x) * len(prompts))
-        buckets.append(len(prompts))
-        return scores(self, x, prompts, noise, rng)
+    class Counted(Problem):
+        def scores(self, x, prompts, noise, rng):
+            scored.append(len(x) * len(prompts))
+            buckets.append(len(prompts))
+            return super().scores(x, prompts, noise, rng)
 
-    monkeypatch.setattr(Problem, "scores", counted)
-    trace = run(Problem("rotated", 12, 0), "mid", 0, settings, 5_000)
+    trace = run(Counted("rotated", 12, 0), "mid", 0, settings, 5_000)
     # The reference does not pay for the original's row.
     assert trace.images[-1] == sum(scored) - unpaid * sum(buckets)
     assert trace.images[-1] <= 5_000
@@ -103,16 +93,17 @@ def test_fractions_are_the_first_crossing_of_the_mean_curve():
     curves = np.tile([0.0, 1.0, 2.0, 3.0], (seeds, 1))
     draws = np.zeros((synthetic.RESAMPLES, seeds), dtype=int)
     shares = np.array([0.25, 0.5, 0.75, 1.0])
-    assert synthetic._fraction(shares, curves, np.full(seeds, 1.5), draws) == [0.75] * 3
-    assert synthetic._fraction(shares, curves, np.full(seeds, 3.5), draws) == [None] * 3
+    assert synthetic.fraction(shares, curves, np.full(seeds, 1.5), draws) == [0.75] * 3
+    assert synthetic.fraction(shares, curves, np.full(seeds, 3.5), draws) == [None] * 3
 
 
-@pytest.mark.parametrize(("settings", "method"), [(OURS, "calibri"), (REFERENCE, "reference")])
-def test_what_is_measured_is_what_the_product_does(settings, method):
-    config = SearchConfig.model_validate({"method": method})
+@pytest.mark.parametrize("settings", [OURS, REFERENCE])
+def test_what_is_measured_is_what_the_product_does(settings):
+    config = SearchConfig.model_validate({"method": settings.method})
     assert settings.sigma0 == config.sigma0
     assert settings.tail == config.tail
     assert settings.buckets == (config.bucket_size, config.final_bucket_size)
     assert settings.race[1] == config.race_keep
-    assert method == "reference" or settings.race[0] == config.race_first
-    assert all(settings.popsize(n) == popsize_for(config, n) for n in range(1, 500))
+    assert settings is REFERENCE or settings.race[0] == config.race_first
+    images = images_of_generation(config.population(58), 16, config.race_first, config.race_keep)
+    assert settings.images(58, 16) == images - (0 if settings.scores_original else 16)

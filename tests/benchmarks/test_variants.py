@@ -1,9 +1,17 @@
 import numpy as np
 import pytest
-from benchmarks.variants import _waves, budget_of, config_of, difference, scores, smooth_in_depth
+from benchmarks.variants import (
+    budget_of,
+    config_of,
+    difference,
+    scores,
+    search,
+    smooth_in_depth,
+    waves,
+)
 
 from calibri.planning.procedures import images_by_phase
-from calibri.runs import loop as optimise
+from calibri.runs.basis import search_basis
 from calibri.runs.session import Session
 
 TINY = {
@@ -21,20 +29,17 @@ TINY = {
 
 @pytest.mark.parametrize("count", [1, 2, 6])
 def test_waves_are_orthogonal_and_as_long_in_all_as_single_steps(count):
-    waves = _waves(count)
-    products = waves.T @ waves
+    found = waves(count)
+    products = found.T @ found
     np.testing.assert_allclose(products, np.diag(np.diag(products)), atol=1e-12)
     assert np.trace(products) == pytest.approx(count)
     assert (np.diff(np.diag(products)) < 0).all()
-    assert np.ptp(waves[:, 0]) == pytest.approx(0)  # all depths alike
+    assert np.ptp(found[:, 0]) == pytest.approx(0)  # all depths alike
 
 
-def test_a_smooth_basis_mixes_one_kind_of_site_over_the_depth_and_goes_again():
+def test_a_smooth_basis_mixes_one_kind_of_site_over_the_depth():
     space = Session(config_of(TINY)).space
-    plain = optimise.search_basis(space)
-    with smooth_in_depth():
-        basis = optimise.search_basis(space)
-    np.testing.assert_array_equal(optimise.search_basis(space), plain)
+    plain, basis = search_basis(space), smooth_in_depth(space)
     assert np.linalg.matrix_rank(basis) == space.size
     mixed = [space.labels[i] for i in np.flatnonzero(basis[0])]
     assert mixed == [f"transformer_blocks.{block}.attn[0]" for block in range(6)]
@@ -67,3 +72,10 @@ def test_differences_pool_seeds():
     others = [{"r": [[0, 0], [1, 1], [5, 5]]}, {"r": [[0, 0], [1, 1], [4, 4]]}]
     assert difference(runs, others, "r", 1).mean == pytest.approx(1.5)
     assert difference(runs, others, "r", 2).mean == pytest.approx(0.5)
+
+
+@pytest.mark.slow
+def test_the_basis_decides_what_is_found():
+    config = config_of(TINY)
+    assert search(config) == search(config)
+    assert search(config) != search(config, smooth_in_depth)

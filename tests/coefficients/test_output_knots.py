@@ -14,9 +14,9 @@ from calibri.config import validate_config
 from calibri.errors import ConfigError, FuseError
 from calibri.pipelines.loading import load_pipeline
 from calibri.pipelines.sites.find import find_sites
+from calibri.runs.basis import search_basis
 from calibri.runs.calibrate import calibrate
 from calibri.runs.folder import RunFolder
-from calibri.runs.loop import search_basis
 from calibri.runs.session import Session
 
 W = 3.0

@@ -25,17 +25,22 @@ def session():
 
 
 class Told:
-    """Gains of every vector over the original, which scores 0 but for the noise of a prompt."""
+    """Gains of every vector over the original, which scores 0 but for the noise of a prompt.
 
-    def __init__(self, gains, judged=0.0, missing=(), spread=0.1):
-        self.gains, self.judged, self.missing = [0.0, *gains], judged, list(missing)
+    The prompts in ``missing`` are dropped at all steps, those in ``lost`` at the step they are for.
+    """
+
+    def __init__(self, gains, judged=0.0, missing=(), spread=0.1, lost=()):
+        self.gains, self.judged = [0.0, *gains], judged
+        self.missing, self.lost = [*missing], dict(lost)
         self.noise = np.random.default_rng(0).normal(size=(len(self.gains), PROMPTS)) * spread
 
     def score(self, phase, step, candidates, noises, measures):
         scores = self.gains[step] + self.noise[step][None]
-        scores[:, self.missing] = np.nan
+        missing = [*self.missing, *self.lost.get(step, ())]
+        scores[:, missing] = np.nan
         judge = np.full_like(scores, self.judged * (step > 0))
-        judge[:, self.missing] = np.nan
+        judge[:, missing] = np.nan
         return {name: judge if name == "shapes-judge" else scores for name in measures}
 
 
@@ -74,11 +79,7 @@ def test_prompts_that_were_dropped_once_are_left_out_of_the_choice(session):
 
 
 def test_too_few_prompts_that_no_checkpoint_dropped_are_refused_in_words(session):
-    checkpoints = Checkpoints(session, Told([0.3, 0.5], missing=range(20)), Progress())
-    checkpoints.add(session.space.start + 1, 1, {})
-    checkpoints._baseline = {}
-    checkpoints._evaluator = Told([0.3, 0.5], missing=range(19, PROMPTS))
-    checkpoints.add(session.space.start + 2, 2, {})
+    checkpoints = added(session, Told([0.3, 0.5], lost={1: range(20), 2: range(19, PROMPTS)}))
     with pytest.raises(RewardError, match="0 of 40 validation prompts .* all 2 checkpoints"):
         checkpoints.choose()
 

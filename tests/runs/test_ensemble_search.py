@@ -10,11 +10,15 @@ from calibri.config import validate_config
 from calibri.errors import ConfigError
 from calibri.pipelines.sites.find import find_sites
 from calibri.reporting.page import report
+from calibri.runs.basis import make_search
 from calibri.runs.calibrate import calibrate
 from calibri.runs.comparison import evaluate
-from calibri.runs.loop import make_search
 from calibri.runs.session import Session
+from calibri.search.method import MethodInfo
 from tests.tiny import tiny_sd3
+
+# A search of this method is its setup.
+SHOWN = MethodInfo("shown", make=lambda setup: setup)
 
 
 def config(**values):
@@ -67,7 +71,7 @@ def test_members_under_guidance_need_separate_branches(tmp_path):
     ],
 )
 def test_steps_of_the_weights_are_the_scale_and_the_push_away_from_each_member(
-    guidance_scale, members, expected, monkeypatch
+    guidance_scale, members, expected
 ):
     space = SearchSpace.build(
         find_sites(tiny_sd3()),
@@ -76,14 +80,10 @@ def test_steps_of_the_weights_are_the_scale_and_the_push_away_from_each_member(
         branches="separate" if guidance_scale > 1 else "shared",
         members=members,
     )
-    seen = {}
-    monkeypatch.setattr(
-        "calibri.runs.loop.CMASearch", lambda start, *, basis, **kwargs: seen.update(basis=basis)
-    )
-    make_search(space, config())
+    basis = make_search(space, config(), method=SHOWN).basis
     weights = np.flatnonzero(space.is_output)
-    np.testing.assert_allclose(seen["basis"][np.ix_(weights, weights)], expected)
-    assert np.linalg.matrix_rank(seen["basis"]) == space.size
+    np.testing.assert_allclose(basis[np.ix_(weights, weights)], expected)
+    assert np.linalg.matrix_rank(basis) == space.size
 
 
 def test_a_search_starts_from_a_preset(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +12,8 @@ from calibri.config import load_config
 from calibri.progress import Progress
 from calibri.rewards.reward import BatchedReward, RewardInfo
 from calibri.runs.calibrate import calibrate
-from calibri.runs.gradients import GradientOptimiser, updates_per_generation
 from calibri.runs.journal import read_journal
+from calibri.runs.loop import ValidatedSearch, updates_per_generation
 from calibri.runs.session import Session
 from calibri.scoring.ledger import Ledger, MemoryRecords
 from calibri.scoring.measures import used_rewards
@@ -26,6 +25,7 @@ TINY = {
     "space.granularity": "block",
     "rewards.objective": "red",
     "rewards.held_out": (),
+    "search.method": "gradient",
     "search.generations": 2,
     "search.popsize": 9,
     "search.bucket_size": 4,
@@ -76,12 +76,16 @@ def search(records=None, progress=None, **values):
     session = session_of({k.replace("__", "."): v for k, v in values.items()})
     ledger = Ledger(MemoryRecords() if records is None else records)
     evaluator = session.evaluator(ledger, progress.unit)
-    return session, *GradientOptimiser(session, evaluator, progress).run()
+    return session, *ValidatedSearch(session, evaluator, progress).run()
+
+
+def updates_of(config):
+    return updates_per_generation(config.search, dimension=23)
 
 
 def test_a_reward_rises_and_the_record_says_by_how_much():
     session, vector, result = search()
-    assert updates_per_generation(session) == 3
+    assert updates_of(session.config) == 3
     chosen = [checkpoint for checkpoint in result.checkpoints if checkpoint.chosen]
     assert len(chosen) == 1
     assert chosen[0].difference.low > 0
@@ -138,23 +142,24 @@ def test_vectors_stay_within_their_bounds():
 def test_a_generation_costs_about_what_a_race_costs():
     values = {"search.popsize": 64, "search.bucket_size": 8, "search.bucket_growth": 2}
     race = {"search.race_first": 0.25, "search.race_keep": 0.5}
-    session = session_of(values | race)
+    config = load_config(values=TINY | values | race)
     # 64 candidates on 4 prompts and 32 on the other 12, three images for one with a gradient.
-    assert updates_per_generation(session) == (64 * 4 + 32 * 12) // (3 * 16)
+    assert updates_of(config) == (64 * 4 + 32 * 12) // (3 * 16)
     # Two updates of 12 images for 32 of candidates; the original is scored in both searches.
-    assert updates_per_generation(session_of({"search.popsize": 8})) == 2
+    assert updates_of(load_config(values=TINY | {"search.popsize": 8})) == 2
+    # A black-box search is told once, whatever it costs.
+    assert updates_of(load_config(values=TINY | {"search.method": "random"})) == 1
 
 
 def test_the_page_says_how_many_updates_a_default_generation_has():
-    default = SimpleNamespace(config=load_config(), space=SimpleNamespace(size=23))
+    default = load_config(values={"search.method": "gradient"})
     page = Path(__file__).parents[2] / "docs" / "gradient.md"
-    expected = f"({updates_per_generation(default)} with the default settings"
+    expected = f"({updates_of(default)} with the default settings"
     assert expected in page.read_text(encoding="utf-8")
 
 
 def test_the_configuration_chooses_it(tmp_path):
     values = TINY | {
-        "search.method": "gradient",
         "search.generations": 1,
         "search.last_steps": 1,
         "evaluation.num_prompts": 4,

@@ -1,12 +1,16 @@
 """The steps of a search: what a step along each column means."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from calibri.coefficients.space import SearchSpace
+from calibri.config import RunConfig
 from calibri.pipelines.loading import load_pipeline
 from calibri.pipelines.sites.find import find_sites
-from calibri.runs.loop import search_basis, share_shifts
+from calibri.runs.basis import make_search, search_basis, share_shifts
+from calibri.search.registry import METHODS, method_info
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +40,18 @@ def test_under_guidance_outputs_step_along_scale_and_guidance_and_gates_less(sit
     assert abs(guided.output_weights[0] - w) == pytest.approx(0.1 * np.sqrt(w))
     gates = search_basis(space)[: space.num_scales, : space.num_scales]
     np.testing.assert_allclose(gates, np.eye(space.num_scales) / w)
+
+
+def test_only_the_papers_loop_steps_alike_in_all_numbers(sites):
+    space = SearchSpace.build(sites, "gate", guidance_scale=3.0)
+
+    def basis(name):
+        info = replace(method_info(name), make=lambda setup: setup)
+        return make_search(space, RunConfig(), method=info).basis
+
+    np.testing.assert_array_equal(basis("reference"), np.eye(space.size))
+    for name in set(METHODS) - {"reference"}:
+        np.testing.assert_array_equal(basis(name), search_basis(space))
 
 
 def test_factors_take_longer_steps_and_every_basis_can_be_inverted(sites):

@@ -3,18 +3,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibri.search.cma import CMASearch, default_popsize, large_popsize, tail_mean
+from calibri.search.averaging import tail_mean
+from calibri.search.cma import CMASearch
+from calibri.search.method import Setup
+from calibri.search.popsize import default_popsize, large_popsize
 from calibri.search.racing import race_scores, survivors
 
 
 def make(n=6, *, seed=0, sigma0=0.25, start=None, basis=None, bounds=(-5.0, 5.0), popsize=10):
     return CMASearch(
-        np.ones(n) if start is None else start,
-        basis=np.eye(n) if basis is None else basis,
-        bounds=np.array([bounds] * n),
-        sigma0=sigma0,
-        popsize=popsize,
-        seed=seed,
+        Setup(
+            start=np.ones(n) if start is None else start,
+            basis=np.eye(n) if basis is None else basis,
+            bounds=np.array([bounds] * n),
+            seed=seed,
+            popsize=popsize,
+            sigma0=sigma0,
+            learning_rate=0.0,
+            tail=1.0,
+        )
     )
 
 

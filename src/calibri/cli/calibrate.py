@@ -253,7 +253,7 @@ def _show_plan(config: RunConfig) -> None:
     import yaml
 
     from calibri.pipelines import transformer_of
-    from calibri.runs import Session, check_search, make_search, planned_images
+    from calibri.runs import Session, check_search, planned_images
 
     with loading(f"Loading {config.pipeline}"):
         session = Session(config)
@@ -267,7 +267,7 @@ def _show_plan(config: RunConfig) -> None:
         "transformer": type(transformer_of(session.bench.pipe)).__name__,
         "sites": f"{len(session.bench.scaler.sites)} and the output",
         "parameters": f"{session.space.size}",
-        "popsize": f"{make_search(session.space, config).popsize}",
+        "popsize": f"{config.search.population(session.space.size)}",
         "images": ", ".join(f"{count:,} {phase}" for phase, count in planned.items()),
         "": f"{sum(planned.values()):,} at most",
     }

@@ -45,10 +45,9 @@ def see_through(path: Path, config: RunConfig, work: Callable[[Progress], RunSum
 
 def tally_of(config: RunConfig) -> Tally:
     """Prepare the estimate of the time left: the evaluation's images take more steps each."""
-    multiples = sorted({1, *config.evaluation.step_multiples})
-    # The calibrated model at the first two multiples, the original at all of them.
-    settings = [*multiples[:2], *multiples]
-    images = len(settings) * config.evaluation.num_prompts * config.evaluation.images_per_prompt
+    evaluation = config.evaluation
+    settings = [*evaluation.calibrated_multiples, *evaluation.original_multiples]
+    images = len(settings) * evaluation.num_prompts * evaluation.images_per_prompt
     cost = sum(settings) / len(settings)
     return Tally({"evaluation": images}, {"evaluation": cost, "samples": cost})
 

@@ -79,16 +79,16 @@ def resolve(config: RunConfig, capabilities: Capabilities) -> ResolvedConfig:
         config: of a run.
         capabilities: of its pipeline.
     """
-    space = config.space
+    space, method = config.space, config.search.method_info
     pays = (
         capabilities.guidance_scale > 1.0
-        and config.search.method != "reference"
+        and not method.papers_space
         and space.members == space.knots == 1
         and space.output_weights
         and space.start not in PRESETS
     )
     # The factor on the shift has no gradient.
-    shift_pays = pays and capabilities.shift_known and config.search.method != "gradient"
+    shift_pays = pays and capabilities.shift_known and not method.uses_gradients
     found: dict[str, Any] = space.model_dump()
     if space.output_knots is None:
         found["output_knots"] = 2 if pays and capabilities.timesteps_known else 1

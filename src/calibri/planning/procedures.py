@@ -9,7 +9,7 @@ from calibri.pipelines import Geometry, ImageFlops
 from calibri.planning.throughput import Speed
 from calibri.results import Record
 from calibri.rewards import parse_mixture
-from calibri.search import bucket_size, default_popsize, images_of_generation, popsize_for
+from calibri.search import bucket_size, images_of_generation
 
 TERA, PETA = 1e12, 1e15
 # The authors' loop: 496 prompts, 16 a bucket, are scored before the first and every 10th iteration.
@@ -81,10 +81,9 @@ def images_by_phase(config: RunConfig, size: int, scale_prompts: int = 0) -> dic
         scale_prompts: prompts on which the rewards of a mixture are scaled first.
     """
     search, evaluation = config.search, config.evaluation
-    popsize = popsize_for(search, size)
+    popsize = search.population(size)
     checkpoints = -(-search.generations // search.validate_every) + 1
-    multiples = {1, *evaluation.step_multiples}
-    settings = len(multiples) + min(2, len(multiples))
+    settings = len(evaluation.original_multiples) + len(evaluation.calibrated_multiples)
     count = search.images_per_prompt
     bucket = sum(
         images_of_generation(popsize, prompts, search.race_first, search.race_keep)
@@ -100,7 +99,7 @@ def images_by_phase(config: RunConfig, size: int, scale_prompts: int = 0) -> dic
 def measures_first(search: SearchConfig, planned_images: int) -> bool:
     """Say whether a run of so many images is to be measured first (``calibri.runs.probe``)."""
     wanted = planned_images >= WORTHWHILE_IMAGES if search.probe is None else search.probe
-    return wanted and search.method == "calibri"
+    return wanted and search.method_info.measures_first
 
 
 def bucket_sizes(search: SearchConfig) -> list[int]:
@@ -159,7 +158,7 @@ class Counted:
     def paper(self, geometry: Geometry, size: int, speeds: list[Speed]) -> Procedure:
         """The paper's loop as its authors run it: every image encodes its prompt again."""
         search = SearchConfig(method="reference")
-        generations, popsize = geometry.generations, default_popsize(size)
+        generations, popsize = geometry.generations, search.population(size)
         images = {
             "search": generations * popsize * search.bucket_size,
             "validation": (generations // search.validate_every + 1) * _PAPER_VALIDATION,
@@ -190,7 +189,7 @@ class Counted:
             title="Calibri, as configured",
             parameters=size,
             generations=search.generations,
-            popsize=popsize_for(search, size),
+            popsize=search.population(size),
             bucket_size=search.bucket_size,
             final_bucket_size=search.final_bucket_size,
             with_original=True,
@@ -201,10 +200,8 @@ class Counted:
 
     def _petaflop(self, images: Mapping[str, int]) -> dict[str, float]:
         search, evaluation = self._config.search, self._config.evaluation
-        multiples = sorted({1, *evaluation.step_multiples})
-        # The calibrated model at the first two multiples of the steps, the original at all.
         per_setting = evaluation.num_prompts * evaluation.images_per_prompt
-        steps = sum(multiples) + sum(multiples[:2])
+        steps = sum(evaluation.original_multiples) + sum(evaluation.calibrated_multiples)
         full, searched, generations = self._flops, self._searched, images["search"]
         forwards = self._nfe * (images["validation"] + per_setting * steps)
         transformer = forwards * full.forward

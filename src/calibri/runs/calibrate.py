@@ -28,12 +28,14 @@ from calibri.planning import images_by_phase, measures_first
 from calibri.progress import Progress
 from calibri.results import Evaluation, RunSummary, SampleRow, SearchResult, SiteRecord
 from calibri.rewards import memorable
+from calibri.runs.basis import check_start
 from calibri.runs.comparison import Comparer, sample_settings, verdict
+from calibri.runs.feedback import scale_prompts
 from calibri.runs.folder import RunFolder, check_run_name, check_unused
 from calibri.runs.given import Given, configured, split_rewards
-from calibri.runs.gradients import GradientOptimiser, check_gradient
+from calibri.runs.gradients import check_gradient
 from calibri.runs.journal import Journal
-from calibri.runs.loop import Optimiser, check_start, scale_prompts
+from calibri.runs.loop import ValidatedSearch
 from calibri.runs.probe.cheaper import cheaper_fidelities, check_fidelity
 from calibri.runs.probe.measure import (
     PHASE,
@@ -141,7 +143,7 @@ def check_search(session: Session) -> None:
     config = session.config.search
     check_start(session)
     check_probe(session.config, len(session.prompts.train))
-    if config.method == "gradient":
+    if config.method_info.uses_gradients:
         check_gradient(session, config.last_steps)
     check_fidelity(session)
 
@@ -188,9 +190,7 @@ def _search(
         config = config.model_copy(update={"search": search_update(config.search, measured)})
     planned = images_by_phase(config, size, extra)
     progress.phase("search", planned["search"] + planned["validation"])
-    if config.search.method == "gradient":
-        return GradientOptimiser(session, evaluator, progress).run()
-    vector, result = Optimiser(session, evaluator, progress, config.search).run()
+    vector, result = ValidatedSearch(session, evaluator, progress, config.search).run()
     return vector, result.model_copy(update={"measured": measured})
 
 

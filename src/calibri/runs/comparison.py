@@ -256,9 +256,11 @@ class Comparer:
 
     def _settings(self) -> list[_Setting]:
         steps = self._session.config.sampling.num_inference_steps
-        multiples = sorted({1, *self._session.config.evaluation.step_multiples})
-        calibrated = [_Setting(True, steps * multiple) for multiple in multiples[:2]]
-        return [*calibrated, *(_Setting(False, steps * multiple) for multiple in multiples)]
+        evaluation = self._session.config.evaluation
+        return [
+            *(_Setting(True, steps * multiple) for multiple in evaluation.calibrated_multiples),
+            *(_Setting(False, steps * multiple) for multiple in evaluation.original_multiples),
+        ]
 
     def _score(self, step: int, setting: _Setting) -> dict[str, Scores]:
         measures = list(self._session.bench.measures.rewards)
@@ -341,9 +343,7 @@ def sample_settings(
     config = session.config
     steps = config.sampling.num_inference_steps
     settings = [_Setting(False, steps), _Setting(True, steps)]
-    settings += [
-        _Setting(False, steps * m) for m in sorted(config.evaluation.step_multiples) if m > 1
-    ]
+    settings += [_Setting(False, steps * m) for m in config.evaluation.original_multiples if m > 1]
     original = session.space.coefficients(session.space.start)
     progress.phase("samples", len(settings) * len(noises))
     images = {}

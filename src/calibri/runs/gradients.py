@@ -1,8 +1,8 @@
-"""Search by the gradient of the reward, where the reward has one.
+"""The gradient of a reward with respect to the vector, where the reward has one.
 
-The black-box search (``runs.loop``) needs nothing but scores and stays the default. A reward
-that is differentiable also tells in which direction every scalar should move: its gradient is taken
-through the decoder and the steps of the unmodified pipeline, and Adam follows it.
+The black-box search needs nothing but scores and stays the default. A reward that is differentiable
+also tells in which direction every scalar should move: its gradient is taken through the decoder
+and the steps of the unmodified pipeline.
 """
 
 from __future__ import annotations
@@ -18,17 +18,11 @@ from calibri.arrays import Scores, Vector
 from calibri.coefficients import SearchSpace
 from calibri.errors import ConfigError, RewardError
 from calibri.pipelines import Site
-from calibri.progress import Progress
 from calibri.results import FULL
 from calibri.rewards import DifferentiableReward, Reward
-from calibri.runs.loop import Optimiser, search_basis, search_bounds
 from calibri.runs.session import Session
 from calibri.sampling import Noise
 from calibri.scoring import Evaluator, decode
-from calibri.search import AdamSearch, images_of_generation, popsize_for, tail_mean
-
-# What an image with its gradient costs in images without: one forward, and a backward of about two.
-_IMAGES_PER_GRADIENT = 3
 
 
 @dataclass(frozen=True)
@@ -180,71 +174,3 @@ class Gradients:
         return np.asarray(
             np.tensordot(self._jacobian, table, axes=([axis + 1 for axis in axes], axes))
         )
-
-
-class GradientOptimiser(Optimiser):
-    """One search by gradients; checkpoints, guard and choice are those of the black-box search.
-
-    A generation has as many updates of Adam as cost about what a generation of the black-box
-    search costs: an image with its gradient costs about three without. Every update has a bucket
-    of training prompts of its own.
-
-    Args:
-        session: its objective is differentiated.
-        evaluator: keeps scores and gradients.
-        progress: is told of every generation and checkpoint.
-
-    Raises:
-        ConfigError: the objective or the search space has no gradient, or there are fewer steps.
-        UnsupportedModelError: the pipeline cannot be run with gradients.
-    """
-
-    def __init__(self, session: Session, evaluator: Evaluator, progress: Progress) -> None:
-        super().__init__(session, evaluator, progress)
-        self._gradients = Gradients(session, evaluator, self._config.last_steps)
-        self._adam = AdamSearch(
-            session.start,
-            basis=search_basis(session.space),
-            bounds=search_bounds(session.space, self._config),
-            learning_rate=self._config.learning_rate,
-        )
-        self._updates = updates_per_generation(session)
-
-    def _generation(self) -> Vector:
-        first = self._done * self._updates
-        for number in range(first, first + self._updates):
-            noises, slopes = self._update(number)
-        self._record_gain(number, noises, slopes)
-        return tail_mean(self._state.means, self._config.tail)
-
-    def _update(self, number: int) -> tuple[list[Noise], dict[str, Slope]]:
-        noises = self._bucket(number)
-        slopes = self._gradients("gradient", number, self._adam.mean, noises)
-        parts = [self._weight(name) * slope.gradient for name, slope in slopes.items()]
-        self._adam.tell(np.sum(parts, axis=0))
-        self._state.means.append(self._adam.mean)
-        return noises, slopes
-
-    def _weight(self, name: str) -> float:
-        """How much the objective changes with a reward (``Mixture.combine``)."""
-        mixture = self._session.mixture
-        return 1.0 if mixture.is_plain else mixture.weights[name] / self._scales[name].spread
-
-    def _record_gain(
-        self, number: int, noises: Sequence[Noise], slopes: Mapping[str, Slope]
-    ) -> None:
-        """Record the generation by its last update: the original model is scored on that alone."""
-        original = self._tables("search", number, [self._session.space.start], noises)
-        pairs = {name: np.stack([original[name][0], s.scores]) for name, s in slopes.items()}
-        missing = np.any([np.isnan(pair).any(axis=0) for pair in pairs.values()], axis=0)
-        pairs = {name: np.where(missing, np.nan, pair) for name, pair in pairs.items()}
-        scores = np.nanmean(self._session.mixture.combine(pairs, self._scales), axis=1)
-        self._record(self._done, scores, float(scores[1:].max()), self._adam.sigma)
-
-
-def updates_per_generation(session: Session) -> int:
-    """Updates that cost about what the candidates of a generation cost."""
-    config = session.config.search
-    size, popsize = config.final_bucket_size, popsize_for(config, session.space.size)
-    images = images_of_generation(popsize, size, config.race_first, config.race_keep) - size
-    return max(1, images // (size * _IMAGES_PER_GRADIENT))

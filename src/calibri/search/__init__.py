@@ -1,4 +1,4 @@
-"""Ask and tell: it knows nothing but vectors and scores."""
+"""Methods that ask and are told: they know nothing but vectors and scores."""
 
 import lazy_loader
 

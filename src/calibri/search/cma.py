@@ -5,30 +5,16 @@ Higher scores are better, here and everywhere.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
 from calibri.arrays import Vector
-from calibri.config import SearchConfig
 from calibri.search.distribution import Distribution
+from calibri.search.method import Setup
+from calibri.search.told import checked_scores
 from calibri.seeds import derive_seed
-
-
-def default_popsize(dimension: int) -> int:
-    """Population of the paper: 4 + floor(3 ln n) (spec section 3)."""
-    return 4 + math.floor(3 * math.log(dimension))
-
-
-def large_popsize(dimension: int) -> int:
-    """Population that pays under noise: about 8 sqrt(n), a multiple of 8 (docs/search.md).
-
-    Averaging over many candidates filters the noise of the reward better than more prompts do for
-    each of a few (Arnold and Beyer 2002 call it genetic repair).
-    """
-    return max(8, 8 * round(math.sqrt(dimension)))
 
 
 class CMASearch:
@@ -38,44 +24,20 @@ class CMASearch:
     so telling stored scores again replays a search bit for bit.
 
     Args:
-        start: first mean, float64 (n,).
-        basis: columns are the steps along which the first distribution is isotropic, float64
-            (n, n), invertible; the identity searches the vector as it is.
-        bounds: lowest and highest value of each coordinate, float64 (n, 2); candidates beyond
-            them are clipped.
-        sigma0: first step size, in units of ``basis``.
-        popsize: candidates per generation, at least 4.
-        seed: run seed.
+        setup: start, basis, bounds, seed, first step size and at least 4 candidates. The first
+            distribution is isotropic along the columns of the basis.
 
     Raises:
         ValueError: fewer than 4 candidates.
     """
 
-    def __init__(
-        self,
-        start: Vector,
-        *,
-        basis: NDArray[np.float64],
-        bounds: NDArray[np.float64],
-        sigma0: float,
-        popsize: int,
-        seed: int,
-    ) -> None:
-        if popsize < 4:
-            raise ValueError(f"A population needs at least 4 candidates, got {popsize}.")
-        self._start = start
-        self._basis = basis
-        self._inverse = np.linalg.inv(basis)
-        self._bounds = bounds
-        self._seed = seed
-        self._popsize = popsize
+    def __init__(self, setup: Setup) -> None:
+        if setup.popsize < 4:
+            raise ValueError(f"A population needs at least 4 candidates, got {setup.popsize}.")
+        self._setup = setup
+        self._inverse = np.linalg.inv(setup.basis)
         # Isotropic at first, so it searches basis^-1 (x - start).
-        self._distribution = Distribution(len(start), sigma0)
-
-    @property
-    def popsize(self) -> int:
-        """Candidates per generation."""
-        return self._popsize
+        self._distribution = Distribution(len(setup.start), setup.sigma0)
 
     @property
     def generation(self) -> int:
@@ -89,16 +51,17 @@ class CMASearch:
 
     @property
     def sigma(self) -> float:
-        """Step size, in units of ``basis``."""
+        """Step size, in units of the basis."""
         return self._distribution.sigma
 
     def ask(self) -> list[Vector]:
         """Draw the candidates of the current generation; asking twice gives the same ones."""
-        rng = np.random.default_rng(derive_seed(self._seed, "search", self.generation))
-        normals = rng.standard_normal((self._popsize, len(self._start)))
+        setup = self._setup
+        rng = np.random.default_rng(derive_seed(setup.seed, "search", self.generation))
+        normals = rng.standard_normal((setup.popsize, len(setup.start)))
         return list(self._outer(self._distribution.sample(normals)))
 
-    def tell(self, candidates: Sequence[Vector], scores: Sequence[float]) -> None:
+    def tell(self, candidates: Sequence[Vector], scores: ArrayLike, /) -> None:
         """Update the distribution with the score of every candidate; higher is better.
 
         Only the order of the scores counts; equal ones keep the order of the candidates.
@@ -106,33 +69,12 @@ class CMASearch:
         Raises:
             ValueError: a score is not finite, or there is not one score for each candidate.
         """
-        if len(candidates) != self.popsize or len(scores) != self.popsize:
-            raise ValueError(
-                f"Expected {self.popsize} candidates and scores, got {len(candidates)} and "
-                f"{len(scores)}."
-            )
-        if not np.isfinite(scores).all():
-            raise ValueError(f"Scores must be finite, got {list(scores)}.")
-        order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
-        offsets = np.asarray(candidates)[order] - self._start
+        told = checked_scores(candidates, scores, self._setup.popsize)
+        order = np.argsort(-told, kind="stable")
+        offsets = np.asarray(candidates)[order] - self._setup.start
         self._distribution.update(offsets @ self._inverse.T)
 
     def _outer(self, inner: Vector) -> Vector:
-        x = np.clip(self._start + inner @ self._basis.T, *self._bounds.T)
+        setup = self._setup
+        x = np.clip(setup.start + inner @ setup.basis.T, *setup.bounds.T)
         return np.asarray(x, dtype=np.float64)
-
-
-def tail_mean(means: Sequence[Vector], fraction: float) -> Vector:
-    """Average the last ``fraction`` of the means of a search, at least one.
-
-    The mean of the distribution moves by noise from generation to generation; its average over the
-    tail is a better estimate of the optimum than any one of them or any sampled candidate.
-    """
-    count = max(1, math.ceil(fraction * len(means)))
-    return np.asarray(np.mean(means[-count:], axis=0))
-
-
-def popsize_for(config: SearchConfig, dimension: int) -> int:
-    """Candidates per generation of a search of this many numbers."""
-    rule = default_popsize if config.method == "reference" else large_popsize
-    return config.popsize or rule(dimension)

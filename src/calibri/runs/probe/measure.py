@@ -30,13 +30,12 @@ from calibri.results import (
     VarianceComponents,
 )
 from calibri.rewards import scale_of
-from calibri.runs.loop import make_search
+from calibri.runs.basis import make_search
 from calibri.runs.probe.agreement import bias_slope, rank_correlation, refusal
 from calibri.runs.probe.cheaper import relative_cost, try_out
 from calibri.runs.probe.variance import expected_tau, recommend, reliability, variance_components
 from calibri.runs.session import Session
 from calibri.scoring import Evaluator
-from calibri.search import popsize_for
 from calibri.seeds import derive_seed
 
 PHASE = "measuring"
@@ -119,7 +118,7 @@ def check_probe(config: RunConfig, num_prompts: int) -> None:
     Raises:
         ConfigError: the search is of another method, or there are too few training prompts.
     """
-    if config.search.probe and config.search.method != "calibri":
+    if config.search.probe and not config.search.method_info.measures_first:
         raise ConfigError(
             f"search.probe chooses for the method 'calibri'; search.method is "
             f"'{config.search.method}'. Leave search.probe out."
@@ -304,7 +303,7 @@ class Measurement:
     def configured(self) -> tuple[int, int]:
         """Candidates and prompts of the first generation, as configured."""
         search = self._session.config.search
-        return popsize_for(search, self._session.space.size), search.bucket_size
+        return search.population(self._session.space.size), search.bucket_size
 
     def split(self, components: VarianceComponents) -> tuple[int, int]:
         """Candidates and prompts of the first generation, as measured; a named population stays."""

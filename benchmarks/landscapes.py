@@ -1,0 +1,71 @@
+"""Synthetic rewards whose truth is known.
+
+The reward of coefficients x on prompt p is
+
+    y(x, p) = b_p + f(x) + s1 a_p . (x - 1) + s2 e
+
+with f(1) = -2 and f = 0 at the optimum, prompts that differ in how easy they are (b_p, SD 2.5) and
+in which coefficients they like (a_p, standard normal), and e of every image. b and a sum to 0 over
+the pool of 5,600 prompts, so that f is what the search is after.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from calibri.arrays import Vector
+from calibri.seeds import derive_seed
+
+NOISES = {"low": (0.25, 0.5), "mid": (0.5, 1.0), "high": (0.8, 2.0)}
+LANDSCAPES = ("rotated", "near", "far", "isotropic", "rippled")
+POOL = 5_600
+
+
+class Problem:
+    """One landscape with its pool of prompts; equal arguments give equal problems."""
+
+    def __init__(self, landscape: str, dimension: int, seed: int) -> None:
+        rng = np.random.default_rng(derive_seed(seed, "landscape", landscape, dimension))
+        offset = rng.normal(size=dimension)
+        rms = {"near": 0.1, "far": 0.4}.get(landscape, 0.2)
+        offset *= rms * math.sqrt(dimension) / np.linalg.norm(offset)
+        self.optimum = 1 + offset
+        self._root = None if landscape == "isotropic" else _ill_conditioned(rng, dimension)
+        self._ripple = 0.3 if landscape == "rippled" else 0.0
+        self._scale = 1.0
+        # -10 q / (10 + q) is -2 at q = 2.5.
+        self._scale = 2.5 / float(self._quadratic(np.ones((1, dimension)))[0])
+        pool = np.random.default_rng(derive_seed(seed, "pool", dimension))
+        self._ease = _centred(2.5 * pool.standard_normal((POOL, 1)))[:, 0]
+        self._taste = _centred(pool.standard_normal((POOL, dimension), dtype=np.float32))
+
+    def truth(self, x: Vector) -> Vector:
+        """f of rows, float64 (k, n): saturates at -10, 0 at the optimum."""
+        value = self._quadratic(x)
+        ripples = self._ripple * np.mean(1 - np.cos(10 * math.pi * (x - self.optimum)), axis=1)
+        return np.asarray(-10 * value / (10 + value) - ripples)
+
+    def _quadratic(self, x: Vector) -> Vector:
+        steps = x - self.optimum
+        if self._root is not None:
+            steps = steps @ self._root
+        return np.asarray(self._scale * np.square(steps).sum(axis=1))
+
+    def scores(self, x: Vector, prompts: Vector, noise: str, rng: np.random.Generator) -> Vector:
+        """One image of every row on every prompt, float64 (rows, prompts)."""
+        taste, chaos = NOISES[noise]
+        liked = (x - 1) @ self._taste[prompts].T.astype(np.float64)
+        shared = self._ease[prompts] + self.truth(x)[:, None] + taste * liked
+        return np.asarray(shared + chaos * rng.standard_normal(liked.shape))
+
+
+def _ill_conditioned(rng: np.random.Generator, dimension: int) -> Vector:
+    rotation = np.linalg.qr(rng.normal(size=(dimension, dimension)))[0]
+    return np.asarray(rotation * np.sqrt(np.geomspace(1, 100, dimension)))
+
+
+def _centred(values: Any) -> Any:
+    return values - values.mean(axis=0)

@@ -1,0 +1,197 @@
+"""What a search method is told of its candidates: scores of a race, or slopes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibri.arrays import Scores, Vector
+from calibri.config import SearchConfig
+from calibri.errors import NothingScoredError
+from calibri.prompts import bucket
+from calibri.rewards import Scale, scale_of
+from calibri.runs.gradients import Gradients, Slope
+from calibri.runs.session import Session
+from calibri.sampling import Noise
+from calibri.scoring import Evaluator
+from calibri.search import first_prompts, race_scores, survivors
+
+_SCALE_PROMPTS = 128
+
+
+def scale_prompts(session: Session) -> int:
+    """Count the training prompts on which the rewards of a mixture are scaled."""
+    return 0 if session.mixture.is_plain else min(_SCALE_PROMPTS, len(session.prompts.train))
+
+
+class Objective:
+    """The objective on the images of the generations.
+
+    Args:
+        session: its rewards are combined.
+        evaluator: scores images and keeps the scores.
+        config: at which fidelity, and with how many images of a prompt.
+    """
+
+    def __init__(self, session: Session, evaluator: Evaluator, config: SearchConfig) -> None:
+        self._session = session
+        self._evaluator = evaluator
+        self._config = config
+
+    @cached_property
+    def scales(self) -> dict[str, Scale]:
+        """Mean and spread of each reward of a mixture, from the original model."""
+        session = self._session
+        if session.mixture.is_plain:
+            return {}
+        prompts = bucket(session.prompts.train, scale_prompts(session), session.config.seed, 0)
+        noises = session.noises("scales", 0, prompts, self._config.images_per_prompt)
+        tables = self.tables("scales", 0, [session.space.start], noises)
+        return {name: scale_of(name, table) for name, table in tables.items()}
+
+    def tables(
+        self, phase: str, step: int, vectors: Sequence[Vector], noises: Sequence[Noise]
+    ) -> dict[str, Scores]:
+        """Scores of vectors by reward, float64 (vectors, noises)."""
+        candidates = [self._session.space.coefficients(vector) for vector in vectors]
+        measures = self._session.objective
+        fidelity = self._config.fidelity
+        return self._evaluator.score(phase, step, candidates, noises, measures, fidelity)
+
+    def means(self, tables: Mapping[str, Scores]) -> Scores:
+        """Mean objective of each row of the tables, float64 (rows,)."""
+        return np.asarray(np.nanmean(self._session.mixture.combine(tables, self.scales), axis=1))
+
+    def weight(self, name: str) -> float:
+        """How much the objective changes with a reward (``Mixture.combine``)."""
+        mixture = self._session.mixture
+        return 1.0 if mixture.is_plain else mixture.weights[name] / self.scales[name].spread
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The objective of the original and of candidates, on the same images.
+
+    Attributes:
+        scores: of the original, then of candidates, float64 (1 + k,).
+        best: highest of a candidate.
+    """
+
+    scores: Scores
+    best: float
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What is made of the candidates of one update.
+
+    Attributes:
+        told: for ``SearchMethod.tell``, float64 (candidates,) or (candidates, n).
+        compare: sets them beside the original; it may have to be scored for that.
+    """
+
+    told: NDArray[np.float64]
+    compare: Callable[[], Compared]
+
+
+Judge = Callable[[int, Sequence[Vector], Sequence[Noise]], Feedback]
+"""From the number of the update, its candidates and its bucket."""
+
+
+class Race:
+    """Score candidates on a bucket, those that lose on its first prompts on these alone.
+
+    Args:
+        objective: scores them.
+        original: flat vector of the original model, scored beside them.
+        config: shares of the race.
+    """
+
+    def __init__(self, objective: Objective, original: Vector, config: SearchConfig) -> None:
+        self._objective = objective
+        self._original = original
+        self._config = config
+
+    def __call__(
+        self, number: int, candidates: Sequence[Vector], noises: Sequence[Noise]
+    ) -> Feedback:
+        """Tell scores; candidates are compared on the prompts that none was chosen on.
+
+        Raises:
+            NothingScoredError: all images were dropped.
+        """
+        told, compared = self._scores(number, candidates, noises)
+        return Feedback(told, lambda: Compared(compared, float(told.max())))
+
+    def _scores(
+        self, number: int, candidates: Sequence[Vector], noises: Sequence[Noise]
+    ) -> tuple[Scores, Scores]:
+        """The scores to tell; and of the original and the candidates that stayed, the others'."""
+        objective, config = self._objective, self._config
+        vectors, count = [self._original, *candidates], config.images_per_prompt
+        first = count * first_prompts(len(noises) // count, config.race_first, config.race_keep)
+        try:
+            before = objective.tables("search", number, vectors, noises[:first])
+        except NothingScoredError:
+            if first == len(noises):
+                raise
+            # Nothing to race on: the rest scores all.
+            scores = objective.means(objective.tables("race", number, vectors, noises[first:]))
+            return scores[1:], scores
+        scores = objective.means(before)
+        if first == len(noises):
+            return scores[1:], scores
+        kept = survivors(scores[1:], config.race_keep)
+        rows = [0, *(index + 1 for index in kept)]
+        try:
+            staying = [vectors[row] for row in rows]
+            after = objective.tables("race", number, staying, noises[first:])
+        except NothingScoredError:
+            return scores[1:], scores
+        whole = {name: np.hstack([before[name][rows], after[name]]) for name in after}
+        told = race_scores(scores[1:], kept, objective.means(whole)[1:])
+        return told, objective.means(after)
+
+
+class Slopes:
+    """Differentiate the objective at a candidate.
+
+    Args:
+        objective: is differentiated.
+        original: flat vector of the original model.
+        gradients: of its rewards.
+    """
+
+    def __init__(self, objective: Objective, original: Vector, gradients: Gradients) -> None:
+        self._objective = objective
+        self._original = original
+        self._gradients = gradients
+
+    def __call__(
+        self, number: int, candidates: Sequence[Vector], noises: Sequence[Noise]
+    ) -> Feedback:
+        """Tell the gradient at the one candidate; the original is scored when they are compared.
+
+        Raises:
+            RewardError: a score or a gradient is not finite.
+            RunError: one image alone does not fit into memory.
+        """
+        (vector,) = candidates
+        slopes = self._gradients("gradient", number, vector, noises)
+        parts = [self._objective.weight(name) * slope.gradient for name, slope in slopes.items()]
+        told = np.sum(parts, axis=0)[None]
+        return Feedback(told, partial(self._compare, number, noises, slopes))
+
+    def _compare(
+        self, number: int, noises: Sequence[Noise], slopes: Mapping[str, Slope]
+    ) -> Compared:
+        original = self._objective.tables("search", number, [self._original], noises)
+        pairs = {name: np.stack([original[name][0], s.scores]) for name, s in slopes.items()}
+        missing = np.any([np.isnan(pair).any(axis=0) for pair in pairs.values()], axis=0)
+        pairs = {name: np.where(missing, np.nan, pair) for name, pair in pairs.items()}
+        scores = self._objective.means(pairs)
+        return Compared(scores, float(scores[1:].max()))

@@ -1,0 +1,1 @@
+"""One file for each search method; each has its registration as `INFO`."""
