@@ -116,6 +116,21 @@ def test_strength_blends_every_number_with_the_original(made, strength):
             )
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.floats(1.5, 20), st.floats(-3, 3), st.floats(0, 1))
+def test_branches_that_are_alike_stay_alike_at_every_strength(guidance, ratio, strength):
+    """Nothing then has to tell them apart, whatever rounding does to the quotients."""
+    scales = ({"a": 1.2},)
+    members = [
+        Member(branch, weight, (ratio * weight,), scales)
+        for branch, weight in zip(BRANCHES, (guidance, 1 - guidance), strict=True)
+    ]
+    full = Coefficients.from_members(members, "block", shared_scales=True)
+    assert not full.with_strength(strength).per_branch
+    unlike = replace(members[1], output_weights=(ratio * (1 - guidance) + 1e-4,))
+    assert Coefficients.from_members([members[0], unlike], "block", shared_scales=True).per_branch
+
+
 def test_branches_are_named_only_where_they_are_not_those_of_guidance():
     one = Member("conditional", 3.0, (3.0,), ({"a": 1.0},))
     other = replace(one, branch="unconditional", start_weight=-2.0)

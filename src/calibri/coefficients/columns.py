@@ -6,6 +6,7 @@ for the output weight. All outputs of all transformers share that one.
 
 from __future__ import annotations
 
+import itertools
 from typing import Final, NamedTuple
 
 from torch import nn
@@ -40,10 +41,11 @@ def scaled_places(networks: nn.Module | Networks) -> tuple[tuple[Place, ...], ..
     Raises:
         UnsupportedModelError: no sites are known.
     """
-    found, first = [], 0
-    for network in as_networks(networks):
-        sites, outputs = find_sites(network.transformer), find_output_sites(network.transformer)
-        inner = [Place(site, first + number) for number, site in enumerate(sites)]
-        found.append((*inner, *[Place(site, OUTPUT) for site in outputs]))
-        first += len(sites)
-    return tuple(found)
+    transformers = [network.transformer for network in as_networks(networks)]
+    columns = itertools.count()
+    inner = [[Place(site, next(columns)) for site in find_sites(model)] for model in transformers]
+    last = next(columns)
+    return tuple(
+        (*places, *[Place(site, last) for site in find_output_sites(model)])
+        for model, places in zip(transformers, inner, strict=True)
+    )

@@ -2,10 +2,11 @@ import pytest
 import torch
 from torch import nn
 
+from calibri.coefficients.columns import scaled_places
 from calibri.errors import GuidanceError, UnsupportedModelError
 from calibri.pipelines.sites.find import find_output_sites
-from calibri.sampling.scales.hooks import SiteHook
 from calibri.sampling.scales.scaler import Scaler
+from calibri.sampling.scales.site_hooks import SiteHook, SiteHooks
 from tests.tiny import flux_inputs, forward, sd3_inputs, tiny_flux, tiny_sd3
 
 MODELS = pytest.mark.parametrize(
@@ -135,12 +136,28 @@ def test_branches_follow_the_layout_of_the_forward():
         torch.testing.assert_close(one[0], together[row], rtol=1e-5, atol=1e-5)
 
 
-def test_setting_scales_updates_the_same_tensor():
-    scaler = Scaler(tiny_sd3())
-    scaler.set(random_scales(len(scaler.sites) + 1, seed=1))
-    address = scaler._hooks[0]._hooks[0].scale.data_ptr()
-    scaler.set(random_scales(len(scaler.sites) + 1, seed=2))
-    assert scaler._hooks[0]._hooks[0].scale.data_ptr() == address
+def site_hooks():
+    model = tiny_sd3()
+    (places,) = scaled_places(model)
+    return SiteHooks(model, places), len(places)
+
+
+def test_filling_updates_the_tensor_that_compiled_graphs_hold():
+    hooks, count = site_hooks()
+    address = hooks.hooks[0].scale.data_ptr()
+    hooks.fill(random_scales(count)[0])
+    assert hooks.hooks[0].scale.data_ptr() == address
+    assert hooks.hooks[0].scale != 1
+
+
+def test_what_a_gradient_flows_through_is_never_overwritten():
+    hooks, count = site_hooks()
+    wanted = torch.ones(1, count, requires_grad=True)
+    hooks.fill(wanted)
+    held = [hook.scale for hook in hooks.hooks]
+    hooks.fill(torch.full((1, count), 2.0))
+    assert all(scale.requires_grad and scale == 1 for scale in held)
+    assert not any(hook.scale.requires_grad for hook in hooks.hooks)
 
 
 def test_wrong_number_of_scales_is_refused():
