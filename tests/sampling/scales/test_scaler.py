@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from calibri.coefficients.coefficients import Coefficients
 from calibri.coefficients.space import SearchSpace
-from calibri.errors import CalibrationError
+from calibri.errors import CalibrationError, UnsupportedModelError
 from calibri.pipelines.sites.find import find_sites
 from calibri.sampling.scales.scaler import Scaler
 from tests.tiny import flux_inputs, forward, sd3_inputs, tiny_flux, tiny_sd3
@@ -60,6 +61,28 @@ def test_one_candidate_serves_any_batch(kind):
         torch.testing.assert_close(forward(scaler.transformer, given), found, rtol=1e-5, atol=1e-6)
 
 
+def test_a_candidate_is_expanded_once_for_all_its_batches(monkeypatch):
+    first, second, third = drawn(3)
+    expanded, original = [], Coefficients.site_scales
+
+    def count(self, sites):
+        expanded.append(self)
+        return original(self, sites)
+
+    monkeypatch.setattr(Coefficients, "site_scales", count)
+    scaler, given = Scaler(tiny_sd3()), sd3_inputs(2)
+    batches = [([first, second], [0, 1]), ([first, second], [1, 1]), ([third, second], [0, 1])]
+    found = []
+    for candidates, images in batches:
+        scaler.apply(candidates, images)
+        found.append(forward(scaler.transformer, given))
+    assert [[first, second, third].index(c) for c in expanded] == [0, 1, 2]
+    for (candidates, images), output in zip(batches, found, strict=True):
+        fresh = Scaler(tiny_sd3())
+        fresh.apply(candidates, images)
+        assert torch.equal(forward(fresh.transformer, given), output)
+
+
 def test_a_candidate_without_differences_needs_no_branches_told():
     space = SearchSpace.build(find_sites(tiny_sd3()), "gate", guidance_scale=3.0)
     scaler = Scaler(tiny_sd3())
@@ -82,3 +105,15 @@ def test_each_image_has_the_guidance_of_its_candidate():
 def test_candidates_of_another_model_are_refused():
     with pytest.raises(CalibrationError, match="does not fit"):
         Scaler(tiny_flux()).apply(drawn(1))
+
+
+def test_wrong_number_of_scales_is_refused():
+    with pytest.raises(ValueError, match="Expected scales"):
+        Scaler(tiny_sd3()).set(torch.ones(1, 1, 3))
+
+
+def test_a_compiled_model_is_refused():
+    model = tiny_sd3()
+    model.transformer_blocks[0].compile()
+    with pytest.raises(UnsupportedModelError, match="already compiled"):
+        Scaler(model)

@@ -65,10 +65,10 @@ class Passes:
             layout: branch of each group of rows.
             images: rows of a group.
         """
-        speaking = scales[:, :, OUTPUT].ne(0).any(dim=0).tolist()
+        nonzero = scales[:, :, OUTPUT].ne(0).any(dim=0).tolist()
         members = {b: [m for m, own in enumerate(branches) if own == b] for b in set(layout)}
         # A member without weight is not run: at the start an ensemble costs what the model costs.
-        active = {b: [m for m in found if speaking[m]] for b, found in members.items()}
+        active = {b: [m for m in found if nonzero[m]] for b, found in members.items()}
         count = max(1, *map(len, active.values()))
         groups = [_group(scales, members[b], active[b], count, images) for b in layout]
         table = torch.cat(groups, dim=1)
