@@ -33,6 +33,36 @@ def warm_start(space: SearchSpace, sites: Sequence[Site], found: Coefficients) -
         ConfigError: the coefficients are finer than the space, have more members or knots or
             factors, or belong to another model.
     """
+    names = _names(space, sites, found)
+    original = space.coefficients(space.start)
+    sets, ratios = _sets(found, space), _ratios(found, space)
+    if not space.search_output and (ratios != 1.0).any():
+        raise ConfigError(
+            "The calibration to start from has output weights of its own, which this search does "
+            "not have. Set space.output_weights to true."
+        )
+    if unsearched := [name for name in found.factors if name not in space.factors]:
+        raise ConfigError(
+            f"The calibration to start from has a factor on the {unsearched[0]}, which this search "
+            f"does not have. Set space.{unsearched[0]} to true."
+        )
+    factors: dict[str, float] = {name: getattr(found, name) for name in space.factors}
+    members = [
+        replace(
+            member,
+            scales=tuple({name: knot[names[name]] for name in space.names} for knot in scales),
+            output_weights=tuple(
+                weight * float(ratio)
+                for weight, ratio in zip(member.output_weights, row, strict=True)
+            ),
+        )
+        for member, scales, row in zip(original.members, sets, ratios, strict=True)
+    ]
+    return space.vector(original.with_members(members, **factors))
+
+
+def _names(space: SearchSpace, sites: Sequence[Site], found: Coefficients) -> dict[str, str]:
+    """Names of the space to those of coefficients of the same model, as coarse or coarser."""
     order = GRANULARITIES.index
     if order(found.granularity) > order(space.granularity):
         raise ConfigError(
@@ -52,31 +82,7 @@ def warm_start(space: SearchSpace, sites: Sequence[Site], found: Coefficients) -
             f"The calibration to start from has scales that this model has no place for, "
             f"{', '.join(extra[:3])}: it belongs to another model."
         )
-    original = space.coefficients(space.start)
-    sets, ratios = _sets(found, space), _ratios(found, space)
-    if not space.search_output and (ratios != 1.0).any():
-        raise ConfigError(
-            "The calibration to start from has output weights of its own, which this search does "
-            "not have. Set space.output_weights to true."
-        )
-    if unsearched := [name for name in found.factors if name not in space.factors]:
-        raise ConfigError(
-            f"The calibration to start from has a factor on the {unsearched[0]}, which this search "
-            f"does not have. Set space.{unsearched[0]} to true."
-        )
-    factors: dict[str, float] = {name: getattr(found, name) for name in space.factors}
-    members = [
-        replace(
-            member,
-            scales=tuple({name: knot[own[name]] for name in space.names} for knot in scales),
-            output_weights=tuple(
-                weight * float(ratio)
-                for weight, ratio in zip(member.output_weights, row, strict=True)
-            ),
-        )
-        for member, scales, row in zip(original.members, sets, ratios, strict=True)
-    ]
-    return space.vector(original.with_members(members, **factors))
+    return own
 
 
 def _sets(found: Coefficients, space: SearchSpace) -> list[tuple[Mapping[str, float], ...]]:
