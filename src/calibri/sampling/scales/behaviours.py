@@ -7,13 +7,12 @@ embedded guidance (``GuidanceHook``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from calibri.errors import GuidanceError
 from calibri.pipelines import Call
 from calibri.sampling.scales.layout import RowLayout
 from calibri.sampling.scales.site_hooks import SiteHooks
@@ -86,12 +85,13 @@ class AlongTrajectory:
 
     Args:
         inner: is given the scales of each step.
-        largest: timestep of pure noise, at the last knot; the image, at the first, has 0.
+        position: tells where on the trajectory a forward is, from 0, the image, at the first knot
+            to 1, pure noise, at the last.
     """
 
-    def __init__(self, inner: Behaviour, largest: float) -> None:
+    def __init__(self, inner: Behaviour, position: Callable[[Call], Tensor]) -> None:
         self._inner = inner
-        self._largest = largest
+        self._position = position
         self._knots = torch.ones(0)
 
     def use(self, scales: Tensor) -> None:
@@ -101,15 +101,8 @@ class AlongTrajectory:
 
     def before(self, call: Call) -> None:
         """Take the scales of this step."""
-        if "timestep" not in call.kwargs:
-            raise GuidanceError(
-                "The scales change over the sampling steps, but the transformer was called without "
-                "a timestep. Pass timestep by name."
-            )
         knots, device = self._knots.shape[2], self._knots.device
-        # Pipelines give all rows the same timestep; left on its device, it is not waited for.
-        now = call.kwargs["timestep"].flatten()[:1].to(device, torch.float32)
-        place = now / self._largest * (knots - 1)
+        place = self._position(call).to(device) * (knots - 1)
         near = 1 - (place - torch.arange(knots, device=device)).abs()
         self._inner.use((self._knots * near.clamp(min=0)[:, None]).sum(dim=2))
         self._inner.before(call)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from calibri.coefficients import Place
-from calibri.errors import UnsupportedModelError
+from calibri.errors import GuidanceError, UnsupportedModelError
 from calibri.pipelines import Call, Network, timestep_range
 from calibri.sampling.scales.behaviours import AlongTrajectory, Behaviour, ByBranch, Constant
 from calibri.sampling.scales.ensemble import MemberSum, PassRunner
@@ -53,7 +53,8 @@ class NetworkHooks:
             UnsupportedModelError: there are several knots, and the timesteps are not known.
         """
         if scales.ndim == 4:
-            return AlongTrajectory(self._constant_in_time(branches), self._largest_timestep())
+            inner = self._constant_in_time(branches)
+            return AlongTrajectory(inner, _position_of(self._transformer))
         return self._constant_in_time(branches)
 
     def _constant_in_time(self, branches: Sequence[int]) -> Behaviour:
@@ -62,9 +63,6 @@ class NetworkHooks:
         if len(branches) > 1:
             return ByBranch(self._sites, self._layout, branches)
         return Constant(self._sites, self._layout)
-
-    def _largest_timestep(self) -> float:
-        return timestep_range(self._transformer)
 
     def set(self, behaviour: Behaviour, scales: Tensor) -> None:
         """Let the following forwards behave so, with these scales of the shape it was made for."""
@@ -82,6 +80,23 @@ class NetworkHooks:
         if not torch.compiler.is_compiling():
             self._sites.follow()
         self._behaviour.before(Call(args, kwargs))
+
+
+def _position_of(transformer: nn.Module) -> Callable[[Call], Tensor]:
+    """Make what tells where on the trajectory a forward is, (1,): 0 the image, 1 the noise."""
+    largest = timestep_range(transformer)
+
+    def position(call: Call) -> Tensor:
+        if "timestep" not in call.kwargs:
+            raise GuidanceError(
+                "The scales change over the sampling steps, but the transformer was called without "
+                "a timestep. Pass timestep by name."
+            )
+        # Pipelines give all rows the same timestep; left on its device, it is not waited for.
+        now: Tensor = call.kwargs["timestep"].flatten()[:1].float()
+        return now / largest
+
+    return position
 
 
 def _device(transformer: nn.Module) -> torch.device:
