@@ -12,6 +12,7 @@ from calibri.pipelines.sites.find import assign_sites, find_output_sites, find_s
 from calibri.pipelines.sites.site import Fold, Site
 from calibri.sampling.scales.fold import Fused
 from calibri.sampling.scales.scaler import Scaler
+from calibri.sampling.scales.site_hooks import SiteHook
 from tests.pipelines.zoo import QUIET, ZOO, Specimen, run
 
 SPECIMENS = {specimen.id: specimen for specimen in ZOO}
@@ -140,7 +141,7 @@ def test_a_packed_sequence_refuses_scales_per_row():
     scaler.set(torch.ones(3, 1, len(scaler.sites) + 1))
     with pytest.raises(GuidanceError, match="1 rows for 3 images"):
         run(model, specimen.draw())
-    hook = scaler._hooks[0]._hooks[0]
+    hook = SiteHook(find_sites(model)[0])
     hook.scale = torch.ones(3)
     with pytest.raises(GuidanceError, match="packed sequence"):
         hook(model, (), (torch.ones(6, 2), torch.ones(6, 2)))
@@ -187,8 +188,13 @@ def test_the_outputs_of_two_modalities_share_the_output_weight():
     model = SPECIMENS["LTX2VideoTransformer3DModel"].model()
     assert [s.path for s in find_output_sites(model)] == ["proj_out", "audio_proj_out"]
     scaler = Scaler(model)
-    scaler.set(torch.full((1, 1, len(scaler.sites) + 1), 0.25))
-    assert [float(hook.scale) for hook in scaler._hooks[0]._hooks[-2:]] == [0.25, 0.25]
+    scales = torch.ones(1, 1, len(scaler.sites) + 1)
+    scales[..., -1] = 0.25
+    scaler.set(scales)
+    for output in (model.proj_out, model.audio_proj_out):
+        given = torch.ones(1, 2, output.in_features)
+        plain = nn.functional.linear(given, output.weight, output.bias)
+        assert torch.equal(output(given), plain * 0.25)
 
 
 def test_a_batch_on_another_axis_is_known():

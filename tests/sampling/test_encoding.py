@@ -11,7 +11,8 @@ from calibri.config import SamplingConfig
 from calibri.errors import UnsupportedModelError
 from calibri.prompts.files import make_prompts
 from calibri.sampling.branches import BranchResolver
-from calibri.sampling.encoding import Memory, TextsEncoder, make_encoder
+from calibri.sampling.encoding import TextsEncoder, make_encoder
+from calibri.sampling.prompt_cache import PromptCache
 from calibri.sampling.sampler import Noise, Sampler
 from calibri.sampling.scales.scaler import Scaler
 from calibri.sampling.signatures import call_arguments, needs_texts
@@ -203,28 +204,13 @@ class Lengths:
 def test_answers_that_cannot_be_joined_are_remembered_for_whole_batches():
     pipe = Lengths()
     pipe.calls = []
-    encoder = TextsEncoder(pipe, None, Memory())
+    encoder = TextsEncoder(pipe, None, PromptCache())
     for prompts in (PROMPTS, PROMPTS, PROMPTS[::-1], PROMPTS):
         with encoder.answering():
             _, lengths = pipe(**encoder.arguments(prompts))
         assert lengths.tolist() == torch.tensor([len(p.text) for p in prompts]).cumsum(0).tolist()
     texts = [prompt.text for prompt in PROMPTS]
     assert pipe.calls.count(texts) == pipe.calls.count(texts[::-1]) == 1
-
-
-def test_memory_is_bounded_and_forgets_the_least_recently_used():
-    memory = Memory(max_bytes=3 * 400)
-    made = []
-
-    def make(name):
-        made.append(name)
-        return {"embeds": torch.zeros(100)}
-
-    for name in "abcadab":
-        memory.get(name, lambda name=name: make(name))
-    # d takes the place of b, the only one not asked for since.
-    assert made == ["a", "b", "c", "d", "b"]
-    assert memory.full
 
 
 def test_the_branches_of_guidance_are_known_for_a_pipeline_called_with_texts():

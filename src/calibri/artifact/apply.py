@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from calibri.artifact.calibration import Calibration
 from calibri.coefficients import BRANCHES, Branch, Coefficients, check_factors
 from calibri.errors import CalibrationError, CalibriError, FuseError, GuidanceError
-from calibri.pipelines import Networks, networks_of, sites_of
+from calibri.pipelines import networks_of, sites_of
 from calibri.sampling import BranchResolver, Fused, Layout, Scaler, change_shift
 
 _APPLIED = "_calibri_applied"
@@ -83,7 +83,8 @@ class AppliedCalibration:
         for own in owned:
             if reason := own.unfoldable:
                 raise FuseError(f"{reason} Keep it loaded without fusing.")
-        scales = _one_after_the_other(self.networks, owned)
+        sites = sites_of(self.networks)
+        scales = [own.site_scales(sites)[0] for own in owned]
         self._fused = Fused(self.networks, scales, keep_originals=keep_originals)
         self._detach()
 
@@ -125,12 +126,7 @@ class AppliedCalibration:
 
     def _set(self) -> None:
         assert self._scaler is not None
-        scales = torch.from_numpy(self._coefficients.site_scales(self._scaler.sites))
-        guidance = torch.tensor([self._coefficients.guidance])
-        if self._resolver or self._coefficients.is_ensemble:
-            self._scaler.set(scales[None], self._coefficients.member_branches, guidance)
-        else:  # without differences between branches one row serves any batch
-            self._scaler.set(scales[None, :1], guidance=guidance)
+        self._scaler.apply([self._coefficients])
         self._restore_schedule()
         self._restore_schedule = change_shift(self.pipe, self._coefficients.shift)
 
@@ -154,30 +150,16 @@ def _of_branch(coefficients: Coefficients, branch: int | None) -> Coefficients:
     """Say what a network that runs one branch of guidance alone gets of them."""
     if branch is None or coefficients.is_ensemble or coefficients.num_branches == 1:
         return coefficients
-    member = coefficients.member_branches.index(branch)
+    member = next(m for m in coefficients.members if m.branch == BRANCHES[branch])
     # The pipeline itself multiplies by the start weight (guidance formula).
-    start, count = coefficients.start_weights[member], coefficients.output_knots
-    weights = coefficients.output_weights[member * count : (member + 1) * count]
-    sets, knots = coefficients.scales, coefficients.knots
-    return coefficients.model_copy(
-        update={
-            "scales": sets[member * knots : (member + 1) * knots] or sets,
-            "output_weights": tuple(weight / start for weight in weights),
-            "start_weights": (1.0,),
-            "branches": None,
-        }
+    weights = tuple(weight / member.start_weight for weight in member.output_weights)
+    alone = replace(member, branch="conditional", start_weight=1.0, output_weights=weights)
+    return Coefficients.from_members(
+        [alone],
+        coefficients.granularity,
+        guidance=coefficients.guidance,
+        shift=coefficients.shift,
     )
-
-
-def _one_after_the_other(networks: Networks, owned: Sequence[Coefficients]) -> list[float]:
-    """List the scales of each network's sites, its output last."""
-    scales, first = [], 0
-    for network, own in zip(networks, owned, strict=True):
-        table = own.site_scales(sites_of(networks))[0]
-        last = first + len(network.sites)
-        scales += [*table[first:last], table[-1]]
-        first = last
-    return [float(scale) for scale in scales]
 
 
 class _ToldBranch:

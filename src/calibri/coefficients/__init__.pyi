@@ -2,6 +2,10 @@ from .coefficients import BRANCHES as BRANCHES
 from .coefficients import Branch as Branch
 from .coefficients import Coefficients as Coefficients
 from .coefficients import Factor as Factor
+from .coefficients import Member as Member
+from .columns import OUTPUT as OUTPUT
+from .columns import Place as Place
+from .columns import scaled_places as scaled_places
 from .presets import PRESETS as PRESETS
 from .presets import preset as preset
 from .resolution import Capabilities as Capabilities

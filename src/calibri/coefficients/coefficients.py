@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Literal, get_args
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 from pydantic import Field, FiniteFloat, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from calibri.arrays import Vector
+from calibri.coefficients.columns import OUTPUT
 from calibri.config import Granularity
 from calibri.errors import CalibrationError
 from calibri.pipelines import Site, parameter_name, parameter_names
@@ -19,12 +21,44 @@ Factor = Literal["guidance", "shift"]
 
 BRANCHES: tuple[Branch, ...] = get_args(Branch)
 
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One term ``omega_i * f(x, t, y_i; s_i)`` of the sum that coefficients describe.
+
+    Attributes:
+        branch: y_i: ``"conditional"`` the prompt, ``"unconditional"`` the negative prompt.
+        start_weight: omega_i of the uncalibrated model.
+        output_weights: omega_i at each output knot of the trajectory; one when it is constant.
+        scales: s_i at each knot of the trajectory, parameter name to scalar; one when constant.
+    """
+
+    branch: Branch
+    start_weight: float
+    output_weights: tuple[float, ...]
+    scales: tuple[Mapping[str, float], ...]
+
+    def with_strength(self, strength: float) -> Member:
+        """Blend with the uncalibrated model: 0 is that model, 1 this member."""
+        start = self.start_weight
+        return replace(
+            self,
+            output_weights=tuple(start + strength * (w - start) for w in self.output_weights),
+            scales=tuple(
+                {name: 1.0 + strength * (value - 1.0) for name, value in knot.items()}
+                for knot in self.scales
+            ),
+        )
+
 
 class Coefficients(Record):
     """Scalars of a calibration: ``c = (omega, s)`` of the paper (spec section 1).
 
     They describe ``F(x, t) = sum_i omega_i * f(x, t, y_i; s_i)`` over the members i of an ensemble
-    (spec section 2).
+    (spec section 2). The fields are what an artifact and a journal hold; ``members`` and
+    ``from_members`` are what to work with.
 
     Attributes:
         granularity: how sites share a scalar.
@@ -55,6 +89,67 @@ class Coefficients(Record):
     guidance: NonNegativeFloat = Field(1.0, allow_inf_nan=False)
     shift: PositiveFloat = Field(1.0, allow_inf_nan=False)
 
+    @classmethod
+    def from_members(
+        cls,
+        members: Sequence[Member],
+        granularity: Granularity,
+        *,
+        shared_scales: bool = False,
+        guidance: float = 1.0,
+        shift: float = 1.0,
+    ) -> Coefficients:
+        """Write members as coefficients; ``members`` reads them back.
+
+        Args:
+            members: alike in their numbers of knots and in the names of their scales.
+            granularity: how sites share a scalar.
+            shared_scales: keep the scales of the first member as those of all.
+            guidance: factor on the embedded guidance.
+            shift: factor on the shift of the noise schedule.
+
+        Raises:
+            ValidationError: there is no member, or a number is not finite.
+        """
+        branches = tuple(member.branch for member in members)
+        return cls(
+            granularity=granularity,
+            branches=None if branches == BRANCHES[: len(branches)] else branches,
+            start_weights=tuple(member.start_weight for member in members),
+            guidance=guidance,
+            shift=shift,
+            **_flat(members, shared_scales),
+        )
+
+    def with_members(self, members: Sequence[Member], **update: Any) -> Coefficients:
+        """Copy with other scales and output weights of the same members.
+
+        Args:
+            members: as many as there are, of the same branches and start weights.
+            update: other fields to change.
+        """
+        return self.model_copy(update=_flat(members, self.shares_scales) | update)
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """The members of the ensemble, in their order; of coefficients without ``problems``."""
+        sets = _by_knot(self.scales, self.knots)
+        return tuple(
+            Member(BRANCHES[branch], start, weights, scales)
+            for branch, start, weights, scales in zip(
+                self.member_branches,
+                self.start_weights,
+                _by_knot(self.output_weights, self.output_knots),
+                sets * len(self.start_weights) if self.shares_scales else sets,
+                strict=True,
+            )
+        )
+
+    @property
+    def shares_scales(self) -> bool:
+        """Whether one set of scales serves all members; so it does where there is one member."""
+        return len(self.scales) == self.knots
+
     @property
     def member_branches(self) -> tuple[int, ...]:
         """Branch of each member: 0 the conditional, 1 the unconditional."""
@@ -81,8 +176,9 @@ class Coefficients(Record):
     def per_branch(self) -> bool:
         """Whether one set of scales cannot serve every row of a forward."""
         multipliers = self._output_multipliers()
-        own = len(self.scales) > self.knots
-        return own or bool((multipliers != multipliers[0]).any()) or self.is_ensemble
+        # Far below what fp32 scales can tell apart; what is alike stays so at every strength.
+        alike = np.isclose(multipliers, multipliers[0], rtol=1e-9, atol=1e-9).all()
+        return self.is_ensemble or not self.shares_scales or not alike
 
     @property
     def factors(self) -> tuple[Factor, ...]:
@@ -149,13 +245,8 @@ class Coefficients(Record):
         """Factors on what each member returns, float64 (members, output knots)."""
         # The pipeline itself combines the branches with the start weights (guidance formula).
         branch_weights = np.array(self._branch_weights())[list(self.member_branches)]
-        weights = np.reshape(self.output_weights, (len(self.start_weights), self.output_knots))
+        weights = np.array([member.output_weights for member in self.members])
         return np.asarray(weights / branch_weights[:, None])
-
-    @property
-    def start_output_weights(self) -> tuple[float, ...]:
-        """The output weights of the uncalibrated model, as many as ``output_weights``."""
-        return tuple(w for w in self.start_weights for _ in range(self.output_knots))
 
     def with_strength(self, strength: float) -> Coefficients:
         """Blend with the original model: 0 is the original, 1 is the full calibration.
@@ -168,21 +259,14 @@ class Coefficients(Record):
                 f"Strength must lie between 0 (the original model) and 1 (the full calibration); "
                 f"got {strength}."
             )
-        weights = zip(self.output_weights, self.start_output_weights, strict=True)
-        return self.model_copy(
-            update={
-                "scales": tuple(
-                    {name: 1.0 + strength * (value - 1.0) for name, value in member.items()}
-                    for member in self.scales
-                ),
-                "output_weights": tuple(start + strength * (w - start) for w, start in weights),
-                "guidance": 1.0 + strength * (self.guidance - 1.0),
-                "shift": 1.0 + strength * (self.shift - 1.0),
-            }
+        return self.with_members(
+            [member.with_strength(strength) for member in self.members],
+            guidance=1.0 + strength * (self.guidance - 1.0),
+            shift=1.0 + strength * (self.shift - 1.0),
         )
 
     def site_scales(self, sites: Sequence[Site]) -> Vector:
-        """Expand to one scale per member and site, output last.
+        """Expand to one scale per member and site; the output weight stands behind (``OUTPUT``).
 
         Returns:
             float64 (members, sites + 1), or (members, knots, sites + 1) with several knots.
@@ -191,17 +275,11 @@ class Coefficients(Record):
             CalibrationError: the names do not match the sites.
         """
         self._check_names(sites)
-        rows = [
-            [member[parameter_name(site, self.granularity)] for site in sites]
-            for member in self.scales
-        ]
-        shape = (len(self.start_weights), self.trajectory_knots)
-        scales = np.reshape(np.array(rows), (-1, self.knots, len(sites)))
-        outputs = self._output_multipliers()[:, :, None]
-        table = np.concatenate(
-            [np.broadcast_to(scales, (*shape, len(sites))), np.broadcast_to(outputs, (*shape, 1))],
-            axis=2,
-        )
+        names = [parameter_name(site, self.granularity) for site in sites]
+        scales = [[[knot[n] for n in names] for knot in member.scales] for member in self.members]
+        table = np.empty((len(scales), self.trajectory_knots, len(names) + 1))
+        table[..., :OUTPUT] = scales
+        table[..., OUTPUT] = self._output_multipliers()
         return table if self.trajectory_knots > 1 else table[:, 0]
 
     def _check_names(self, sites: Sequence[Site]) -> None:
@@ -215,6 +293,22 @@ class Coefficients(Record):
                     f"'{self.granularity}' (missing {_few(missing)}, unknown {_few(unknown)}). "
                     "Load it onto the model it was made for."
                 )
+
+
+def _by_knot(values: Sequence[Item], knots: int) -> list[tuple[Item, ...]]:
+    """Cut what lists the knots of each member in their order."""
+    return [tuple(values[first : first + knots]) for first in range(0, len(values), knots)]
+
+
+def _flat(members: Sequence[Member], shared_scales: bool) -> dict[str, Any]:
+    """The fields that list the knots of each member in their order."""
+    own = members[:1] if shared_scales else members
+    return {
+        "scales": tuple(dict(knot) for member in own for knot in member.scales),
+        "output_weights": tuple(w for member in members for w in member.output_weights),
+        "knots": len(members[0].scales) if members else 1,
+        "output_knots": len(members[0].output_weights) if members else 1,
+    }
 
 
 def _few(names: set[str]) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from calibri.coefficients.coefficients import Coefficients
+from calibri.coefficients.coefficients import BRANCHES, Coefficients, Member
 from calibri.config import Granularity
 from calibri.errors import ConfigError
 from calibri.pipelines import Networks, Site, networks_of, parameter_names, sites_of
@@ -156,17 +156,16 @@ def skip_layer_guidance(
     """
     full, weaker = _full_and_weaker(networks_of(pipe), blocks, granularity)
     acts = [True] if window is None else window.knots()
-    path = [weaker if inside else full for inside in acts]
+    whole, path = (full,) * len(acts), tuple(weaker if inside else full for inside in acts)
     guided = guidance_scale > 1.0
-    w, further = (guidance_scale, (1.0 - guidance_scale,)) if guided else (1.0, ())
-    return Coefficients(
-        granularity=granularity,
-        scales=(*[full] * (len(acts) * (1 + guided)), *path),
-        output_weights=(w + scale, *further, -scale),
-        start_weights=(w, *further, 0.0),
-        branches=("conditional", *["unconditional"] * guided, "conditional"),
-        knots=len(acts),
+    w, u = (guidance_scale, 1.0 - guidance_scale) if guided else (1.0, 0.0)
+    unconditional = Member("unconditional", u, (u,), whole)
+    members = (
+        Member("conditional", w, (w + scale,), whole),
+        *[unconditional] * guided,
+        Member("conditional", 0.0, (-scale,), path),
     )
+    return Coefficients.from_members(members, granularity)
 
 
 def autoguidance(
@@ -196,12 +195,12 @@ def autoguidance(
             f"{guidance_scale} there is none. Set it above 1."
         )
     weights = (guidance_scale, 1.0 - guidance_scale)
-    return Coefficients(
-        granularity=granularity,
-        scales=_full_and_weaker(networks_of(pipe), blocks, granularity),
-        output_weights=weights,
-        start_weights=weights,
-    )
+    scales = _full_and_weaker(networks_of(pipe), blocks, granularity)
+    members = [
+        Member(branch, weight, (weight,), (own,))
+        for branch, weight, own in zip(BRANCHES, weights, scales, strict=True)
+    ]
+    return Coefficients.from_members(members, granularity)
 
 
 _Scales = dict[str, float]

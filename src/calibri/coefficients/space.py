@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibri.arrays import Vector
-from calibri.coefficients.coefficients import BRANCHES, Branch, Coefficients, Factor
+from calibri.coefficients.coefficients import BRANCHES, Branch, Coefficients, Factor, Member
 from calibri.config import Branches, Granularity
 from calibri.errors import CalibrationError, ConfigError
 from calibri.pipelines import Site, parameter_names
@@ -64,7 +64,7 @@ class SearchSpace:
         search_guidance: bool = False,
         search_shift: bool = False,
     ) -> SearchSpace:
-        """Lay out a search over the sites of a transformer.
+        """Build the space of a search over the sites of a transformer.
 
         Args:
             sites: residual-branch sites, without the output site.
@@ -156,7 +156,7 @@ class SearchSpace:
     def _prefixes(self) -> list[str]:
         if len(self.start_weights) == 1:
             return [""]
-        branches = self.branches or BRANCHES
+        branches = self._branches
         if len(set(branches)) == 1:
             return [f"member{i + 1}/" for i in range(len(branches))]
         # The first of a branch bears its name alone, as it does without further members.
@@ -200,27 +200,32 @@ class SearchSpace:
                 f"({self.num_scales} scales, {self.num_outputs} output weights, "
                 f"{len(self.factors)} factors)."
             )
-        step = len(self.names)
-        scales = [
-            dict(zip(self.names, values[m * step : (m + 1) * step], strict=True))
-            for m in range(self.members * self.knots)
-        ]
-        after = self.num_scales + self.num_outputs
-        weights = values[self.num_scales : after] if self.search_output else self.start_weights
-        return Coefficients(
-            granularity=self.granularity,
-            scales=tuple(scales),
-            output_weights=tuple(weights),
-            start_weights=self.start_weights,
-            branches=self.branches,
-            knots=self.knots,
-            output_knots=self.output_knots,
-            **dict(zip(self.factors, values[after:], strict=True)),
+        factors = dict(zip(self.factors, values[self.num_scales + self.num_outputs :], strict=True))
+        return Coefficients.from_members(
+            self._members(values), self.granularity, shared_scales=self.members == 1, **factors
         )
+
+    def _members(self, values: Sequence[float]) -> list[Member]:
+        """Read the members off the front of a vector."""
+        rest = iter(values)
+        sets = [
+            tuple({name: next(rest) for name in self.names} for _ in range(self.knots))
+            for _ in range(self.members)
+        ]
+        own = sets * (len(self.start_weights) if self.members == 1 else 1)
+        weights = [
+            tuple(next(rest) if self.search_output else start for _ in range(self.output_knots))
+            for start in self.start_weights
+        ]
+        return list(map(Member, self._branches, self.start_weights, weights, own))
+
+    @property
+    def _branches(self) -> tuple[Branch, ...]:
+        return self.branches or BRANCHES[: len(self.start_weights)]
 
     def vector(self, coefficients: Coefficients) -> Vector:
         """Flatten coefficients of this space; the inverse of ``coefficients``."""
-        scales = [member[name] for member in coefficients.scales for name in self.names]
+        scales = [knot[name] for knot in coefficients.scales for name in self.names]
         outputs = coefficients.output_weights if self.search_output else ()
         factors = [getattr(coefficients, name) for name in self.factors]
         return np.array([*scales, *outputs, *factors])

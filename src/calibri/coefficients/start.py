@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -32,6 +33,36 @@ def warm_start(space: SearchSpace, sites: Sequence[Site], found: Coefficients) -
         ConfigError: the coefficients are finer than the space, have more members or knots or
             factors, or belong to another model.
     """
+    names = _names(space, sites, found)
+    original = space.coefficients(space.start)
+    sets, ratios = _sets(found, space), _ratios(found, space)
+    if not space.search_output and (ratios != 1.0).any():
+        raise ConfigError(
+            "The calibration to start from has output weights of its own, which this search does "
+            "not have. Set space.output_weights to true."
+        )
+    if unsearched := [name for name in found.factors if name not in space.factors]:
+        raise ConfigError(
+            f"The calibration to start from has a factor on the {unsearched[0]}, which this search "
+            f"does not have. Set space.{unsearched[0]} to true."
+        )
+    factors: dict[str, float] = {name: getattr(found, name) for name in space.factors}
+    members = [
+        replace(
+            member,
+            scales=tuple({name: knot[names[name]] for name in space.names} for knot in scales),
+            output_weights=tuple(
+                weight * float(ratio)
+                for weight, ratio in zip(member.output_weights, row, strict=True)
+            ),
+        )
+        for member, scales, row in zip(original.members, sets, ratios, strict=True)
+    ]
+    return space.vector(original.with_members(members, **factors))
+
+
+def _names(space: SearchSpace, sites: Sequence[Site], found: Coefficients) -> dict[str, str]:
+    """Names of the space to those of coefficients of the same model, as coarse or coarser."""
     order = GRANULARITIES.index
     if order(found.granularity) > order(space.granularity):
         raise ConfigError(
@@ -51,51 +82,34 @@ def warm_start(space: SearchSpace, sites: Sequence[Site], found: Coefficients) -
             f"The calibration to start from has scales that this model has no place for, "
             f"{', '.join(extra[:3])}: it belongs to another model."
         )
-    members = _spread(found, space.members, space.knots)
-    scales = tuple({name: scales[own[name]] for name in space.names} for scales in members)
-    original = space.coefficients(space.start)
-    ratios = _ratios(found, len(space.start_weights), space.output_knots)
-    weights = [w * ratio for w, ratio in zip(original.start_output_weights, ratios, strict=True)]
-    if not space.search_output and any(ratio != 1.0 for ratio in ratios):
+    return own
+
+
+def _sets(found: Coefficients, space: SearchSpace) -> list[tuple[Mapping[str, float], ...]]:
+    """The scales of each member of the space, knot by knot."""
+    sets = [member.scales for member in found.members[: 1 if found.shares_scales else None]]
+    if len(sets) not in (1, space.members) or found.knots not in (1, space.knots):
         raise ConfigError(
-            "The calibration to start from has output weights of its own, which this search does "
-            "not have. Set space.output_weights to true."
+            f"The calibration to start from has {len(sets)} sets of scales with {found.knots} "
+            f"knots, this search {space.members} with {space.knots}. Give the search as many, or "
+            "start from one set."
         )
-    if unsearched := [name for name in found.factors if name not in space.factors]:
-        raise ConfigError(
-            f"The calibration to start from has a factor on the {unsearched[0]}, which this search "
-            f"does not have. Set space.{unsearched[0]} to true."
-        )
-    factors: dict[str, float] = {name: getattr(found, name) for name in space.factors}
-    update = {"scales": scales, "output_weights": tuple(weights), **factors}
-    return space.vector(original.model_copy(update=update))
+    spread = [knots * (space.knots if found.knots == 1 else 1) for knots in sets]
+    return spread * (len(space.start_weights) if len(sets) == 1 else 1)
 
 
-def _spread(found: Coefficients, members: int, knots: int) -> list[dict[str, float]]:
-    """One set of scales for each member and knot of the space."""
-    sets = len(found.scales) // found.knots
-    if sets not in (1, members) or found.knots not in (1, knots):
-        raise ConfigError(
-            f"The calibration to start from has {sets} sets of scales with {found.knots} knots, "
-            f"this search {members} with {knots}. Give the search as many, or start from one set."
-        )
-    return [
-        found.scales[(member if sets > 1 else 0) * found.knots + (knot if found.knots > 1 else 0)]
-        for member in range(members)
-        for knot in range(knots)
-    ]
-
-
-def _ratios(found: Coefficients, members: int, knots: int) -> list[float]:
-    """Output weights in units of the uncalibrated model's, for each member and knot of a space."""
+def _ratios(found: Coefficients, space: SearchSpace) -> Vector:
+    """Output weights in units of the uncalibrated model's, (members, output knots) of the space."""
     if 0.0 in found.start_weights:
         raise ConfigError("An ensemble whose members start without weight cannot start a search.")
-    pairs = zip(found.output_weights, found.start_output_weights, strict=True)
-    ratios = np.reshape([weight / start for weight, start in pairs], (-1, found.output_knots))
+    members, knots = len(space.start_weights), space.output_knots
+    ratios = np.array(
+        [[weight / m.start_weight for weight in m.output_weights] for m in found.members]
+    )
     if len(ratios) not in (1, members) or found.output_knots not in (1, knots):
         raise ConfigError(
             f"The calibration to start from has {len(ratios)} output weights with "
             f"{found.output_knots} knots, this search {members} with {knots}. Give the search as "
             "many (space.output_knots, space.members), or start from one."
         )
-    return [float(ratio) for ratio in np.broadcast_to(ratios, (members, knots)).flatten()]
+    return np.broadcast_to(ratios, (members, knots))

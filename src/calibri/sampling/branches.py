@@ -19,7 +19,7 @@ from torch import Tensor
 
 from calibri.errors import GuidanceError, UnsupportedModelError
 from calibri.pipelines import Networks, networks_of
-from calibri.sampling.scales.hooks import Layout
+from calibri.sampling.scales.layout import Layout
 from calibri.sampling.signatures import NEGATIVE, encoded_names, named_outputs, returns_both
 
 CONDITIONAL, UNCONDITIONAL = 0, 1

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 
 from calibri.errors import UnsupportedModelError
 from calibri.prompts import Prompt
+from calibri.sampling.prompt_cache import PromptCache
 from calibri.sampling.signatures import (
     NEGATIVE,
     call_arguments,
@@ -26,44 +26,9 @@ from calibri.sampling.signatures import (
     returns_both,
 )
 from calibri.sampling.text_encoders import TextEncoders
-from calibri.trees import alike, batch_axis, joined, moved, shapes, size, writes
-
-# A thousand prompts of a T5-XXL in bfloat16 (512 x 4096) fill it.
-MAX_BYTES = 4 * 2**30
+from calibri.trees import alike, batch_axis, joined, moved, shapes, writes
 
 _CPU = torch.device("cpu")
-
-
-class Memory:
-    """What was encoded, on the CPU; the least recently used is forgotten.
-
-    Args:
-        max_bytes: bound on the size of all tensors together.
-    """
-
-    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
-        self._max_bytes = max_bytes
-        self._bytes = 0
-        self._known: OrderedDict[Any, Any] = OrderedDict()
-
-    def __contains__(self, key: Any) -> bool:
-        return key in self._known
-
-    @property
-    def full(self) -> bool:
-        """Whether one more would make it forget another, judging by the mean size so far."""
-        return self._bytes * (len(self._known) + 1) > self._max_bytes * max(1, len(self._known))
-
-    def get(self, key: Any, make: Callable[[], Any]) -> Any:
-        """Return what is known under a key, made now if it was not."""
-        if key not in self._known:
-            value = moved(make(), _CPU)
-            self._known[key] = value
-            self._bytes += size(value)
-            while self._bytes > self._max_bytes and len(self._known) > 1:
-                self._bytes -= size(self._known.popitem(last=False)[1])
-        self._known.move_to_end(key)
-        return self._known[key]
 
 
 class PromptEncoder(ABC):
@@ -72,17 +37,17 @@ class PromptEncoder(ABC):
     Args:
         pipe: a diffusers pipeline.
         negative_prompt: prompt of the unconditional branch, or None without guidance.
-        memory: where encoded prompts are kept.
+        cache: where encoded prompts are kept.
 
     Attributes:
         encoders: where the text encoders rest.
     """
 
-    def __init__(self, pipe: Any, negative_prompt: str | None, memory: Memory) -> None:
+    def __init__(self, pipe: Any, negative_prompt: str | None, cache: PromptCache) -> None:
         self.encoders = TextEncoders(pipe)
         self._pipe = pipe
         self._negative_prompt = negative_prompt
-        self._memory = memory
+        self._cache = cache
         self._accepted = call_arguments(pipe)
 
     @abstractmethod
@@ -116,24 +81,24 @@ class PromptEncoder(ABC):
 
 
 def make_encoder(
-    pipe: Any, negative_prompt: str | None, memory: Memory | None = None
+    pipe: Any, negative_prompt: str | None, cache: PromptCache | None = None
 ) -> PromptEncoder:
     """Choose how the prompts of a pipeline are encoded.
 
     Args:
         pipe: a diffusers pipeline.
         negative_prompt: prompt of the unconditional branch, or None without guidance.
-        memory: where encoded prompts are kept.
+        cache: where encoded prompts are kept.
     """
     kind = TextsEncoder if needs_texts(pipe) else EmbeddingsEncoder
-    return kind(pipe, negative_prompt, memory or Memory())
+    return kind(pipe, negative_prompt, cache or PromptCache())
 
 
 class EmbeddingsEncoder(PromptEncoder):
     """For pipelines that take the embeddings their ``encode_prompt`` returns."""
 
-    def __init__(self, pipe: Any, negative_prompt: str | None, memory: Memory) -> None:
-        super().__init__(pipe, negative_prompt, memory)
+    def __init__(self, pipe: Any, negative_prompt: str | None, cache: PromptCache) -> None:
+        super().__init__(pipe, negative_prompt, cache)
         self._names = encoded_names(pipe)
         self._batch: tuple[Any, list[int], dict[str, Any]] = (None, [], {})
 
@@ -146,8 +111,8 @@ class EmbeddingsEncoder(PromptEncoder):
         """Encode prompts that are not known yet, as many as are remembered."""
         with self.encoders.staying():
             for prompt in prompts:
-                known = _key(prompt.id, max_sequence_length) in self._memory
-                if not known and not self._memory.full:
+                known = _key(prompt.id, max_sequence_length) in self._cache
+                if not known and not self._cache.full:
                     self._encode(prompt, max_sequence_length)
 
     def arguments(
@@ -192,11 +157,11 @@ class EmbeddingsEncoder(PromptEncoder):
 
     def _encode(self, prompt: Prompt, length: int | None) -> dict[str, Any]:
         key, negative_key = _key(prompt.id, length), _key(NEGATIVE, length)
-        encoded = self._memory.get(key, lambda: self._encoded(prompt.text, length))
+        encoded = self._cache.get(key, lambda: self._encoded(prompt.text, length))
         if self._negative_prompt is None or returns_both(self._names):
             return dict(encoded)
         text = self._negative_prompt
-        negative = self._memory.get(negative_key, lambda: self._encoded(text, length, NEGATIVE))
+        negative = self._cache.get(negative_key, lambda: self._encoded(text, length, NEGATIVE))
         return {**encoded, **negative}
 
     def _encoded(self, text: str, length: int | None, prefix: str = "") -> dict[str, Any]:
@@ -238,8 +203,8 @@ class TextsEncoder(PromptEncoder):
     pipeline without ``encode_prompt`` hands texts to its transformer itself.
     """
 
-    def __init__(self, pipe: Any, negative_prompt: str | None, memory: Memory) -> None:
-        super().__init__(pipe, negative_prompt, memory)
+    def __init__(self, pipe: Any, negative_prompt: str | None, cache: PromptCache) -> None:
+        super().__init__(pipe, negative_prompt, cache)
         self._answers = False
         self._pending: list[str] = []
         self._joins: dict[Any, bool] = {}
@@ -299,11 +264,11 @@ class TextsEncoder(PromptEncoder):
             place = call.names.index("prompt")
             pending = [(*row[:place], text, *row[place + 1 :]) for text in self._pending]
             for other in pending:
-                if (call.key, other) not in self._memory and not self._memory.full:
+                if (call.key, other) not in self._cache and not self._cache.full:
                     self._one(call, other)
 
     def _one(self, call: _Call, row: tuple[str, ...]) -> Any:
-        return self._memory.get((call.key, row), lambda: self._together(call, [row]))
+        return self._cache.get((call.key, row), lambda: self._together(call, [row]))
 
     def _together(self, call: _Call, rows: Sequence[tuple[str, ...]]) -> Any:
         with self.encoders.present():
@@ -323,7 +288,7 @@ class TextsEncoder(PromptEncoder):
             if all(row == rows[0] for row in rows) or self._can_join(call, rows, parts):
                 return joined(parts)
         key = (call.key, tuple(rows))
-        return self._memory.get(key, lambda: self._together(call, rows))
+        return self._cache.get(key, lambda: self._together(call, rows))
 
     def _can_join(self, call: _Call, rows: Sequence[tuple[str, ...]], parts: Sequence[Any]) -> bool:
         """Try two different prompts together once, and once more where lengths differ."""
@@ -354,7 +319,7 @@ class _Call:
 
 
 def _key(name: str, length: int | None) -> Any:
-    """Where a prompt is kept in memory, which differs between numbers of tokens."""
+    """Where a prompt is kept in the cache, which differs between numbers of tokens."""
     return name if length is None else (name, length)
 
 

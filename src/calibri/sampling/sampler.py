@@ -134,9 +134,9 @@ class Sampler:
     def prepare(self, prompts: Sequence[Prompt], max_sequence_length: int | None = None) -> None:
         """Encode the prompts of the batches to come, so that the encoders are needed only now.
 
-        What is encoded is kept on the CPU, up to ``sampling.encoding.MAX_BYTES``; prompts beyond
-        that are encoded when they are sampled. A pipeline that must be called with texts tells how
-        it encodes them only in the next call of ``sample``, which then encodes all of these.
+        What is encoded is kept on the CPU, up to ``sampling.prompt_cache.MAX_BYTES``; prompts
+        beyond that are encoded when they are sampled. A pipeline that must be called with texts
+        tells how it encodes them only in the next call of ``sample``, which then encodes all.
         """
         self._encoder.prepare(prompts, max_sequence_length)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from calibri.errors import UnsupportedModelError
 from calibri.pipelines import Networks
+from calibri.trees import mapped
 
 # What transformers call the timestep.
 _TIMESTEPS = ("timestep", "timesteps", "t")
@@ -131,12 +132,10 @@ def _guess(known: list[tuple[float, Any]], time: float) -> Any:
 
 def _line(one: Any, two: Any, place: float) -> Any:
     """Go from one output, at place 0, through the other, at 1; copies, in fp32."""
-    if isinstance(two, Tensor):
-        if not two.is_floating_point():
-            return two
-        return torch.lerp(one.float(), two.float(), place).to(two.dtype)
-    if isinstance(two, Mapping):
-        return type(two)(**{name: _line(one[name], two[name], place) for name in two})
-    if isinstance(two, tuple | list):
-        return type(two)(_line(a, b, place) for a, b in zip(one, two, strict=True))
-    return two
+
+    def line(last: Tensor, first: Tensor) -> Tensor:
+        if not last.is_floating_point():
+            return last
+        return torch.lerp(first.float(), last.float(), place).to(last.dtype)
+
+    return mapped(line, two, one)

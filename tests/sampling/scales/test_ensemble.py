@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibri.errors import GuidanceError
+from calibri.pipelines.calls import Call
 from calibri.pipelines.loading import load_pipeline
 from calibri.sampling.branches import BranchResolver
-from calibri.sampling.scales.ensemble import Passes, can_repeat, combine, repeated, split
+from calibri.sampling.scales.ensemble import Passes, can_repeat, repeated_rows
 from calibri.sampling.scales.scaler import Scaler
 from tests.tiny import flux_inputs, forward, sd3_inputs, tiny_flux, tiny_sd3
 
@@ -211,7 +212,8 @@ def test_passes_give_every_row_every_member_of_its_branch(data):
     scales = torch.zeros(1 if shared else images, len(branches), 2)
     scales[:, :, 0] = torch.arange(len(branches)) + 1.0
     scales[:, :, 1] = torch.tensor(weights)
-    passes = Passes.plan(scales, branches, layout, images * len(layout))
+    passes = Passes.plan(scales, branches, layout, images)
+    assert (passes.scales[:, :, -1] == 1).all()  # the weight is that of what is returned
     for row in range(images * len(layout)):
         branch = layout[row // images]
         given_to = {
@@ -223,39 +225,17 @@ def test_passes_give_every_row_every_member_of_its_branch(data):
         assert given_to == wanted
 
 
-def test_repeating_splitting_and_combining_are_inverse():
+def test_rows_are_repeated_where_every_argument_is_known():
     inputs = {"hidden_states": torch.randn(2, 3), "timestep": torch.tensor(5.0)}
     inputs |= {"img_shapes": [[(1, 2, 2)], [(1, 3, 3)]], "img_ids": torch.zeros(2, 3), "x": None}
-    assert can_repeat((), inputs)
-    assert not can_repeat((torch.ones(1),), {})
-    assert not can_repeat((), {"joint_attention_kwargs": {"a": [torch.ones(1)]}})
-    twice = repeated(inputs, 2, 2)
+    assert can_repeat(Call((), inputs))
+    assert not can_repeat(Call((torch.ones(1),), {}))
+    assert not can_repeat(Call((), {"joint_attention_kwargs": {"a": [torch.ones(1)]}}))
+    twice = repeated_rows(inputs, 2, 2)
     assert twice["hidden_states"].shape == (4, 3)
     assert twice["timestep"] is inputs["timestep"]
     assert twice["img_shapes"] == inputs["img_shapes"] * 2
     assert twice["img_ids"] is inputs["img_ids"]
-    outputs = split((twice["hidden_states"], {"a": twice["hidden_states"]}, [1.0, 2.0] * 2), 2)
-    assert len(outputs) == 2
-    assert torch.equal(outputs[1][0], inputs["hidden_states"])
-    assert outputs[0][2] == [1.0, 2.0]
-    weights = torch.tensor([[2.0, 0.5], [-1.0, 0.5]])
-    combined = combine(outputs, weights)
-    assert torch.equal(combined[0], inputs["hidden_states"])
-    assert torch.equal(combined[1]["a"], inputs["hidden_states"])
-
-
-def test_outputs_that_are_lists_of_rows_are_weighted_row_by_row():
-    rows = [torch.ones(1, 2), torch.ones(1, 3)]
-    weights = torch.tensor([[2.0, 3.0], [1.0, -1.0]])
-    first, second = combine([(rows,), (rows,)], weights)[0]
-    assert (first.tolist(), second.tolist()) == ([[3.0, 3.0]], [[2.0, 2.0, 2.0]])
-
-
-def test_half_precision_members_are_added_in_single():
-    first = torch.full((1, 1), 1.0, dtype=torch.bfloat16)
-    # 256 + 1 is not a bfloat16: adding in it would lose the one.
-    weights = torch.tensor([[256.0], [1.0], [-256.0]])
-    assert combine([first] * 3, weights).item() == 1.0
 
 
 def flux_pipeline():

@@ -16,7 +16,7 @@ from torch import nn
 
 from calibri.artifact.calibration import Calibration, Sampling
 from calibri.artifact.folder_format import MAX_BYTES
-from calibri.coefficients import Branch, Coefficients
+from calibri.coefficients import Branch, Coefficients, Member
 from calibri.config import Granularity
 from calibri.errors import CalibrationError, ConfigError, UnsupportedModelError
 from calibri.files import write_atomically
@@ -190,18 +190,17 @@ def import_authors_vector(
     scales = _split(values, _names(transformer, granularity), members, transformer, granularity)
     scale = family.guidance_scale if guidance_scale is None else guidance_scale
     guided = members > 1 and scale > 1.0 and not family.embedded
+    starts = _starts(members, scale if guided else None)
+    found = [
+        Member(branch, start, (weight,), (_effective(own, transformer, granularity),))
+        for (branch, start), weight, own in zip(starts, values[-members:], scales, strict=True)
+    ]
     return Calibration(
         calibri_version=__version__,
         transformer_class=type(transformer).__name__,
         base_model=base_model or type(transformer).__name__,
         base_revision=base_revision,
-        coefficients=Coefficients(
-            granularity=granularity,
-            scales=tuple(_effective(member, transformer, granularity) for member in scales),
-            output_weights=values[-members:],
-            start_weights=_start(members, scale if guided else None),
-            branches=_branches(members, guided),
-        ),
+        coefficients=Coefficients.from_members(found, granularity),
         sampling=_sampling(scale if guided or family.embedded else 1.0),
         rewards={objective: "as the authors ran it"},
         objective=objective,
@@ -232,13 +231,12 @@ def export_authors_vector(coefficients: Coefficients, transformer: nn.Module) ->
             f"The authors' files hold scalars of the model alone; these coefficients also change "
             f"the {' and the '.join(coefficients.factors)} of the sampling."
         )
-    members = len(coefficients.start_weights)
-    scales = coefficients.scales * (members if len(coefficients.scales) == 1 else 1)
+    members = coefficients.members
     parts = [
-        [member[name] for member in scales for name in group]
+        [member.scales[0][name] for member in members for name in group]
         for group in _names(transformer, coefficients.granularity)
     ]
-    parts.append(list(coefficients.output_weights))
+    parts.append([member.output_weights[0] for member in members])
     return AuthorsFile(
         solution=tuple(value for part in parts for value in part),
         shapes=[len(part) for part in parts],
@@ -322,17 +320,13 @@ def _sampling(guidance_scale: float) -> Sampling:
     )
 
 
-def _start(members: int, guidance_scale: float | None) -> tuple[float, ...]:
-    start = (1.0,) if guidance_scale is None else (guidance_scale, 1.0 - guidance_scale)
-    return (*start, *[0.0] * (members - len(start)))
-
-
-def _branches(members: int, guided: bool) -> tuple[Branch, ...] | None:
-    if members == 1 or (guided and members == 2):
-        return None
-    return ("conditional", "unconditional" if guided else "conditional") + ("conditional",) * (
-        members - 2
-    )
+def _starts(members: int, guidance_scale: float | None) -> list[tuple[Branch, float]]:
+    """Branch and start weight of each member."""
+    starts: list[tuple[Branch, float]] = [("conditional", 1.0)]
+    if guidance_scale is not None:
+        starts = [("conditional", guidance_scale), ("unconditional", 1.0 - guidance_scale)]
+    starts += [("conditional", 0.0) for _ in range(members - len(starts))]
+    return starts
 
 
 def _as_they_ran(values: Sequence[float]) -> tuple[float, ...]:

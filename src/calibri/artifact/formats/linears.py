@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from calibri.coefficients import Coefficients
+from calibri.coefficients import Coefficients, scaled_places
 from calibri.errors import FuseError
-from calibri.pipelines import Fold, Site, find_output_sites, find_sites
+from calibri.pipelines import Fold, Site, find_sites
 
 
 def linear_scales(coefficients: Coefficients, transformer: nn.Module) -> dict[str, Tensor]:
@@ -28,11 +28,10 @@ def linear_scales(coefficients: Coefficients, transformer: nn.Module) -> dict[st
     """
     if reason := coefficients.unfoldable:
         raise FuseError(f"{reason} Use it with calibri.load.")
-    sites, outputs = find_sites(transformer), find_output_sites(transformer)
-    scales = coefficients.site_scales(sites)[0].tolist()
-    scales += [scales[-1]] * (len(outputs) - 1)
+    scales = coefficients.site_scales(find_sites(transformer))[0].tolist()
     found: dict[str, Tensor] = {}
-    for site, scale in zip((*sites, *outputs), scales, strict=True):
+    for site, column in scaled_places(transformer)[0]:
+        scale = scales[column]
         for fold in _folds(site) if scale != 1.0 else ():
             size = _linear(transformer, site, fold).out_features
             factors = found.setdefault(fold.path, torch.ones(size, dtype=torch.float64))

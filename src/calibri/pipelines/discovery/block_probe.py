@@ -15,15 +15,9 @@ from calibri.pipelines.calls import Call
 from calibri.pipelines.discovery.findings import BlockFinding, Finding
 from calibri.pipelines.discovery.fold_probe import measured_fold
 from calibri.pipelines.discovery.labels import layer_label, stream_label
-from calibri.pipelines.discovery.replay import (
-    Place,
-    calls_of,
-    mapped,
-    places_of,
-    scaled_outputs,
-    tensors,
-)
+from calibri.pipelines.discovery.replay import Place, calls_of, places_of, scaled_outputs
 from calibri.pipelines.sites.site import Site
+from calibri.trees import floating, mapped
 
 # Relative to the influence: fp32 rounding of a residual sum reaches about 1e-5 when the branch is
 # a hundredth of the stream; the nearest non-linear operation, a norm, is off by about 1.
@@ -68,7 +62,7 @@ class BlockProbe:
 
     def _run(self, scales: Mapping[Place, float], call: Call | None = None) -> list[Tensor]:
         with scaled_outputs(self._block, {**self._off, **scales}):
-            return tensors((call or self._call).replay(self._block))
+            return floating((call or self._call).replay(self._block))
 
     def _consider(self, place: Place) -> None:
         on, off = self._on, self._run({place: 0.0})
@@ -96,12 +90,12 @@ class BlockProbe:
         generator = torch.Generator().manual_seed(0)
 
         def disturb(tensor: Tensor) -> Tensor:
-            if tensor.shape not in shapes:
+            if not tensor.is_floating_point() or tensor.shape not in shapes:
                 return tensor
             noise = torch.randn(tensor.shape, generator=generator).to(tensor)
             return tensor + noise * tensor.std()
 
-        return Call(mapped(self._call.args, disturb), mapped(self._call.kwargs, disturb))
+        return Call(mapped(disturb, self._call.args), mapped(disturb, self._call.kwargs))
 
     @cached_property
     def is_identity(self) -> bool:
@@ -179,7 +173,7 @@ class BlockProbe:
 
     def _inputs(self) -> list[tuple[str, Tensor]]:
         bound = inspect.signature(self._block.forward).bind(*self._call.args, **self._call.kwargs)
-        return [(name, t) for name, value in bound.arguments.items() for t in tensors(value)]
+        return [(name, t) for name, value in bound.arguments.items() for t in floating(value)]
 
 
 def _moved(finding: Finding, block: str) -> Finding:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from calibri.pipelines.calls import Call
-from calibri.pipelines.discovery.replay import places_of, tensors
+from calibri.pipelines.discovery.replay import places_of
 from calibri.pipelines.sites.site import Fold
+from calibri.trees import floating
 
 
 def measured_fold(module: nn.Module, call: Call, index: int | None) -> tuple[Fold, ...]:
@@ -65,7 +66,7 @@ def _elements(output: object) -> list[Tensor | None]:
     if isinstance(output, Tensor):
         return [output]
     assert isinstance(output, tuple | list)
-    return [part if isinstance(part, Tensor) and tensors(part) else None for part in output]
+    return [part if isinstance(part, Tensor) and floating(part) else None for part in output]
 
 
 @contextmanager

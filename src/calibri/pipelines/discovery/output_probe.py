@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from calibri.errors import UnsupportedModelError
 from calibri.pipelines.calls import Call
 from calibri.pipelines.discovery.fold_probe import measured_fold
-from calibri.pipelines.discovery.replay import Place, calls_of, places_of, scaled_outputs, tensors
+from calibri.pipelines.discovery.replay import Place, calls_of, places_of, scaled_outputs
 from calibri.pipelines.sites.site import Site
+from calibri.trees import floating
 
 
 def discover_outputs(transformer: nn.Module, call: Call, blocks: Sequence[str]) -> list[Site]:
@@ -29,7 +30,7 @@ def discover_outputs(transformer: nn.Module, call: Call, blocks: Sequence[str]) 
     Raises:
         UnsupportedModelError: an output is scaled by no single layer.
     """
-    expected = tensors(call.replay(transformer))
+    expected = floating(call.replay(transformer))
     missing = set(range(len(expected)))
     found: list[Site] = []
     for place in _weighted(transformer, call, blocks):
@@ -65,7 +66,7 @@ def _scaled_by(
 ) -> set[int]:
     """List the outputs that double with a place; none when it changes another one otherwise."""
     with scaled_outputs(transformer, {place: 2.0}):
-        doubled = tensors(call.replay(transformer))
+        doubled = floating(call.replay(transformer))
     pairs = list(enumerate(zip(doubled, expected, strict=True)))
     # Doubling is exact in floating point, through any linear map that follows.
     hit = {i for i, (new, old) in pairs if torch.allclose(new, 2 * old, rtol=1e-6, atol=0)}

@@ -17,27 +17,6 @@ Place = tuple[str, int | None]
 Scales = Mapping[Place, float]
 
 
-def tensors(value: Any) -> list[Tensor]:
-    """List every floating point tensor in nested tuples, lists and dictionaries."""
-    if isinstance(value, Tensor):
-        return [value] if value.is_floating_point() else []
-    parts = value.values() if isinstance(value, Mapping) else value
-    if isinstance(value, Mapping | list | tuple):
-        return [tensor for part in parts for tensor in tensors(part)]
-    return []
-
-
-def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Apply a function to every floating point tensor in nested containers."""
-    if isinstance(value, Tensor):
-        return change(value) if value.is_floating_point() else value
-    if isinstance(value, dict):
-        return {key: mapped(part, change) for key, part in value.items()}
-    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
-        return type(value)(mapped(part, change) for part in value)
-    return value
-
-
 @contextmanager
 def scaled_outputs(module: nn.Module, scales: Scales) -> Iterator[None]:
     """Multiply outputs of inner modules while the context is open."""

@@ -4,17 +4,3 @@ Multiplying a branch output by s equals multiplying its gate by s (spec section 
 does it while coefficients change; fusing folds s into the weights of the branch's last linear when
 they are final.
 """
-
-from calibri.pipelines import check_embedded_guidance, knows_timesteps
-from calibri.sampling.scales.fold import Fused
-from calibri.sampling.scales.hooks import Layout, LayoutResolver
-from calibri.sampling.scales.scaler import Scaler
-
-__all__ = [
-    "Fused",
-    "Layout",
-    "LayoutResolver",
-    "Scaler",
-    "check_embedded_guidance",
-    "knows_timesteps",
-]

@@ -1,4 +1,4 @@
-"""The arithmetic of an ensemble: ``F(x, t) = sum_i omega_i * f(x, t, y_i; s_i)`` (spec section 2).
+"""The sum over an ensemble: ``F(x, t) = sum_i omega_i * f(x, t, y_i; s_i)`` (spec section 2).
 
 A forward of the pipeline becomes one or more passes over the same rows: in each pass every row has
 one member of its branch of guidance. The passes run as one batch or one after the other; what they
@@ -7,12 +7,20 @@ return is weighted and added in fp32 either way, so that both give the same resu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from calibri.coefficients import OUTPUT
+from calibri.memory import is_out_of_memory
+from calibri.pipelines import Call
+from calibri.sampling.scales.layout import RowLayout
+from calibri.sampling.scales.site_hooks import SiteHooks
+from calibri.sampling.scales.wrapped_forward import WrappedForward
+from calibri.trees import repeated, split, tensors, weighted_sum
 
 # Arguments of diffusers transformers that have one entry for each row of the batch.
 _PER_ROW = frozenset(
@@ -38,123 +46,128 @@ class Passes:
     """What each row is multiplied by, pass by pass.
 
     Attributes:
-        scales: (passes, rows, sites); of the sites alone.
+        scales: (passes, rows, columns); of the sites, with 1 for the output.
         weights: (passes, rows); of what the transformer returns.
     """
 
     scales: Tensor
     weights: Tensor
 
-    def __len__(self) -> int:
-        return len(self.weights)
-
     @classmethod
     def plan(
-        cls, scales: Tensor, branches: Sequence[int], layout: Sequence[int], rows: int
+        cls, scales: Tensor, branches: Sequence[int], layout: Sequence[int], images: int
     ) -> Passes:
-        """Lay out the members over the rows of a forward.
+        """Give the rows of a forward their members.
 
         Args:
-            scales: (images, members, sites + 1), output weight last; ``images`` 1 serves any.
+            scales: (images, members, columns); 1 image serves any.
             branches: branch of each member.
             layout: branch of each group of rows.
-            rows: rows of the forward, ``len(layout)`` groups of images.
+            images: rows of a group.
         """
-        speaking = scales[:, :, -1].ne(0).any(dim=0).tolist()
+        nonzero = scales[:, :, OUTPUT].ne(0).any(dim=0).tolist()
         members = {b: [m for m, own in enumerate(branches) if own == b] for b in set(layout)}
         # A member without weight is not run: at the start an ensemble costs what the model costs.
-        active = {b: [m for m in found if speaking[m]] for b, found in members.items()}
+        active = {b: [m for m in found if nonzero[m]] for b, found in members.items()}
         count = max(1, *map(len, active.values()))
-        images = rows // len(layout)
         groups = [_group(scales, members[b], active[b], count, images) for b in layout]
         table = torch.cat(groups, dim=1)
-        return cls(table[:, :, :-1], table[:, :, -1])
+        # The weight of a member multiplies what it returns, in fp32, and not its last linear.
+        ones = torch.ones_like(table[:, :, OUTPUT:])
+        return cls(torch.cat([table[:, :, :OUTPUT], ones], dim=2), table[:, :, OUTPUT])
 
 
 def _group(
     scales: Tensor, members: list[int], active: list[int], count: int, images: int
 ) -> Tensor:
-    """Rows of one branch: (passes, images, sites + 1)."""
+    """Rows of one branch: (passes, images, columns)."""
     idle = scales[:, members[:1]].clone()
-    idle[:, :, -1] = 0.0
+    idle[:, :, OUTPUT] = 0.0
     parts = [scales[:, active], *[idle] * (count - len(active))]
     return torch.cat(parts, dim=1).transpose(0, 1).expand(-1, images, -1)
 
 
-def can_repeat(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Say whether the rows of a forward can be repeated: every argument is one we know."""
-    unknown = (v for name, v in kwargs.items() if name not in _PER_ROW | _SHARED)
-    return not args and not any(map(_has_tensors, unknown))
-
-
-def _has_tensors(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return any(map(_has_tensors, value.values()))
-    if isinstance(value, list | tuple):
-        return any(map(_has_tensors, value))
-    return isinstance(value, Tensor)
-
-
-def repeated(kwargs: Mapping[str, Any], count: int, rows: int) -> dict[str, Any]:
-    """Repeat the rows of a forward's arguments ``count`` times along the batch axis."""
-    return {
-        name: _repeated(value, count, rows) if name in _PER_ROW else value
-        for name, value in kwargs.items()
-    }
-
-
-def _repeated(value: Any, count: int, rows: int) -> Any:
-    if isinstance(value, Tensor):
-        # One value for all rows, a timestep, stays one.
-        return torch.cat([value] * count) if value.ndim and len(value) == rows else value
-    if isinstance(value, list):
-        return value * count if len(value) == rows else value
-    return value
-
-
-def split(output: Any, count: int) -> list[Any]:
-    """Split what a repeated forward returned into its passes."""
-    if isinstance(output, Tensor):
-        return list(output.chunk(count))
-    if isinstance(output, Mapping):
-        parts = {name: split(value, count) for name, value in output.items()}
-        return [type(output)(**{n: p[i] for n, p in parts.items()}) for i in range(count)]
-    if isinstance(output, tuple):
-        columns = [split(value, count) for value in output]
-        return [tuple(column[i] for column in columns) for i in range(count)]
-    if isinstance(output, list):  # one entry for each row
-        rows = len(output) // count
-        return [output[i * rows : (i + 1) * rows] for i in range(count)]
-    return [output] * count
-
-
-def combine(outputs: Sequence[Any], weights: Tensor) -> Any:
-    """Add what the passes returned, weighted.
+class PassRunner:
+    """Runs the passes of one transformer: as one batch as long as memory suffices.
 
     Args:
-        outputs: of each pass, alike in structure.
-        weights: (passes, rows).
+        hooks: of the transformer.
+        packed: whether it works on one sequence without a batch axis.
     """
-    first = outputs[0]
-    if isinstance(first, Tensor):
-        return _weighted(outputs, weights) if first.is_floating_point() else first
-    if isinstance(first, Mapping):
-        names = {name: combine([out[name] for out in outputs], weights) for name in first}
-        return type(first)(**names)
-    if isinstance(first, tuple):
-        return tuple(combine(column, weights) for column in zip(*outputs, strict=True))
-    if isinstance(first, list):
-        columns = zip(*outputs, strict=True)
-        return [combine(column, weights[:, [row]]) for row, column in enumerate(columns)]
-    return first
+
+    def __init__(self, hooks: SiteHooks, packed: bool) -> None:
+        self._hooks = hooks
+        self._one_by_one = packed
+
+    def outputs(self, forward: Callable[..., Any], passes: Passes, call: Call) -> list[Any]:
+        """Run every pass and list what they return."""
+        count, rows = passes.weights.shape
+        if count > 1 and not self._one_by_one and can_repeat(call):
+            try:
+                self._hooks.fill(passes.scales.flatten(0, 1))
+                return split(forward(**repeated_rows(call.kwargs, count, rows)), count)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            # What did not fit is not tried again.
+            self._one_by_one = True
+        outputs = []
+        for scales in passes.scales:
+            self._hooks.fill(scales)
+            outputs.append(forward(*call.args, **call.kwargs))
+        return outputs
 
 
-def _weighted(outputs: Sequence[Tensor], weights: Tensor) -> Tensor:
-    first = outputs[0]
-    # Frames folded into the batch keep their row's weight.
-    weights = weights.to(first.device).repeat_interleave(len(first) // weights.shape[1], dim=1)
-    shape = (-1, *[1] * (first.ndim - 1))
-    total = torch.zeros_like(first, dtype=torch.float32)
-    for output, weight in zip(outputs, weights, strict=True):
-        total += output.float() * weight.view(shape)
-    return total.to(first.dtype)
+class MemberSum:
+    """Several members of a branch of guidance: a forward becomes their weighted sum.
+
+    Args:
+        runner: runs the passes.
+        layout: tells rows apart.
+        forward: of the transformer; is run through the sum.
+        branches: branch of each member.
+    """
+
+    def __init__(
+        self,
+        runner: PassRunner,
+        layout: RowLayout,
+        forward: WrappedForward,
+        branches: Sequence[int],
+    ) -> None:
+        self._runner = runner
+        self._layout = layout
+        self._forward = forward
+        self._branches = branches
+        self._scales = torch.ones(0)
+
+    def use(self, scales: Tensor) -> None:
+        """Take the scales of all members."""
+        self._scales = scales
+        self._forward.run_through(self._sum)
+
+    def before(self, call: Call) -> None:
+        """Nothing yet: the scales are set pass by pass."""
+
+    def _sum(
+        self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        call = Call(args, kwargs)
+        layout = self._layout.branches(call) if max(self._branches) else (0,)
+        images = self._layout.images(call, self._scales.shape[0], len(layout))
+        passes = Passes.plan(self._scales, self._branches, layout, images)
+        return weighted_sum(self._runner.outputs(forward, passes, call), passes.weights)
+
+
+def can_repeat(call: Call) -> bool:
+    """Say whether the rows of a forward can be repeated: every argument is one we know."""
+    unknown = [v for name, v in call.kwargs.items() if name not in _PER_ROW | _SHARED]
+    return not call.args and not list(tensors(unknown))
+
+
+def repeated_rows(kwargs: Mapping[str, Any], count: int, rows: int) -> dict[str, Any]:
+    """Repeat the rows of a forward's arguments ``count`` times along the batch axis."""
+    return {
+        name: repeated(value, count, rows) if name in _PER_ROW else value
+        for name, value in kwargs.items()
+    }

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from diffusers.models.normalization import RMSNorm as DiffusersRMSNorm
 from torch import Tensor, nn
 
+from calibri.coefficients import Place, scaled_places
 from calibri.errors import FuseError
-from calibri.pipelines import Fold, Networks, Site, as_networks, find_output_sites, find_sites
+from calibri.pipelines import Fold, Networks, Site, as_networks
 
 
 class Fused:
@@ -17,7 +19,8 @@ class Fused:
 
     Args:
         networks: the model to change in place, or those of a pipeline.
-        scales: one scale per site, output last: (sites + 1,), and so on for each model.
+        scales: a row of a table of scales, (sites + 1,), output last (``scaled_places``); or one
+            for each network, each for the sites of all of them.
         keep_originals: keep a copy of the changed tensors so that ``undo`` is exact.
 
     Raises:
@@ -27,15 +30,15 @@ class Fused:
     def __init__(
         self,
         networks: nn.Module | Networks,
-        scales: Sequence[float],
+        scales: Sequence[float] | Sequence[Sequence[float]],
         *,
         keep_originals: bool = True,
     ) -> None:
-        targets, first = [], 0
-        for network in as_networks(networks):  # all of them before the first weight is changed
-            last = first + len(find_sites(network.transformer)) + 1
-            targets += _targets(network.transformer, scales[first:last])
-            first = last
+        networks = as_networks(networks)
+        rows = np.broadcast_to(np.asarray(scales), (len(networks), np.shape(scales)[-1]))
+        targets = []  # all of them before the first weight is changed
+        for network, places, row in zip(networks, scaled_places(networks), rows, strict=True):
+            targets += _targets(network.transformer, places, row.tolist())
         self._originals: list[tuple[Tensor, Tensor]] = []
         self._keep = keep_originals
         for parameter, fold, scale in targets:
@@ -66,16 +69,16 @@ class Fused:
         self._originals = []
 
 
-def _targets(transformer: nn.Module, scales: Sequence[float]) -> list[tuple[Tensor, Fold, float]]:
+def _targets(
+    transformer: nn.Module, places: Sequence[Place], scales: Sequence[float]
+) -> list[tuple[Tensor, Fold, float]]:
     """List what to multiply."""
     _refuse_group_offload(transformer)
-    sites, outputs = find_sites(transformer), find_output_sites(transformer)
-    scales = [*scales, *[scales[-1]] * (len(outputs) - 1)]
     return [
-        (parameter, fold, scale)
-        for site, scale in zip((*sites, *outputs), scales, strict=True)
-        if scale != 1.0
-        for fold in _folds_of(site)
+        (parameter, fold, scales[place.column])
+        for place in places
+        if scales[place.column] != 1.0
+        for fold in _folds_of(place.site)
         for parameter in _parameters(transformer, fold)
     ]
 

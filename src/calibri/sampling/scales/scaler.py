@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
-from calibri.pipelines import Networks, as_networks, find_output_sites, sites_of, timestep_range
+from calibri.coefficients import Coefficients, scaled_places
+from calibri.pipelines import Networks, as_networks, sites_of
 from calibri.sampling.scales.embedded import GuidanceHook
-from calibri.sampling.scales.hooks import LayoutResolver, NetworkHooks, refuse_compiled
+from calibri.sampling.scales.hooks import NetworkHooks, refuse_compiled
+from calibri.sampling.scales.layout import LayoutResolver
 
 
 class Scaler:
@@ -33,16 +36,50 @@ class Scaler:
     ) -> None:
         self.networks = as_networks(networks)
         self.sites = sites_of(self.networks)
+        places = scaled_places(self.networks)
         for network in self.networks:  # all of them before the first is touched
             refuse_compiled(network.transformer)
-            find_output_sites(network.transformer)
-        self._hooks = [NetworkHooks(network, resolver) for network in self.networks]
+        self._hooks = [
+            NetworkHooks(network, own, resolver)
+            for network, own in zip(self.networks, places, strict=True)
+        ]
         self._guidance = [GuidanceHook(network.transformer) for network in self.networks]
+        # Tables of the latest candidates, which come again with every batch of theirs.
+        self._tables: list[tuple[Coefficients, Tensor]] = []
 
     @property
     def transformer(self) -> nn.Module:
         """The transformer of the pipeline, the first where it has several."""
         return self.networks[0].transformer
+
+    def apply(
+        self, candidates: Sequence[Coefficients], images: Sequence[int] | None = None
+    ) -> None:
+        """Let the following forwards have the scales and guidance of coefficients.
+
+        Args:
+            candidates: alike in their members and knots.
+            images: candidate of each image of a batch; None for the only one, which then serves
+                any batch.
+
+        Raises:
+            CalibrationError: the names of a candidate do not match the sites.
+            UnsupportedModelError: see ``set``.
+        """
+        self._tables = [(candidate, self._table(candidate)) for candidate in candidates]
+        branches = candidates[0].member_branches
+        if images is None and not candidates[0].per_branch:
+            branches = branches[:1]  # without differences between branches one row serves all
+        rows = (0,) if images is None else images
+        scales = torch.stack([self._tables[row][1][: len(branches)] for row in rows])
+        guidance = torch.tensor([candidates[row].guidance for row in rows])
+        self.set(scales, branches, guidance)
+
+    def _table(self, coefficients: Coefficients) -> Tensor:
+        for known, table in self._tables:
+            if known is coefficients:
+                return table
+        return torch.from_numpy(coefficients.site_scales(self.sites))
 
     def set(
         self,
@@ -75,16 +112,13 @@ class Scaler:
                 f"Expected scales of shape (images, branches, {len(self.sites) + 1}), "
                 f"got {tuple(scales.shape)}."
             )
-        if scales.ndim == 4:
-            for network in self.networks:
-                timestep_range(network.transformer)
+        members = tuple(branches or range(scales.shape[1]))
+        # All of them before the first is touched.
+        chosen = [hooks.behaviour_for(scales, members) for hooks in self._hooks]
         for hook in self._guidance:
             hook.set(guidance)
-        first = 0
-        for hooks in self._hooks:
-            last = first + len(hooks.sites)
-            hooks.set(scales[..., [*range(first, last), -1]], branches)
-            first = last
+        for hooks, behaviour in zip(self._hooks, chosen, strict=True):
+            hooks.set(behaviour, scales)
 
     def remove(self) -> None:
         """Take every hook off; the transformers are as they were before."""

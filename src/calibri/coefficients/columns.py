@@ -1,0 +1,51 @@
+"""The columns of a table of scales, and what of a model each of them multiplies.
+
+A table has a column for each site of a pipeline, in the order of ``sites_of``, and behind them one
+for the output weight. All outputs of all transformers share that one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Final, NamedTuple
+
+from torch import nn
+
+from calibri.pipelines import Networks, Site, as_networks, find_output_sites, find_sites
+
+# The output weight is the last column, however many sites there are.
+OUTPUT: Final = -1
+
+
+class Place(NamedTuple):
+    """An output inside a transformer that is multiplied.
+
+    Attributes:
+        site: where, by its own path in the transformer.
+        column: of the table of scales.
+    """
+
+    site: Site
+    column: int
+
+
+def scaled_places(networks: nn.Module | Networks) -> tuple[tuple[Place, ...], ...]:
+    """List what a table of scales multiplies.
+
+    Args:
+        networks: those of a pipeline in their order, or a bare transformer.
+
+    Returns:
+        For each network its sites, then its outputs.
+
+    Raises:
+        UnsupportedModelError: no sites are known.
+    """
+    transformers = [network.transformer for network in as_networks(networks)]
+    columns = itertools.count()
+    inner = [[Place(site, next(columns)) for site in find_sites(model)] for model in transformers]
+    last = next(columns)
+    return tuple(
+        (*places, *[Place(site, last) for site in find_output_sites(model)])
+        for model, places in zip(transformers, inner, strict=True)
+    )
