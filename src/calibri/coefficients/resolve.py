@@ -30,7 +30,8 @@ def settle(config: RunConfig, pipe: Any, guidance_scale: float) -> RunConfig:
     """
     # A preset is a point of the paper's space.
     is_preset = config.space.start in PRESETS
-    knows = all(knows_timesteps(network.transformer) for network in networks_of(pipe))
+    networks = networks_of(pipe)
+    knows = all(knows_timesteps(network.transformer, network.scheduler) for network in networks)
     return config.settled(
         guidance_scale,
         timesteps_known=knows and not is_preset,

@@ -15,9 +15,9 @@ from calibri.pipelines import (
     ImageFlops,
     build,
     count_parameters,
-    family_of,
     find_geometry,
     find_sites,
+    forward_of,
     image_flops,
     image_size,
     knows_timesteps,
@@ -165,8 +165,8 @@ def plan(
 
 
 def _guidance(networks: Mapping[str, nn.Module], config: RunConfig) -> float:
-    family = family_of(type(networks["transformer"]).__name__)
-    return max(1.0, float(getattr(config.sampling, family.guidance)))
+    called = forward_of(type(networks["transformer"]).__name__)
+    return max(1.0, float(getattr(config.sampling, called.guidance)))
 
 
 def _sizes_of_searches(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from calibri.config import SamplingConfig
 from calibri.errors import ConfigError, UnsupportedModelError
-from calibri.pipelines import networks_of
+from calibri.pipelines import Family, family_of, networks_of, transformer_of
 from calibri.prompts import Prompt
 from calibri.results import FULL, Fidelity
 from calibri.sampling.encoding import make_encoder
@@ -26,11 +26,6 @@ from calibri.sampling.shift import changed_shift
 from calibri.sampling.signatures import NEGATIVE, call_arguments, required_arguments
 from calibri.sampling.step_cache import step_cache
 
-# Pipelines that combine as c + g (c - u), which is guidance w = 1 + g, and the g above which they
-# run the unconditional branch.
-_EXCESS = {"ZImage": 0.0, "Krea2": 0.0, "Cosmos": 1.0}
-# Pipelines with a language model in front, which samples by the seed of the first image alone.
-_SHARED_DRAWS = "GlmImage"
 # What pipelines call the number of frames of a video.
 _FRAMES = ("num_frames", "video_length", "frames")
 
@@ -79,11 +74,8 @@ class Sampler:
             raise ConfigError(
                 f"{name} makes images, so sampling.num_frames has no effect. Leave it out."
             )
-        if name.startswith(_SHARED_DRAWS):
-            raise UnsupportedModelError(
-                f"{name} draws tokens for a whole batch from one seed, so that an image would "
-                "depend on its neighbours. Use another pipeline."
-            )
+        if self._family.unsampled:
+            raise UnsupportedModelError(f"{name} {self._family.unsampled}. Use another pipeline.")
         if "guidance_scale" not in self._scales() and self.config.guidance_scale > 1.0:
             raise ConfigError(
                 f"guidance_scale is {self.config.guidance_scale}, but this model of {name} has no "
@@ -102,6 +94,10 @@ class Sampler:
         return {name: scale for name, scale in scales.items() if name in self._call}
 
     @property
+    def _family(self) -> Family:
+        return family_of(transformer_of(self.pipe))
+
+    @property
     def _frames(self) -> str | None:
         """The argument that holds the number of frames, of a pipeline that makes videos."""
         return next((name for name in _FRAMES if name in self._call), None)
@@ -115,11 +111,7 @@ class Sampler:
             return 1.0
         scales = self._scales()
         scale = scales.get("true_cfg_scale", scales.get("guidance_scale", 1.0))
-        name = type(self.pipe).__name__
-        for family, least in _EXCESS.items():
-            if name.startswith(family):
-                return 1.0 + scale if scale > least else 1.0
-        return max(scale, 1.0)
+        return self._family.guidance.scale(scale)
 
     @property
     def guided(self) -> bool:

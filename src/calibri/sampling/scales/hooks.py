@@ -18,7 +18,6 @@ from calibri.pipelines import (
     batch_size,
     find_output_sites,
     find_sites,
-    timestep_range,
 )
 from calibri.sampling.scales.ensemble import Passes, can_repeat, combine, repeated, split
 
@@ -85,6 +84,7 @@ class NetworkHooks:
 
     def __init__(self, network: Network, resolver: LayoutResolver | None = None) -> None:
         self.transformer = transformer = network.transformer
+        self._network = network
         self.sites = find_sites(transformer)
         self.outputs = find_output_sites(transformer)
         self._resolver = resolver
@@ -196,7 +196,7 @@ class NetworkHooks:
         if not torch.compiler.is_compiling():
             self._follow()
         if self._trajectory is not None:
-            self._advance(self._trajectory, kwargs)
+            self._advance(self._trajectory, self._network.trajectory.position(args, kwargs))
         if self._members is not None:
             return None
         rows = 1 if self._packed else batch_size(Call(args, kwargs))
@@ -207,17 +207,10 @@ class NetworkHooks:
         images = rows // len(layout)
         self._fill(torch.cat([self._scales[:, branch].expand(images, -1) for branch in layout]))
 
-    def _advance(self, trajectory: Tensor, kwargs: dict[str, Any]) -> None:
+    def _advance(self, trajectory: Tensor, position: Tensor) -> None:
         """Take the scales of this step: linear in the timestep between the two nearest knots."""
-        if "timestep" not in kwargs:
-            raise GuidanceError(
-                "The scales change over the sampling steps, but the transformer was called without "
-                "a timestep. Pass timestep by name."
-            )
         knots = trajectory.shape[2]
-        # Pipelines give all rows the same timestep; left on its device, it is not waited for.
-        now = kwargs["timestep"].flatten()[:1].to(trajectory.device, torch.float32)
-        place = now / timestep_range(self.transformer) * (knots - 1)
+        place = position.to(trajectory.device) * (knots - 1)
         near = 1 - (place - torch.arange(knots, device=trajectory.device)).abs()
         self._scales = (trajectory * near.clamp(min=0)[:, None]).sum(dim=2)
         if self._members is None and self._scales.shape[1] == 1:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from calibri.pipelines import Networks, as_networks, find_output_sites, sites_of, timestep_range
+from calibri.pipelines import Networks, as_networks, find_output_sites, sites_of
 from calibri.sampling.scales.embedded import GuidanceHook
 from calibri.sampling.scales.hooks import LayoutResolver, NetworkHooks, refuse_compiled
 
@@ -77,7 +77,7 @@ class Scaler:
             )
         if scales.ndim == 4:
             for network in self.networks:
-                timestep_range(network.transformer)
+                _ = network.trajectory  # refuses one that is not known
         for hook in self._guidance:
             hook.set(guidance)
         first = 0
