@@ -21,10 +21,10 @@ from typing import Any
 from calibri.coefficients.coefficients import Coefficients
 from calibri.config import Granularity
 from calibri.errors import ConfigError
-from calibri.pipelines import Networks, Site, networks_of, parameter_names, sites_of
+from calibri.pipelines import Networks, Schedule, Site, networks_of, parameter_names, sites_of
 
-# Diffusers' schedulers count timesteps from 1000, the noise.
-_TRAIN_TIMESTEPS = 1000.0
+# Most of diffusers' schedulers count timesteps from 1000, the noise.
+_FLOW = Schedule.flow()
 _MAX_KNOTS = 2000
 
 
@@ -80,7 +80,7 @@ class Window:
     """The steps at which a guidance acts: those i with ``start < i / steps < stop``.
 
     Attributes:
-        timesteps: of every step of the sampling, as the scheduler lists them (1000 is the noise):
+        timesteps: of every step of the sampling, as the scheduler lists them:
             ``pipe.scheduler.timesteps`` after ``pipe.scheduler.set_timesteps(steps)``, or after an
             image of a pipeline that shifts them by the size of the image.
         start: diffusers' ``skip_layer_guidance_start``.
@@ -91,25 +91,28 @@ class Window:
     start: float = 0.01
     stop: float = 0.2
 
-    def knots(self) -> list[bool]:
+    def knots(self, schedule: Schedule = _FLOW) -> list[bool]:
         """Say for every knot whether the guidance acts there, with as few knots as there can be.
 
         Scales are linear between knots. So that they are whole at every step, both neighbours of a
         step agree.
+
+        Args:
+            schedule: where the timesteps of the scheduler begin and end.
 
         Raises:
             ConfigError: there are no timesteps, or too many to be told apart.
         """
         steps = len(self.timesteps)
         acts = [self.start * steps < i < self.stop * steps for i in range(steps)]
-        places = [float(timestep) / _TRAIN_TIMESTEPS for timestep in self.timesteps]
+        places = [schedule.position(float(timestep)) for timestep in self.timesteps]
         for count in range(2, _MAX_KNOTS):
             found = _agreeing(places, acts, count)
             if found is not None:
                 return found
         raise ConfigError(
             f"{_MAX_KNOTS} knots cannot tell these {steps} timesteps apart. Pass those of the "
-            "scheduler, from 1000, the noise, down."
+            "scheduler, from the noise to the image."
         )
 
 
@@ -153,9 +156,11 @@ def skip_layer_guidance(
 
     Raises:
         ConfigError: the model has no such block, or the window cannot be expressed.
+        UnsupportedModelError: there is a window, and the timesteps of the model are not known.
     """
-    full, weaker = _full_and_weaker(networks_of(pipe), blocks, granularity)
-    acts = [True] if window is None else window.knots()
+    networks = networks_of(pipe)
+    full, weaker = _full_and_weaker(networks, blocks, granularity)
+    acts = [True] if window is None else window.knots(networks[0].schedule)
     path = [weaker if inside else full for inside in acts]
     guided = guidance_scale > 1.0
     w, further = (guidance_scale, (1.0 - guidance_scale,)) if guided else (1.0, ())

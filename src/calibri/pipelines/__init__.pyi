@@ -13,6 +13,7 @@ from .families.family import Family as Family
 from .families.lookup import block_family as block_family
 from .families.lookup import classes_where as classes_where
 from .families.lookup import family_of as family_of
+from .families.timesteps import Schedule as Schedule
 from .flops import ImageFlops as ImageFlops
 from .flops import build as build
 from .flops import count_parameters as count_parameters

@@ -10,9 +10,10 @@ from typing import Any
 from torch import nn
 
 from calibri.errors import UnsupportedModelError
+from calibri.pipelines.families.timesteps import Schedule
 from calibri.pipelines.sites.find import find_output_sites, find_sites
 from calibri.pipelines.sites.site import Site
-from calibri.pipelines.trajectory import Trajectory, trajectory_of
+from calibri.pipelines.trajectory import Trajectory, schedule_of, trajectory_of
 
 # What pipelines call their transformers, the one that bears the plain names first.
 _TRANSFORMERS = ("transformer", "transformer_2", "unconditional_transformer")
@@ -47,6 +48,15 @@ class Network:
     def outputs(self) -> tuple[Site, ...]:
         """The final linears, by the names they have in the pipeline."""
         return tuple(map(self._named, find_output_sites(self.transformer)))
+
+    @property
+    def schedule(self) -> Schedule:
+        """Where the timesteps of the scheduler begin and end.
+
+        Raises:
+            UnsupportedModelError: that is not known, see ``schedule_of``.
+        """
+        return schedule_of(self.transformer, self.scheduler)
 
     @cached_property
     def trajectory(self) -> Trajectory:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from calibri.errors import GuidanceError, UnsupportedModelError
 from calibri.pipelines.families.lookup import classes_where, family_of
-from calibri.pipelines.families.timesteps import Schedule
+from calibri.pipelines.families.timesteps import Schedule, Timesteps
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,15 @@ class Trajectory:
 
 
 def trajectory_of(transformer: nn.Module, scheduler: Any = None) -> Trajectory:
-    """Return the timesteps of a transformer.
+    """Return the timesteps of a transformer; arguments and errors as for ``schedule_of``."""
+    schedule, timesteps = schedule_of(transformer, scheduler), _timesteps(transformer)
+    image, noise = timesteps.range(schedule, getattr(transformer, "config", None))
+    index = _index(type(transformer).forward, timesteps.argument)
+    return Trajectory(image, noise, timesteps.argument, index)
+
+
+def schedule_of(transformer: nn.Module, scheduler: Any = None) -> Schedule:
+    """Return where the timesteps of the scheduler of a transformer begin and end.
 
     Args:
         transformer: a diffusers transformer.
@@ -76,31 +84,35 @@ def trajectory_of(transformer: nn.Module, scheduler: Any = None) -> Trajectory:
         UnsupportedModelError: what timestep pipelines give this class is not known, or its
             scheduler has timesteps that say nothing of the noise.
     """
-    name, row = type(transformer).__name__, family_of(transformer)
+    published = _timesteps(transformer).schedule
+    schedule = published if scheduler is None else Schedule.of(scheduler)
+    if schedule is not None:
+        return schedule
+    if scheduler is None:
+        reason = "its timesteps depend on the pipeline, and this is the transformer alone"
+    else:
+        reason = f"the timesteps of a {type(scheduler).__name__} are no measure of the noise"
+    raise _unknown(transformer, reason)
+
+
+def _timesteps(transformer: nn.Module) -> Timesteps:
+    row = family_of(transformer)
     if row.timesteps is None:
-        raise _unknown(name, row.no_timesteps)
-    schedule = row.timesteps.schedule if scheduler is None else Schedule.of(scheduler)
-    if schedule is None and scheduler is None:
-        raise _unknown(name, "its timesteps depend on the pipeline, and this is a bare transformer")
-    if schedule is None:
-        kind = type(scheduler).__name__
-        raise _unknown(name, f"a {kind} has timesteps that are no measure of the noise")
-    image, noise = row.timesteps.range(schedule, getattr(transformer, "config", None))
-    argument = row.timesteps.argument
-    return Trajectory(image, noise, argument, _index(type(transformer).forward, argument))
+        raise _unknown(transformer, row.no_timesteps)
+    return row.timesteps
 
 
 def knows_timesteps(transformer: nn.Module, scheduler: Any = None) -> bool:
-    """Whether scales of a model can change over the sampling steps; arguments as above."""
+    """Whether scales of a model can change over the sampling steps; see ``schedule_of``."""
     try:
-        trajectory_of(transformer, scheduler)
+        schedule_of(transformer, scheduler)
     except UnsupportedModelError:
         return False
     return True
 
 
-def _unknown(name: str, reason: str) -> UnsupportedModelError:
-    known = classes_where(lambda row: row.timesteps)
+def _unknown(transformer: nn.Module, reason: str) -> UnsupportedModelError:
+    name, known = type(transformer).__name__, classes_where(lambda row: row.timesteps)
     return UnsupportedModelError(
         f"Scales that change over the sampling steps are not known to work with {name}: {reason}. "
         f"They are with {len(known)} classes, {known[0]} among them. Use one knot."

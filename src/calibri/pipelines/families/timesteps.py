@@ -32,6 +32,10 @@ class Schedule:
     noise: float
     count: int
 
+    def position(self, timestep: float) -> float:
+        """Tell where on the trajectory t is: 0 at the image, 1 at pure noise."""
+        return (timestep - self.image) / (self.noise - self.image)
+
     @classmethod
     def flow(cls, count: int = 1000) -> Schedule:
         """Flow matching: t is n times the share of noise."""
