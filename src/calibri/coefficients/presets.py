@@ -16,12 +16,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from calibri.coefficients.coefficients import Coefficients
 from calibri.config import Granularity
 from calibri.errors import ConfigError
-from calibri.pipelines import Networks, Schedule, Site, networks_of, parameter_names, sites_of
+from calibri.pipelines import (
+    Networks,
+    PipelineOrTransformer,
+    Schedule,
+    Site,
+    networks_of,
+    parameter_names,
+    sites_of,
+)
 
 # Most of diffusers' schedulers count timesteps from 1000, the noise.
 _FLOW = Schedule.flow()
@@ -130,7 +137,7 @@ def _agreeing(places: Sequence[float], acts: Sequence[bool], count: int) -> list
 
 
 def skip_layer_guidance(
-    pipe: Any,
+    pipe: PipelineOrTransformer,
     blocks: Sequence[int],
     *,
     scale: float,
@@ -175,7 +182,7 @@ def skip_layer_guidance(
 
 
 def autoguidance(
-    pipe: Any,
+    pipe: PipelineOrTransformer,
     blocks: Sequence[int],
     *,
     guidance_scale: float,
@@ -233,7 +240,7 @@ def _paths(sites: Sequence[Site], blocks: Sequence[int]) -> list[str]:
 
 def preset(
     name: str,
-    pipe: Any,
+    pipe: PipelineOrTransformer,
     *,
     blocks: Sequence[int] | None = None,
     scale: float | None = None,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from calibri.coefficients.coefficients import Factor
 from calibri.coefficients.presets import PRESETS
 from calibri.coefficients.space import SearchSpace
 from calibri.config import RunConfig, SpaceConfig
 from calibri.pipelines import (
+    PipelineOrTransformer,
     Site,
     check_embedded_guidance,
     check_shift,
@@ -20,7 +20,7 @@ from calibri.pipelines import (
 )
 
 
-def settle(config: RunConfig, pipe: Any, guidance_scale: float) -> RunConfig:
+def settle(config: RunConfig, pipe: PipelineOrTransformer, guidance_scale: float) -> RunConfig:
     """Fill in what of the search space was left open, by what a pipeline can do.
 
     Args:
@@ -39,7 +39,7 @@ def settle(config: RunConfig, pipe: Any, guidance_scale: float) -> RunConfig:
     )
 
 
-def lay_out(config: RunConfig, pipe: Any, guidance_scale: float) -> SearchSpace:
+def lay_out(config: RunConfig, pipe: PipelineOrTransformer, guidance_scale: float) -> SearchSpace:
     """Lay out the search of a run over the sites of its pipeline; arguments as for ``settle``.
 
     Raises:
@@ -52,7 +52,7 @@ def lay_out(config: RunConfig, pipe: Any, guidance_scale: float) -> SearchSpace:
     return space
 
 
-def check_factors(factors: Iterable[Factor], pipe: Any) -> None:
+def check_factors(factors: Iterable[Factor], pipe: PipelineOrTransformer) -> None:
     """Refuse factors on what a pipeline does not have.
 
     Args:

@@ -35,6 +35,8 @@ from .networks import Networks as Networks
 from .networks import as_networks as as_networks
 from .networks import networks_of as networks_of
 from .networks import sites_of as sites_of
+from .pipeline import Pipeline as Pipeline
+from .pipeline import PipelineOrTransformer as PipelineOrTransformer
 from .placement import movable_modules as movable_modules
 from .sites.find import find_output_sites as find_output_sites
 from .sites.find import find_sites as find_sites

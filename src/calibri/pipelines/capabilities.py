@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import nn
 
 from calibri.errors import UnsupportedModelError
+from calibri.pipelines.pipeline import PipelineOrTransformer
 
 
 def embeds_guidance(transformer: nn.Module) -> bool:
@@ -29,12 +28,12 @@ def check_embedded_guidance(transformer: nn.Module) -> None:
         )
 
 
-def has_shift(pipe: Any) -> bool:
+def has_shift(pipe: PipelineOrTransformer) -> bool:
     """Whether the scheduler of a pipeline has a shift that is known."""
     return isinstance(getattr(pipe, "scheduler", None), FlowMatchEulerDiscreteScheduler)
 
 
-def check_shift(pipe: Any) -> None:
+def check_shift(pipe: PipelineOrTransformer) -> None:
     """Refuse a pipeline whose scheduler has no shift that is known.
 
     Raises:

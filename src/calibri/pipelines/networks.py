@@ -11,6 +11,7 @@ from torch import nn
 
 from calibri.errors import UnsupportedModelError
 from calibri.pipelines.families.timesteps import Schedule
+from calibri.pipelines.pipeline import PipelineOrTransformer
 from calibri.pipelines.sites.find import find_output_sites, find_sites
 from calibri.pipelines.sites.site import Site
 from calibri.pipelines.trajectory import Trajectory, schedule_of, trajectory_of
@@ -97,7 +98,7 @@ def sites_of(networks: Networks) -> tuple[Site, ...]:
     return tuple(site for network in networks for site in network.sites)
 
 
-def networks_of(pipe: Any) -> tuple[Network, ...]:
+def networks_of(pipe: PipelineOrTransformer) -> tuple[Network, ...]:
     """List the transformers of a pipeline; a bare transformer is the only one.
 
     Wan 2.2 runs one while there is much noise and another while there is little; Ideogram 4 has one

@@ -17,7 +17,14 @@ from torch import Tensor
 
 from calibri.config import SamplingConfig
 from calibri.errors import ConfigError, UnsupportedModelError
-from calibri.pipelines import Family, family_of, networks_of, transformer_of
+from calibri.pipelines import (
+    Family,
+    Pipeline,
+    embeds_guidance,
+    family_of,
+    networks_of,
+    transformer_of,
+)
 from calibri.prompts import Prompt
 from calibri.results import FULL, Fidelity
 from calibri.sampling.encoding import make_encoder
@@ -53,7 +60,7 @@ class Sampler:
         ConfigError: the guidance or the number of frames has no effect on this pipeline.
     """
 
-    def __init__(self, pipe: Any, config: SamplingConfig) -> None:
+    def __init__(self, pipe: Pipeline, config: SamplingConfig) -> None:
         self.pipe = pipe
         self.config = config
         self.before_call: Callable[[Mapping[str, Any]], None] | None = None
@@ -88,7 +95,7 @@ class Sampler:
             "guidance_scale": self.config.guidance_scale,
             "true_cfg_scale": self.config.true_cfg_scale,
         }
-        embedded = getattr(self.pipe.transformer.config, "guidance_embeds", False)
+        embedded = embeds_guidance(transformer_of(self.pipe))
         if "true_cfg_scale" in self._call and not embedded:
             del scales["guidance_scale"]
         return {name: scale for name, scale in scales.items() if name in self._call}
@@ -295,7 +302,7 @@ class Sampler:
 
 
 def _enable_gradient(
-    first: int, pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]
+    first: int, pipe: Pipeline, index: int, timestep: Any, tensors: dict[str, Any]
 ) -> dict[str, Any]:
     """Start to keep the graph once the first steps are done; a ``callback_on_step_end``."""
     if index + 1 == first:

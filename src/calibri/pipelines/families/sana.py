@@ -10,7 +10,8 @@ FAMILIES = (
     Family(
         classes=("SanaTransformer2DModel",),
         blocks={"SanaTransformerBlock": _SANA},
-        timesteps=Timesteps(factor="timestep_scale"),
+        # The pipeline of the distilled models gives them another function of t.
+        timesteps=Timesteps(schedule=None, factor="timestep_scale"),
         guidance=Guidance(UNCONDITIONAL_FIRST),
     ),
     Family(

@@ -56,7 +56,8 @@ class Schedule:
         """Read it off a scheduler of diffusers; None where t is no measure of the noise (EDM)."""
         config: Mapping[str, Any] = getattr(scheduler, "config", {})
         count = config.get("num_train_timesteps")
-        if count is None or "sigma_data" in config:
+        # Cosmos 2 registers the sigma_data of EDM with a scheduler of flow matching.
+        if count is None or ("sigma_data" in config and "invert_sigmas" not in config):
             return None
         if config.get("invert_sigmas"):
             return cls.inverted(count)
