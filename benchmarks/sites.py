@@ -19,13 +19,13 @@ from torch import nn
 
 from calibri.pipelines import (
     GRANULARITIES,
-    block_family,
     classes_where,
     family_of,
     find_sites,
     parameter_names,
-    transformer_classes,
 )
+from calibri.pipelines.classes import transformer_classes
+from calibri.pipelines.families.lookup import block_family
 from calibri.sampling import Fused
 from tests.pipelines.test_agreement import by_block, measured
 from tests.pipelines.test_site_contract import distance, random_scales, scaled

@@ -108,11 +108,18 @@ class Window:
             schedule: where the timesteps of the scheduler begin and end.
 
         Raises:
-            ConfigError: there are no timesteps, or too many to be told apart.
+            ConfigError: there are no timesteps, too many to be told apart, or others than the
+                schedule has.
         """
         steps = len(self.timesteps)
         acts = [self.start * steps < i < self.stop * steps for i in range(steps)]
         places = [schedule.position(float(timestep)) for timestep in self.timesteps]
+        if places and not -1e-6 <= min(places) <= max(places) <= 1 + 1e-6:
+            raise ConfigError(
+                f"Timesteps of this scheduler go from {schedule.noise:g}, the noise, to "
+                f"{schedule.image:g}; got {self.timesteps[0]:g} to {self.timesteps[-1]:g}. Pass "
+                "those of the scheduler."
+            )
         for count in range(2, _MAX_KNOTS):
             found = _agreeing(places, acts, count)
             if found is not None:

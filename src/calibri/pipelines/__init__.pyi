@@ -5,12 +5,10 @@ from .capabilities import check_shift as check_shift
 from .capabilities import embeds_guidance as embeds_guidance
 from .capabilities import has_shift as has_shift
 from .catalogue import ModelStatus as ModelStatus
-from .classes import transformer_classes as transformer_classes
 from .discovery.discover import discover as discover
 from .discovery.findings import Discovery as Discovery
 from .families.family import AuthorsVector as AuthorsVector
 from .families.family import Family as Family
-from .families.lookup import block_family as block_family
 from .families.lookup import classes_where as classes_where
 from .families.lookup import family_of as family_of
 from .families.timesteps import Schedule as Schedule
