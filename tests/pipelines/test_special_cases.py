@@ -11,6 +11,7 @@ from calibri.pipelines.discovery.replay import Scales, scaled_outputs
 from calibri.pipelines.sites.find import assign_sites, find_output_sites, find_sites
 from calibri.pipelines.sites.site import Fold, Site
 from calibri.sampling.scales.fold import Fused
+from calibri.sampling.scales.hooks import SiteHook
 from calibri.sampling.scales.scaler import Scaler
 from tests.pipelines.zoo import QUIET, ZOO, Specimen, run
 
@@ -140,7 +141,7 @@ def test_a_packed_sequence_refuses_scales_per_row():
     scaler.set(torch.ones(3, 1, len(scaler.sites) + 1))
     with pytest.raises(GuidanceError, match="1 rows for 3 images"):
         run(model, specimen.draw())
-    hook = scaler._hooks[0]._hooks[0]
+    hook = SiteHook(scaler.sites[0])
     hook.scale = torch.ones(3)
     with pytest.raises(GuidanceError, match="packed sequence"):
         hook(model, (), (torch.ones(6, 2), torch.ones(6, 2)))
@@ -184,11 +185,17 @@ def test_refiners_and_control_branches_are_sites_on_request_only():
 
 
 def test_the_outputs_of_two_modalities_share_the_output_weight():
-    model = SPECIMENS["LTX2VideoTransformer3DModel"].model()
+    specimen = SPECIMENS["LTX2VideoTransformer3DModel"]
+    model = specimen.model()
+    before = run(model, specimen.draw())
     assert [s.path for s in find_output_sites(model)] == ["proj_out", "audio_proj_out"]
     scaler = Scaler(model)
-    scaler.set(torch.full((1, 1, len(scaler.sites) + 1), 0.25))
-    assert [float(hook.scale) for hook in scaler._hooks[0]._hooks[-2:]] == [0.25, 0.25]
+    scales = torch.ones(1, 1, len(scaler.sites) + 1)
+    scales[..., -1] = 0.25
+    scaler.set(scales)
+    video, audio = run(model, specimen.draw())
+    assert torch.equal(video, 0.25 * before[0])
+    assert torch.equal(audio, 0.25 * before[1])
 
 
 def test_a_batch_on_another_axis_is_known():

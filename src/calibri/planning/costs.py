@@ -174,7 +174,8 @@ def _sizes_of_searches(
 ) -> tuple[int, int]:
     """Numbers that the paper's procedure and ours search."""
     sites = find_sites(transformer)
-    # There is no scheduler to ask here: where knots are known, pipelines have one with a shift.
+    # There is no scheduler to ask here: models whose operations can be counted follow a flow with
+    # a shift.
     known = knows_timesteps(transformer)
     ours = config.settled(guidance, timesteps_known=known, shift_known=known).space
     papers = ours.model_copy(update={"output_knots": 1, "shift": False})
