@@ -19,12 +19,13 @@ from torch import nn
 
 from calibri.pipelines import (
     GRANULARITIES,
-    REFINED,
-    REFUSED,
+    classes_where,
+    family_of,
     find_sites,
     parameter_names,
-    transformer_classes,
 )
+from calibri.pipelines.classes import transformer_classes
+from calibri.pipelines.families.lookup import block_family
 from calibri.sampling import Fused
 from tests.pipelines.test_agreement import by_block, measured
 from tests.pipelines.test_site_contract import distance, random_scales, scaled
@@ -97,8 +98,14 @@ def table(rows: list[Row]) -> Table:
     return shown
 
 
+def _refinement(kind: str) -> str:
+    family = block_family(kind)
+    return family.refined.get(kind, "NOT EXPLAINED") if family else "NOT KNOWN"
+
+
 def summary(rows: list[Row]) -> list[str]:
     classes, run_classes = set(transformer_classes()), {row.model_class for row in rows}
+    refused = classes_where(lambda family: family.refused)
     folded = [row for row in rows if row.error is not None]
     worst = max(folded, key=lambda row: row.error or 0.0)
     unfolded = ", ".join(row.name for row in rows if row.error is None)
@@ -107,15 +114,15 @@ def summary(rows: list[Row]) -> list[str]:
     same = sum(agrees for _, agrees in blocks)
     lines = [
         f"{len(classes)} transformer classes in diffusers: {len(run_classes)} run here "
-        f"({len(rows)} models), {len(REFUSED)} refused, "
-        f"{len(classes - run_classes - set(REFUSED))} not run",
-        *(f"  {name}: {reason}" for name, reason in REFUSED.items()),
+        f"({len(rows)} models), {len(refused)} refused, "
+        f"{len(classes - run_classes - set(refused))} not run",
+        *(f"  {name}: {family_of(name).refused}" for name in refused),
         f"hooks against folds: worst relative difference {worst.error:.1e} ({worst.name}), "
         f"over {len(folded)} models; not foldable: {unfolded or 'none'}",
         f"table against discovery: {same} of {len(blocks)} blocks agree, "
         f"{len({kind for kind, _ in blocks}) - len(differing)} of "
         f"{len({kind for kind, _ in blocks})} block classes; the others:",
-        *(f"  {kind}: {REFINED.get(kind, 'NOT EXPLAINED')}" for kind in differing),
+        *(f"  {kind}: {_refinement(kind)}" for kind in differing),
         f"{time.process_time():.0f} s of processor time, torch {torch.__version__}, "
         f"diffusers {diffusers.__version__}",
     ]

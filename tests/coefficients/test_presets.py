@@ -12,6 +12,7 @@ from calibri.coefficients.presets import PRESETS, Window, autoguidance, preset, 
 from calibri.coefficients.space import SearchSpace
 from calibri.config import validate_config
 from calibri.errors import ConfigError, UnsupportedModelError
+from calibri.pipelines.families.timesteps import Schedule
 from calibri.pipelines.granularity import GRANULARITIES
 from calibri.pipelines.loading import load_pipeline
 from calibri.pipelines.sites.find import find_sites
@@ -149,6 +150,17 @@ def test_knots_of_a_window_are_whole_at_every_step(data):
     np.testing.assert_allclose(values, np.array(inside, float), atol=1e-9)
 
 
+def test_a_window_follows_a_scheduler_that_counts_from_noise_to_image():
+    timesteps, window = [0.0, 250.0, 500.0, 750.0], dict(start=0.1, stop=0.6)
+    backwards = Window(timesteps, **window).knots(Schedule.inverted())
+    assert backwards == Window([1000 - t for t in timesteps], **window).knots()
+
+
+def test_timesteps_of_another_scheduler_are_refused():
+    with pytest.raises(ConfigError, match="from 1000, the noise, to 0; got 80000"):
+        Window([80000.0, 400.0], 0.0, 0.5).knots()
+
+
 def test_timesteps_that_cannot_be_told_apart_are_refused():
     with pytest.raises(ConfigError, match="tell these 3 timesteps apart"):
         Window([500.0, 500.0, 500.0], 0.0, 0.5).knots()
@@ -156,8 +168,12 @@ def test_timesteps_that_cannot_be_told_apart_are_refused():
 
 def test_a_window_on_a_model_whose_timesteps_are_not_known_leaves_no_hook():
     model = next(s for s in ZOO if s.model_class == "WanTransformer3DModel").model()
-    found = preset("skip-layer-guidance", model, window=Window([1000.0, 500.0, 1.0], 0.0, 0.5))
-    with pytest.raises(UnsupportedModelError, match="timesteps|sampling steps"):
+    window = Window([1000.0, 500.0, 1.0], 0.0, 0.5)
+    found = preset("skip-layer-guidance", model, window=window)
+    model.__class__ = type("Other", (type(model),), {})
+    with pytest.raises(UnsupportedModelError, match="sampling steps"):
+        preset("skip-layer-guidance", model, window=window)
+    with pytest.raises(UnsupportedModelError, match="sampling steps"):
         load(model, found)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 

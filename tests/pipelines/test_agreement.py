@@ -6,7 +6,7 @@ from torch import nn
 
 from calibri.pipelines.discovery.discover import discover
 from calibri.pipelines.discovery.findings import Discovery
-from calibri.pipelines.families import REFINED
+from calibri.pipelines.families.lookup import block_family, families
 from calibri.pipelines.sites.find import find_output_sites, find_sites
 from calibri.pipelines.sites.site import Site
 from tests.pipelines.zoo import EVERY, QUIET, ZOO, Specimen, run
@@ -44,7 +44,9 @@ def test_discovery_finds_the_sites_of_the_table_or_a_reason_is_given(specimen: S
     for block, known in by_block(find_sites(model)).items():
         kind = type(model.get_submodule(block)).__name__
         agrees = set(sites.get(block, {})) == set(known)
-        assert agrees == (kind not in REFINED), (block, sorted(sites.get(block, {})))
+        family = block_family(kind)
+        assert family is not None
+        assert agrees == (kind not in family.refined), (block, sorted(sites.get(block, {})))
         for name in set(known) & set(sites.get(block, {})):
             assert_alike(known[name], sites[block][name], kind)
     assert [site.name for site in found.outputs] == [s.name for s in find_output_sites(model)]
@@ -59,4 +61,4 @@ def assert_alike(known: Site, found: Site, kind: str) -> None:
 
 def test_every_refinement_is_of_a_block_in_the_zoo():
     used = {type(m).__name__ for specimen in ZOO for m in specimen.model().modules()}
-    assert set(REFINED) <= used
+    assert {block for family in families() for block in family.refined} <= used

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from calibri.config import SamplingConfig, load_config
 from calibri.errors import ConfigError, UnsupportedModelError
 from calibri.pipelines.flops import build, count_parameters, find_geometry, image_flops, image_size
-from calibri.pipelines.geometries import GEOMETRIES, Component
+from calibri.pipelines.geometries import Component
 from calibri.pipelines.loading import load_pipeline
 from calibri.planning.costs import with_defaults
 from calibri.prompts.files import make_prompts
@@ -75,7 +75,7 @@ def test_a_folder_needs_no_weights(tmp_path):
 def test_a_repository_of_the_paper_is_known_without_the_hub():
     name = "stabilityai/stable-diffusion-3.5-medium"
     assert find_geometry(name) is find_geometry("SD3.5-medium")
-    assert find_geometry("black-forest-labs/FLUX.1-dev") is GEOMETRIES["flux.1-dev"]
+    assert find_geometry("black-forest-labs/FLUX.1-dev") is find_geometry("flux.1-dev")
 
 
 def test_networks_are_built_without_memory():
@@ -142,4 +142,4 @@ def test_a_transformer_that_cannot_be_counted_is_refused():
 
         networks = {"transformer": PixArtTransformer2DModel(num_layers=1), "vae": AutoencoderKL()}
     with pytest.raises(UnsupportedModelError, match="PixArtTransformer2DModel"):
-        image_flops(GEOMETRIES["flux.1-dev"], networks, load_config())
+        image_flops(find_geometry("flux.1-dev"), networks, load_config())

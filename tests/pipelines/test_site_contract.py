@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from calibri.errors import FuseError
-from calibri.pipelines.classes import REFUSED, transformer_classes
+from calibri.pipelines.classes import transformer_classes
+from calibri.pipelines.families.lookup import classes_where
 from calibri.pipelines.sites.find import find_output_sites, find_sites
 from calibri.pipelines.sites.site import Site
 from calibri.sampling.scales.fold import Fused
@@ -54,9 +55,9 @@ def distance(first: list[Tensor], second: list[Tensor]) -> float:
 
 def test_every_class_of_diffusers_is_in_the_zoo_or_refused_with_a_reason():
     tested = {specimen.model_class for specimen in ZOO}
-    assert set(transformer_classes()) == tested | set(REFUSED)
-    assert not tested & set(REFUSED)
-    assert all(REFUSED.values())
+    refused = set(classes_where(lambda family: family.refused))
+    assert set(transformer_classes()) == tested | refused
+    assert not tested & refused
 
 
 @EVERY

@@ -91,6 +91,16 @@ class Decoder(nn.Module):
         return (latents.mean(1, keepdim=True).repeat_interleave(3, dim=1) / 4,)
 
 
+class Guardrail(nn.Module):
+    """Finds every text and picture harmless: Cosmos is not called without a guard."""
+
+    dtype = torch.float32
+    device = torch.device("cpu")
+
+    def check_text_safety(self, text: str) -> bool:
+        return True
+
+
 @dataclass(frozen=True)
 class Rig:
     """A pipeline and how to call it.
@@ -302,5 +312,38 @@ RIGS = (
         call=VIDEO | dict(guidance_scale=6.0, prompt_template={"template": "{}", "crop_start": 0}),
         parts=CLIP_PAIR,
         context=True,
+    ),
+    Rig(
+        "Krea2Pipeline",
+        "Krea2Transformer2DModel",
+        _flow(use_dynamic_shifting=True),
+        APART,
+        offset=1.0,
+        call=SHORT,
+        parts=dict(text_encoder_select_layers=(0, 1)),
+        settings=dict(
+            prompt_template_encode_prefix="",
+            prompt_template_encode_suffix="",
+            prompt_template_encode_start_idx=0,
+            prompt_template_encode_num_suffix_tokens=1,
+        ),
+    ),
+    Rig(
+        "Cosmos2TextToImagePipeline",
+        "CosmosTransformer3DModel",
+        _flow(use_karras_sigmas=True),
+        APART,
+        offset=1.0,
+        call=SHORT,
+        parts=dict(safety_checker=Guardrail()),
+    ),
+    Rig(
+        "CosmosTextToWorldPipeline",
+        "CosmosTransformer3DModel",
+        diffusers.EDMEulerScheduler,
+        APART,
+        offset=1.0,
+        call=VIDEO,
+        parts=dict(safety_checker=Guardrail()),
     ),
 )

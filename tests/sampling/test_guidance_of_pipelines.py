@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from calibri.errors import GuidanceError
+from calibri.pipelines.families.lookup import family_of
 from calibri.sampling.branches import BranchResolver
 from calibri.sampling.scales.scaler import Scaler
 from tests.sampling.pipelines import RIGS
@@ -16,6 +17,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning"),
     # Mochi asks for float32 inside autocast, which a CPU does without.
     pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning"),
+    # Cosmos 2 gives its scheduler a tensor where numpy 2 wants an array.
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
 ]
 every_rig = pytest.mark.parametrize("rig", RIGS, ids=lambda rig: rig.id)
 
@@ -61,6 +64,29 @@ def test_output_weights_reproduce_the_stock_pipeline_at_another_guidance(rig, st
     effect = difference(plain, expected)
     assert effect > 1e-4
     assert difference(sample(rig, pipe, stock), expected) < 0.02 * effect
+
+
+LAYOUTS = {
+    "one call for each branch, conditional first": ((0,), (1,)),
+    "embedded, or one call for each branch": ((0,), (1,)),
+    "one batch, unconditional first": ((1, 0),),
+    "one batch, conditional first": ((0, 1),),
+}
+
+
+@every_rig
+def test_the_family_knows_how_the_pipeline_counts_and_runs_guidance(rig):
+    guidance = family_of(rig.transformer).guidance
+    # The offset is that of the test above.
+    assert guidance.scale(3.0) == 3.0 + rig.offset
+    assert LAYOUTS[guidance.layout] == rig.rows
+    pipe = rig.build()
+    least = 1.0 if guidance.excess_above is None else guidance.excess_above
+    for scale, branches in ((least, 1), (least + 0.1, len(rig.rows[0]) * len(rig.rows))):
+        seen = watch(pipe, BranchResolver(pipe))
+        sample(rig, pipe, scale, steps=rig.steps)
+        assert sum(map(len, seen)) == branches * rig.steps
+        assert (guidance.scale(scale) > 1.0) == (branches > 1)
 
 
 @every_rig

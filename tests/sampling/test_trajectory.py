@@ -202,9 +202,18 @@ def test_a_preset_needs_constant_scales():
         Session(config(knots=2, members=2, start="skip-middle-block"))
 
 
-def test_a_forward_without_a_timestep_by_name_is_refused():
+def test_a_timestep_is_found_without_its_name():
+    model, inputs = tiny_sd3(), sd3_inputs(1)
+    scaler = Scaler(model)
+    scaler.set(random_scales(1, 1, 2, len(scaler.sites) + 1))
+    names = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep")
+    unnamed = model(*(inputs[name] for name in names)).sample
+    torch.testing.assert_close(unnamed, forward(model, inputs))
+
+
+def test_a_forward_without_a_timestep_is_refused():
     model, inputs = tiny_sd3(), sd3_inputs(1)
     scaler = Scaler(model)
     scaler.set(torch.ones(1, 1, 2, len(scaler.sites) + 1))
-    with pytest.raises(GuidanceError, match="by name"):
-        model(*(inputs[name] for name in inputs))
+    with pytest.raises(GuidanceError, match="without a timestep"):
+        model(**{name: value for name, value in inputs.items() if name != "timestep"})

@@ -248,7 +248,7 @@ def test_a_search_on_ideogram_has_scales_for_both_and_starts_at_the_stock_images
     made = session(pipe)
     assert made.space.start_weights == (SCALE, 1 - SCALE)
     assert made.space.factors == ("shift",)
-    assert made.space.size == 2 * calibri.inspect(pipe.transformer).counts["gate"] + 2 + 1
+    assert made.space.size == 2 * calibri.inspect(pipe.transformer).counts["gate"] + 2 * 2 + 1
     noises = [Noise(prompt, 5) for prompt in make_prompts(["a red circle", "a blue square"])]
     plain = Sampler(pipe, made.config.sampling).sample(noises)
     assert torch.equal(made.sample(made.space.coefficients(made.space.start), noises), plain)

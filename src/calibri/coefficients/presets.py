@@ -16,15 +16,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from calibri.coefficients.coefficients import BRANCHES, Coefficients, Member
 from calibri.config import Granularity
 from calibri.errors import ConfigError
-from calibri.pipelines import Networks, Site, networks_of, parameter_names, sites_of
+from calibri.pipelines import (
+    Networks,
+    PipelineOrTransformer,
+    Schedule,
+    Site,
+    networks_of,
+    parameter_names,
+    sites_of,
+)
 
-# Diffusers' schedulers count timesteps from 1000, the noise.
-_TRAIN_TIMESTEPS = 1000.0
+# Most of diffusers' schedulers count timesteps from 1000, the noise.
+_FLOW = Schedule.flow()
 _MAX_KNOTS = 2000
 
 
@@ -80,7 +87,7 @@ class Window:
     """The steps at which a guidance acts: those i with ``start < i / steps < stop``.
 
     Attributes:
-        timesteps: of every step of the sampling, as the scheduler lists them (1000 is the noise):
+        timesteps: of every step of the sampling, as the scheduler lists them:
             ``pipe.scheduler.timesteps`` after ``pipe.scheduler.set_timesteps(steps)``, or after an
             image of a pipeline that shifts them by the size of the image.
         start: diffusers' ``skip_layer_guidance_start``.
@@ -91,25 +98,35 @@ class Window:
     start: float = 0.01
     stop: float = 0.2
 
-    def knots(self) -> list[bool]:
+    def knots(self, schedule: Schedule = _FLOW) -> list[bool]:
         """Say for every knot whether the guidance acts there, with as few knots as there can be.
 
         Scales are linear between knots. So that they are whole at every step, both neighbours of a
         step agree.
 
+        Args:
+            schedule: where the timesteps of the scheduler begin and end.
+
         Raises:
-            ConfigError: there are no timesteps, or too many to be told apart.
+            ConfigError: there are no timesteps, too many to be told apart, or others than the
+                schedule has.
         """
         steps = len(self.timesteps)
         acts = [self.start * steps < i < self.stop * steps for i in range(steps)]
-        places = [float(timestep) / _TRAIN_TIMESTEPS for timestep in self.timesteps]
+        places = [schedule.position(float(timestep)) for timestep in self.timesteps]
+        if places and not -1e-6 <= min(places) <= max(places) <= 1 + 1e-6:
+            raise ConfigError(
+                f"Timesteps of this scheduler go from {schedule.noise:g}, the noise, to "
+                f"{schedule.image:g}; got {self.timesteps[0]:g} to {self.timesteps[-1]:g}. Pass "
+                "those of the scheduler."
+            )
         for count in range(2, _MAX_KNOTS):
             found = _agreeing(places, acts, count)
             if found is not None:
                 return found
         raise ConfigError(
             f"{_MAX_KNOTS} knots cannot tell these {steps} timesteps apart. Pass those of the "
-            "scheduler, from 1000, the noise, down."
+            "scheduler, from the noise to the image."
         )
 
 
@@ -127,7 +144,7 @@ def _agreeing(places: Sequence[float], acts: Sequence[bool], count: int) -> list
 
 
 def skip_layer_guidance(
-    pipe: Any,
+    pipe: PipelineOrTransformer,
     blocks: Sequence[int],
     *,
     scale: float,
@@ -153,9 +170,11 @@ def skip_layer_guidance(
 
     Raises:
         ConfigError: the model has no such block, or the window cannot be expressed.
+        UnsupportedModelError: there is a window, and the timesteps of the model are not known.
     """
-    full, weaker = _full_and_weaker(networks_of(pipe), blocks, granularity)
-    acts = [True] if window is None else window.knots()
+    networks = networks_of(pipe)
+    full, weaker = _full_and_weaker(networks, blocks, granularity)
+    acts = [True] if window is None else window.knots(networks[0].schedule)
     whole, path = (full,) * len(acts), tuple(weaker if inside else full for inside in acts)
     guided = guidance_scale > 1.0
     w, u = (guidance_scale, 1.0 - guidance_scale) if guided else (1.0, 0.0)
@@ -169,7 +188,7 @@ def skip_layer_guidance(
 
 
 def autoguidance(
-    pipe: Any,
+    pipe: PipelineOrTransformer,
     blocks: Sequence[int],
     *,
     guidance_scale: float,
@@ -227,7 +246,7 @@ def _paths(sites: Sequence[Site], blocks: Sequence[int]) -> list[str]:
 
 def preset(
     name: str,
-    pipe: Any,
+    pipe: PipelineOrTransformer,
     *,
     blocks: Sequence[int] | None = None,
     scale: float | None = None,

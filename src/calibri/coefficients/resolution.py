@@ -11,6 +11,8 @@ from calibri.coefficients.presets import PRESETS
 from calibri.coefficients.space import SearchSpace
 from calibri.config import RunConfig, SpaceConfig
 from calibri.pipelines import (
+    Network,
+    PipelineOrTransformer,
     Site,
     check_embedded_guidance,
     check_shift,
@@ -38,7 +40,7 @@ class Capabilities:
     shift_known: bool
 
     @classmethod
-    def of(cls, pipe: Any, guidance_scale: float) -> Capabilities:
+    def of(cls, pipe: PipelineOrTransformer, guidance_scale: float) -> Capabilities:
         """Look at a loaded pipeline.
 
         Args:
@@ -49,9 +51,13 @@ class Capabilities:
         return cls(
             sites=sites_of(networks),
             guidance_scale=guidance_scale,
-            timesteps_known=all(knows_timesteps(network.transformer) for network in networks),
+            timesteps_known=all(map(_knows_timesteps, networks)),
             shift_known=has_shift(pipe),
         )
+
+
+def _knows_timesteps(network: Network) -> bool:
+    return knows_timesteps(network.transformer, network.scheduler)
 
 
 class ResolvedSpace(SpaceConfig):
@@ -119,7 +125,7 @@ def build_space(config: ResolvedConfig, capabilities: Capabilities) -> SearchSpa
     )
 
 
-def check_factors(factors: Iterable[Factor], pipe: Any) -> None:
+def check_factors(factors: Iterable[Factor], pipe: PipelineOrTransformer) -> None:
     """Refuse factors on what a pipeline does not have.
 
     Args:

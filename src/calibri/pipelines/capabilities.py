@@ -1,13 +1,12 @@
-"""What a model can do beside having sites: embedded guidance, known timesteps, a known shift."""
+"""What a pipeline can do beside having sites: embedded guidance, a known shift."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import nn
 
 from calibri.errors import UnsupportedModelError
+from calibri.pipelines.pipeline import PipelineOrTransformer
 
 
 def embeds_guidance(transformer: nn.Module) -> bool:
@@ -29,40 +28,12 @@ def check_embedded_guidance(transformer: nn.Module) -> None:
         )
 
 
-# Largest timestep that a model is given: pipelines divide by 1000 for some.
-_TIMESTEPS = {
-    "FluxTransformer2DModel": 1.0,
-    "QwenImageTransformer2DModel": 1.0,
-    "SD3Transformer2DModel": 1000.0,
-}
-
-
-def knows_timesteps(transformer: nn.Module) -> bool:
-    """Whether scales of a model can change over the sampling steps."""
-    return type(transformer).__name__ in _TIMESTEPS
-
-
-def timestep_range(transformer: nn.Module) -> float:
-    """Tell the largest timestep of a model, which is that of pure noise.
-
-    Raises:
-        UnsupportedModelError: it is not known for this class.
-    """
-    name = type(transformer).__name__
-    if not knows_timesteps(transformer):
-        raise UnsupportedModelError(
-            f"Scales that change over the sampling steps are not known to work with {name}, only "
-            f"with {', '.join(_TIMESTEPS)}. Use one knot."
-        )
-    return _TIMESTEPS[name]
-
-
-def has_shift(pipe: Any) -> bool:
+def has_shift(pipe: PipelineOrTransformer) -> bool:
     """Whether the scheduler of a pipeline has a shift that is known."""
     return isinstance(getattr(pipe, "scheduler", None), FlowMatchEulerDiscreteScheduler)
 
 
-def check_shift(pipe: Any) -> None:
+def check_shift(pipe: PipelineOrTransformer) -> None:
     """Refuse a pipeline whose scheduler has no shift that is known.
 
     Raises:

@@ -10,31 +10,14 @@ from torch import nn
 
 from calibri.config import Granularity
 from calibri.errors import UnsupportedModelError
-from calibri.pipelines.classes import REFUSED, transformer_classes
-from calibri.pipelines.families import BLOCKS
+from calibri.pipelines.classes import transformer_classes
+from calibri.pipelines.families.lookup import block_family, family_of
 from calibri.pipelines.granularity import GRANULARITIES, parameter_names
 from calibri.pipelines.sites.find import find_sites
 from calibri.results import Record
 
 Status = Literal["table", "discover", "refused"]
 Folding = Literal["all", "some", "none"]
-
-# How the pipelines of diffusers 0.42 give a transformer the branches of classifier-free guidance.
-_GUIDANCE: dict[str, str] = {
-    "one call for each branch, conditional first": """
-        Chroma ChronoEdit CogView4 Cosmos3Omni Cosmos GlmImage Helios HunyuanImage
-        HunyuanVideo15 HunyuanVideoFramepack JoyImageEdit Kandinsky5 Kandinsky6 Krea2
-        LongCatAudioDiT LongCatImage Lumina2 MotifVideo NucleusMoEImage OvisImage QwenImage21
-        QwenImage SkyReelsV2 WanAnimate WanVACE Wan BriaFibo2""",
-    "one batch, unconditional first": """
-        Allegro AnyFlow AuraFlow BriaFibo Bria CogVideoX CogView3Plus ConsisID EasyAnimate
-        ErnieImage HiDreamImage HunyuanDiT2DModel JoyImageEditPlus LTX2Video LTXVideo Latte Mochi
-        PRX PixArt SD3 SanaVideo SanaWM Sana StableAudioDiTModel""",
-    "one batch, conditional first": "AceStep DiT LuminaNextDiT2DModel OmniGen ZImage",
-    "embedded, or one call for each branch": "Flux HunyuanVideo",
-    "embedded": "Flux2",
-    "two transformers": "Ideogram4",
-}
 
 
 class ModelStatus(Record):
@@ -80,9 +63,10 @@ def models(names: list[str] | None = None) -> list[ModelStatus]:
 
 
 def _status(name: str, model_class: type[nn.Module]) -> ModelStatus:
-    if name in REFUSED:
-        return ModelStatus(name=name, status="refused", reason=REFUSED[name])
-    guidance = next((text for text, heads in _GUIDANCE.items() if _names(heads, name)), None)
+    row = family_of(name)
+    if row.refused:
+        return ModelStatus(name=name, status="refused", reason=row.refused)
+    guidance = row.guidance.layout or None
     if not _uses_known_blocks(model_class):
         return ModelStatus(name=name, status="discover", guidance=guidance)
     try:
@@ -104,11 +88,6 @@ def _status(name: str, model_class: type[nn.Module]) -> ModelStatus:
     )
 
 
-def _names(heads: str, name: str) -> bool:
-    endings = ("Transformer1DModel", "Transformer2DModel", "Transformer3DModel", "Transformer", "")
-    return name in {head + ending for head in heads.split() for ending in endings}
-
-
 def _uses_known_blocks(model_class: type[nn.Module]) -> bool:
-    """Say whether the module that defines a class has a block of the table in its names."""
-    return not set(BLOCKS).isdisjoint(vars(sys.modules[model_class.__module__]))
+    """Say whether the module that defines a class has a known block in its names."""
+    return any(map(block_family, vars(sys.modules[model_class.__module__])))

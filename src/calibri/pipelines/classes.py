@@ -31,17 +31,3 @@ def _members(module: str) -> list[tuple[str, type[nn.Module]]]:
     own = [(name, member) for name, member in members if member.__module__ == module]
     # ModelMixin alone is untyped to a type checker; every one of them is a torch module.
     return [(n, m) for n, m in own if issubclass(m, ModelMixin) and issubclass(m, nn.Module)]
-
-
-# Classes that are not the trunk of a diffusion model, so that there is nothing to calibrate.
-REFUSED: dict[str, str] = {
-    "DreamLiteTransformer2DModel": "a part of a U-Net: it returns its input plus a projection, so "
-    "no layer scales the output of the model",
-    "MiniMaxMusic3RVQDepthDecoder": "an autoregressive decoder of audio codes, not a diffusion "
-    "model",
-    "RFD4ProteinaTransformer": "designs proteins; its outputs are not images, video or audio",
-    "T5FilmDecoder": "an early spectrogram decoder whose residual sums lie inside its sublayers, "
-    "so no module output is a branch",
-    "TransformerTemporalModel": "a part of a U-Net: it returns its input plus a projection, so no "
-    "layer scales the output of the model",
-}

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import diffusers
 import torch
@@ -21,7 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from calibri.config import SHIPPED, RunConfig
 from calibri.errors import ConfigError, UnsupportedModelError
-from calibri.pipelines.geometries import GEOMETRIES, SHORT_NAMES, Component, Geometry
+from calibri.pipelines.families.family import Forward
+from calibri.pipelines.families.lookup import classes_where, family_of, published_geometries
+from calibri.pipelines.geometries import Component, Geometry
 from calibri.results import FULL, Fidelity
 from calibri.shapes import PIPELINE_PATH
 
@@ -29,86 +31,6 @@ _LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 _MAX_CONFIG_BYTES = 2**20
 # The shipped third text encoder pools its 12 tokens into 2, behind the 12 of the others.
 _SHIPPED_TEXT_TOKENS = 14
-
-
-@dataclass(frozen=True)
-class Family:
-    """How the pipelines of one transformer class call it.
-
-    Attributes:
-        inputs: from the transformer's configuration, height and width of the latents, and tokens
-            of the prompt to the arguments of a forward of one image.
-        guidance: the setting of ``SamplingConfig`` that is classifier-free guidance here.
-        text_lengths: tokens of a prompt in each text encoder.
-        text_tokens: tokens of a prompt that the transformer sees.
-        cut: the text encoder that ``max_sequence_length`` cuts to its tokens.
-        default_size: latent height and width unless configured; None for the one of the
-            transformer's configuration.
-        decoded: shape of the latents that the VAE decodes, behind the batch and the channels.
-    """
-
-    inputs: Callable[[Any, int, int, int], dict[str, Any]]
-    guidance: Literal["guidance_scale", "true_cfg_scale"]
-    text_lengths: Mapping[str, int]
-    text_tokens: int
-    cut: str | None = None
-    default_size: int | None = 128
-    decoded: Callable[[int, int], tuple[int, ...]] = lambda height, width: (height, width)
-
-
-def _flux(config: Any, height: int, width: int, tokens: int) -> dict[str, Any]:
-    image = height * width // 4  # the pipeline packs 2 x 2 latents into a token
-    return {
-        "hidden_states": torch.empty(1, image, config.in_channels),
-        "encoder_hidden_states": torch.empty(1, tokens, config.joint_attention_dim),
-        "pooled_projections": torch.empty(1, config.pooled_projection_dim),
-        "timestep": torch.empty(1),
-        "guidance": torch.empty(1) if config.guidance_embeds else None,
-        "img_ids": torch.empty(image, 3),
-        "txt_ids": torch.empty(tokens, 3),
-    }
-
-
-def _sd3(config: Any, height: int, width: int, tokens: int) -> dict[str, Any]:
-    return {
-        "hidden_states": torch.empty(1, config.in_channels, height, width),
-        "encoder_hidden_states": torch.empty(1, tokens, config.joint_attention_dim),
-        "pooled_projections": torch.empty(1, config.pooled_projection_dim),
-        "timestep": torch.empty(1),
-    }
-
-
-def _qwen(config: Any, height: int, width: int, tokens: int) -> dict[str, Any]:
-    rows, columns = height // 2, width // 2
-    return {
-        "hidden_states": torch.empty(1, rows * columns, config.in_channels),
-        "encoder_hidden_states": torch.empty(1, tokens, config.joint_attention_dim),
-        "timestep": torch.empty(1),
-        "img_shapes": [[(1, rows, columns)]],
-    }
-
-
-FAMILIES: dict[str, Family] = {
-    "FluxTransformer2DModel": Family(
-        _flux,
-        "true_cfg_scale",
-        {"text_encoder": 77, "text_encoder_2": 512},
-        512,
-        cut="text_encoder_2",
-    ),
-    "SD3Transformer2DModel": Family(
-        _sd3,
-        "guidance_scale",
-        {"text_encoder": 77, "text_encoder_2": 77, "text_encoder_3": 256},
-        333,
-        cut="text_encoder_3",
-        default_size=None,
-    ),
-    # A prompt of about 20 tokens, behind a template of 34.
-    "QwenImageTransformer2DModel": Family(
-        _qwen, "true_cfg_scale", {"text_encoder": 54}, 20, decoded=lambda h, w: (1, h, w)
-    ),
-}
 
 
 def find_geometry(pipeline: str, revision: str | None = None) -> Geometry:
@@ -128,8 +50,8 @@ def find_geometry(pipeline: str, revision: str | None = None) -> Geometry:
         return Geometry(_components(PIPELINE_PATH, None), text_tokens=_SHIPPED_TEXT_TOKENS)
     name = pipeline.rsplit("/", 1)[-1].lower()
     folder = Path(pipeline)
-    if not folder.is_dir() and (name := SHORT_NAMES.get(name, name)) in GEOMETRIES:
-        return GEOMETRIES[name]
+    if not folder.is_dir() and name in published_geometries():
+        return published_geometries()[name]
     return Geometry(_components(folder if folder.is_dir() else pipeline, revision))
 
 
@@ -164,7 +86,7 @@ def _json(source: Path | str, name: str, revision: str | None) -> dict[str, Any]
     except (OSError, ValueError) as error:
         raise UnsupportedModelError(
             f"Cannot read {name} of '{source}': {str(error).strip().splitlines()[0]} Give one of "
-            f"{', '.join([*GEOMETRIES, *SHORT_NAMES])}, '{SHIPPED}', a diffusers folder or a "
+            f"{', '.join(published_geometries())}, '{SHIPPED}', a diffusers folder or a "
             "repository."
         ) from error
     if not isinstance(content, dict):
@@ -199,19 +121,20 @@ def build(component: Component) -> nn.Module:
     return module.eval()
 
 
-def family_of(class_name: str) -> Family:
+def forward_of(class_name: str) -> Forward:
     """Return how a transformer class is called.
 
     Raises:
         UnsupportedModelError: it is not one whose inputs are known here.
     """
-    if class_name not in FAMILIES:
+    forward = family_of(class_name).forward
+    if forward is None:
         raise UnsupportedModelError(
             f"FLOPs of {class_name} cannot be counted from its configuration; those of "
-            f"{', '.join(FAMILIES)} can. `calibri calibrate --dry-run` counts the images of a run "
-            "on any pipeline."
+            f"{', '.join(classes_where(lambda row: row.forward))} can. `calibri calibrate "
+            "--dry-run` counts the images of a run on any pipeline."
         )
-    return FAMILIES[class_name]
+    return forward
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -241,8 +164,8 @@ def image_size(networks: Mapping[str, nn.Module], config: RunConfig) -> tuple[in
         UnsupportedModelError: the transformer's inputs are not known here.
     """
     transformer: Any = networks["transformer"]
-    family = family_of(type(transformer).__name__)
-    latents = family.default_size or transformer.config.sample_size
+    called = forward_of(type(transformer).__name__)
+    latents = called.default_size or transformer.config.sample_size
     default = latents * _vae_scale(networks["vae"])
     return config.sampling.height or default, config.sampling.width or default
 
@@ -276,20 +199,20 @@ def image_flops(
         ConfigError: it makes no images of that size.
     """
     transformer, vae = networks["transformer"], networks["vae"]
-    family = family_of(type(transformer).__name__)
+    called = forward_of(type(transformer).__name__)
     size = image_size(networks, config)
     height = (fidelity.height or size[0]) // _vae_scale(vae)
     width = (fidelity.width or size[1]) // _vae_scale(vae)
-    lengths = _text_lengths(family, fidelity)
-    shorter = sum(family.text_lengths.values()) - sum(lengths.values())
-    tokens = geometry.text_tokens or family.text_tokens - shorter
+    lengths = _text_lengths(called, fidelity)
+    shorter = sum(called.text_lengths.values()) - sum(lengths.values())
+    tokens = geometry.text_tokens or called.text_tokens - shorter
     own: Any = transformer.config
     decoder: Any = vae
     channels = decoder.config.get("latent_channels") or decoder.config["z_dim"]
     try:
         with torch.device("meta"):
-            inputs = family.inputs(own, height, width, tokens)
-            latents = torch.empty(1, channels, *family.decoded(height, width))
+            inputs = called.inputs(own, height, width, tokens)
+            latents = torch.empty(1, channels, *called.decoded(height, width))
             forward = _count(lambda: transformer(**inputs))
             decode = _count(lambda: decoder.decode(latents))
     except (ValueError, RuntimeError) as error:
@@ -303,11 +226,11 @@ def image_flops(
     return ImageFlops(forward, text, decode)
 
 
-def _text_lengths(family: Family, fidelity: Fidelity) -> dict[str, int]:
+def _text_lengths(called: Forward, fidelity: Fidelity) -> dict[str, int]:
     """Tokens of a prompt in each text encoder."""
-    lengths, most = dict(family.text_lengths), fidelity.max_sequence_length
-    if family.cut is not None and most is not None:
-        lengths[family.cut] = min(lengths[family.cut], most)
+    lengths, most = dict(called.text_lengths), fidelity.max_sequence_length
+    if called.cut is not None and most is not None:
+        lengths[called.cut] = min(lengths[called.cut], most)
     return lengths
 
 

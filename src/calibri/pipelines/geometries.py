@@ -1,7 +1,4 @@
-"""The shapes of the models of the paper, so that a run can be planned without a download.
-
-Each is what the configuration files of the published pipeline say; no weights.
-"""
+"""The shapes of a pipeline without its weights, so that a run can be planned without a download."""
 
 from __future__ import annotations
 
@@ -47,7 +44,8 @@ class Geometry:
     published_hours: Mapping[str, float] = field(default_factory=dict)
 
 
-def _clip(width: int, layers: int, heads: int, name: str = "CLIPTextModel") -> Component:
+def clip_text_model(width: int, layers: int, heads: int, name: str = "CLIPTextModel") -> Component:
+    """Describe a CLIP text encoder of a width."""
     config = {
         "hidden_size": width,
         "intermediate_size": 4 * width,
@@ -58,7 +56,8 @@ def _clip(width: int, layers: int, heads: int, name: str = "CLIPTextModel") -> C
     return Component("transformers", name, config)
 
 
-_T5_XXL = Component(
+# What several published pipelines have, as their configuration files say.
+T5_XXL = Component(
     "transformers",
     "T5EncoderModel",
     {
@@ -71,28 +70,7 @@ _T5_XXL = Component(
         "vocab_size": 32128,
     },
 )
-_QWEN25_VL_7B = Component(
-    "transformers",
-    "Qwen2_5_VLForConditionalGeneration",
-    {
-        "text_config": {
-            "hidden_size": 3584,
-            "intermediate_size": 18944,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 28,
-            "num_key_value_heads": 4,
-            "vocab_size": 152064,
-        },
-        "vision_config": {
-            "depth": 32,
-            "hidden_size": 1280,
-            "intermediate_size": 3420,
-            "num_heads": 16,
-            "out_hidden_size": 3584,
-        },
-    },
-)
-_VAE = Component(
+VAE = Component(
     "diffusers",
     "AutoencoderKL",
     {
@@ -106,86 +84,12 @@ _VAE = Component(
         "use_post_quant_conv": False,
     },
 )
-_FLUX_DEV = {
-    "patch_size": 1,
-    "in_channels": 64,
-    "num_layers": 19,
-    "num_single_layers": 38,
-    "attention_head_dim": 128,
-    "num_attention_heads": 24,
-    "joint_attention_dim": 4096,
-    "pooled_projection_dim": 768,
-    "guidance_embeds": True,
-}
-_SD35_MEDIUM = {
-    "sample_size": 128,
-    "patch_size": 2,
-    "in_channels": 16,
-    "out_channels": 16,
-    "num_layers": 24,
-    "attention_head_dim": 64,
-    "num_attention_heads": 24,
-    "joint_attention_dim": 4096,
-    "caption_projection_dim": 1536,
-    "pooled_projection_dim": 2048,
-    "pos_embed_max_size": 384,
-    "dual_attention_layers": list(range(13)),
-    "qk_norm": "rms_norm",
-}
-_QWEN_IMAGE = {
-    "patch_size": 2,
-    "in_channels": 64,
-    "out_channels": 16,
-    "num_layers": 60,
-    "attention_head_dim": 128,
-    "num_attention_heads": 24,
-    "joint_attention_dim": 3584,
-}
 
 
-def _defaults(granularity: str, branches: str = "shared", **guidance: float) -> dict[str, Any]:
-    # Spec section 3.
+def paper_defaults(granularity: str, branches: str = "shared", **guidance: float) -> dict[str, Any]:
+    """Return the settings of the paper's search (spec section 3), by section."""
     return {
         "sampling": {"height": 512, "width": 512, "num_inference_steps": 15, **guidance},
         "space": {"granularity": granularity, "branches": branches},
         "rewards": {"objective": "hpsv3", "held_out": ()},
     }
-
-
-# By lower-case name of the repository, without its owner.
-GEOMETRIES: dict[str, Geometry] = {
-    "flux.1-dev": Geometry(
-        components={
-            "transformer": Component("diffusers", "FluxTransformer2DModel", _FLUX_DEV),
-            "text_encoder": _clip(768, 12, 12),
-            "text_encoder_2": _T5_XXL,
-            "vae": _VAE,
-        },
-        dtype="bfloat16",
-        defaults=_defaults("block", guidance_scale=3.5),
-        published_hours={"block": 32.0},
-    ),
-    "stable-diffusion-3.5-medium": Geometry(
-        components={
-            "transformer": Component("diffusers", "SD3Transformer2DModel", _SD35_MEDIUM),
-            "text_encoder": _clip(768, 12, 12, "CLIPTextModelWithProjection"),
-            "text_encoder_2": _clip(1280, 32, 20, "CLIPTextModelWithProjection"),
-            "text_encoder_3": _T5_XXL,
-            "vae": _VAE,
-        },
-        dtype="bfloat16",
-        defaults=_defaults("gate", "separate", guidance_scale=7.0),
-        generations=2280,
-    ),
-    "qwen-image": Geometry(
-        components={
-            "transformer": Component("diffusers", "QwenImageTransformer2DModel", _QWEN_IMAGE),
-            "text_encoder": _QWEN25_VL_7B,
-            "vae": Component("diffusers", "AutoencoderKLQwenImage", {}),
-        },
-        dtype="bfloat16",
-        defaults=_defaults("gate", "separate", true_cfg_scale=4.0),
-        generations=960,
-    ),
-}
-SHORT_NAMES = {"sd3.5-medium": "stable-diffusion-3.5-medium"}

@@ -13,6 +13,7 @@ from torch import nn
 from calibri.config import SHIPPED
 from calibri.errors import ConfigError, UnsupportedModelError
 from calibri.pipelines.networks import networks_of
+from calibri.pipelines.pipeline import Pipeline, PipelineOrTransformer
 from calibri.pipelines.sites.find import find_sites
 from calibri.shapes import PIPELINE_PATH
 
@@ -55,7 +56,7 @@ def load_pipeline(
     return pipe.to(target)
 
 
-def transformer_of(pipe: Any) -> nn.Module:
+def transformer_of(pipe: PipelineOrTransformer) -> nn.Module:
     """Return the transformer of a pipeline, the first where it has several.
 
     Raises:
@@ -86,13 +87,13 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else repr(error)
 
 
-def pipeline_bytes(pipe: Any) -> int:
+def pipeline_bytes(pipe: Pipeline) -> int:
     """Add up the sizes of all weights of a pipeline."""
     modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
     return sum(p.numel() * p.element_size() for part in modules for p in part.parameters())
 
 
-def compile_transformers(pipe: Any, backend: Any = "inductor") -> None:
+def compile_transformers(pipe: Pipeline, backend: Any = "inductor") -> None:
     """Compile every block of the transformers: in them is the time, and no decision of ours.
 
     What comes before the blocks, which rows are conditional for one, differs from batch to batch

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from torch import nn
 
 from calibri.errors import UnsupportedModelError
+from calibri.pipelines.families.timesteps import Schedule
+from calibri.pipelines.pipeline import PipelineOrTransformer
 from calibri.pipelines.sites.find import find_output_sites, find_sites
 from calibri.pipelines.sites.site import Site
+from calibri.pipelines.trajectory import Trajectory, schedule_of, trajectory_of
 
 # What pipelines call their transformers, the one that bears the plain names first.
 _TRANSFORMERS = ("transformer", "transformer_2", "unconditional_transformer")
@@ -28,11 +32,13 @@ class Network:
             ``"transformer_2"`` or the like for another.
         branch: the only branch of guidance that the pipeline runs it for, 0 the conditional, 1 the
             unconditional; None when it is run for all of them.
+        scheduler: of the pipeline; None for a bare transformer.
     """
 
     transformer: nn.Module
     name: str = ""
     branch: int | None = None
+    scheduler: Any = None
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -43,6 +49,24 @@ class Network:
     def outputs(self) -> tuple[Site, ...]:
         """The final linears, by the names they have in the pipeline."""
         return tuple(map(self._named, find_output_sites(self.transformer)))
+
+    @property
+    def schedule(self) -> Schedule:
+        """Where the timesteps of the scheduler begin and end.
+
+        Raises:
+            UnsupportedModelError: that is not known, see ``schedule_of``.
+        """
+        return schedule_of(self.transformer, self.scheduler)
+
+    @cached_property
+    def trajectory(self) -> Trajectory:
+        """The timesteps it is called with.
+
+        Raises:
+            UnsupportedModelError: they are not known, see ``trajectory_of``.
+        """
+        return trajectory_of(self.transformer, self.scheduler)
 
     def _named(self, site: Site) -> Site:
         return replace(
@@ -74,7 +98,7 @@ def sites_of(networks: Networks) -> tuple[Site, ...]:
     return tuple(site for network in networks for site in network.sites)
 
 
-def networks_of(pipe: Any) -> tuple[Network, ...]:
+def networks_of(pipe: PipelineOrTransformer) -> tuple[Network, ...]:
     """List the transformers of a pipeline; a bare transformer is the only one.
 
     Wan 2.2 runs one while there is much noise and another while there is little; Ideogram 4 has one
@@ -89,8 +113,9 @@ def networks_of(pipe: Any) -> tuple[Network, ...]:
     if parts["transformer_2"] is not None and getattr(pipe.config, "boundary_ratio", 1) is None:
         del parts["transformer_2"]  # which the pipeline then never runs
     branches = _BRANCHES if parts["unconditional_transformer"] is not None else {}
+    scheduler = getattr(pipe, "scheduler", None)
     networks = tuple(
-        Network(part, "" if name == "transformer" else name, branches.get(name))
+        Network(part, "" if name == "transformer" else name, branches.get(name), scheduler)
         for name, part in parts.items()
         if isinstance(part, nn.Module)
     )

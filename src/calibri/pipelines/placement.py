@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
+from calibri.pipelines.pipeline import Pipeline
 
-def movable_modules(pipe: Any) -> tuple[nn.Module, ...]:
+
+def movable_modules(pipe: Pipeline) -> tuple[nn.Module, ...]:
     """Networks of a pipeline that may be moved as a whole.
 
     Args:

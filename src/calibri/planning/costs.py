@@ -15,9 +15,9 @@ from calibri.pipelines import (
     ImageFlops,
     build,
     count_parameters,
-    family_of,
     find_geometry,
     find_sites,
+    forward_of,
     image_flops,
     image_size,
     knows_timesteps,
@@ -165,15 +165,16 @@ def plan(
 
 
 def _guidance(networks: Mapping[str, nn.Module], config: RunConfig) -> float:
-    family = family_of(type(networks["transformer"]).__name__)
-    return max(1.0, float(getattr(config.sampling, family.guidance)))
+    called = forward_of(type(networks["transformer"]).__name__)
+    return max(1.0, float(getattr(config.sampling, called.guidance)))
 
 
 def _sizes_of_searches(
     transformer: nn.Module, config: RunConfig, guidance: float
 ) -> tuple[int, int]:
     """Numbers that the paper's procedure and ours search."""
-    # There is no scheduler to ask here: where knots are known, pipelines have one with a shift.
+    # There is no scheduler to ask here: models whose operations can be counted follow a flow with
+    # a shift.
     known = knows_timesteps(transformer)
     capabilities = Capabilities(find_sites(transformer), guidance, known, known)
     ours = resolve(config, capabilities)

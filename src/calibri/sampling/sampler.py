@@ -17,7 +17,14 @@ from torch import Tensor
 
 from calibri.config import SamplingConfig
 from calibri.errors import ConfigError, UnsupportedModelError
-from calibri.pipelines import networks_of
+from calibri.pipelines import (
+    Family,
+    Pipeline,
+    embeds_guidance,
+    family_of,
+    networks_of,
+    transformer_of,
+)
 from calibri.prompts import Prompt
 from calibri.results import FULL, Fidelity
 from calibri.sampling.encoding import make_encoder
@@ -26,11 +33,6 @@ from calibri.sampling.shift import changed_shift
 from calibri.sampling.signatures import NEGATIVE, call_arguments, required_arguments
 from calibri.sampling.step_cache import step_cache
 
-# Pipelines that combine as c + g (c - u), which is guidance w = 1 + g, and the g above which they
-# run the unconditional branch.
-_EXCESS = {"ZImage": 0.0, "Krea2": 0.0, "Cosmos": 1.0}
-# Pipelines with a language model in front, which samples by the seed of the first image alone.
-_SHARED_DRAWS = "GlmImage"
 # What pipelines call the number of frames of a video.
 _FRAMES = ("num_frames", "video_length", "frames")
 
@@ -58,7 +60,7 @@ class Sampler:
         ConfigError: the guidance or the number of frames has no effect on this pipeline.
     """
 
-    def __init__(self, pipe: Any, config: SamplingConfig) -> None:
+    def __init__(self, pipe: Pipeline, config: SamplingConfig) -> None:
         self.pipe = pipe
         self.config = config
         self.before_call: Callable[[Mapping[str, Any]], None] | None = None
@@ -79,11 +81,8 @@ class Sampler:
             raise ConfigError(
                 f"{name} makes images, so sampling.num_frames has no effect. Leave it out."
             )
-        if name.startswith(_SHARED_DRAWS):
-            raise UnsupportedModelError(
-                f"{name} draws tokens for a whole batch from one seed, so that an image would "
-                "depend on its neighbours. Use another pipeline."
-            )
+        if self._family.unsampled:
+            raise UnsupportedModelError(f"{name} {self._family.unsampled}. Use another pipeline.")
         if "guidance_scale" not in self._scales() and self.config.guidance_scale > 1.0:
             raise ConfigError(
                 f"guidance_scale is {self.config.guidance_scale}, but this model of {name} has no "
@@ -96,10 +95,14 @@ class Sampler:
             "guidance_scale": self.config.guidance_scale,
             "true_cfg_scale": self.config.true_cfg_scale,
         }
-        embedded = getattr(self.pipe.transformer.config, "guidance_embeds", False)
+        embedded = embeds_guidance(transformer_of(self.pipe))
         if "true_cfg_scale" in self._call and not embedded:
             del scales["guidance_scale"]
         return {name: scale for name, scale in scales.items() if name in self._call}
+
+    @property
+    def _family(self) -> Family:
+        return family_of(transformer_of(self.pipe))
 
     @property
     def _frames(self) -> str | None:
@@ -115,11 +118,7 @@ class Sampler:
             return 1.0
         scales = self._scales()
         scale = scales.get("true_cfg_scale", scales.get("guidance_scale", 1.0))
-        name = type(self.pipe).__name__
-        for family, least in _EXCESS.items():
-            if name.startswith(family):
-                return 1.0 + scale if scale > least else 1.0
-        return max(scale, 1.0)
+        return self._family.guidance.scale(scale)
 
     @property
     def guided(self) -> bool:
@@ -303,7 +302,7 @@ class Sampler:
 
 
 def _enable_gradient(
-    first: int, pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]
+    first: int, pipe: Pipeline, index: int, timestep: Any, tensors: dict[str, Any]
 ) -> dict[str, Any]:
     """Start to keep the graph once the first steps are done; a ``callback_on_step_end``."""
     if index + 1 == first:

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from calibri.pipelines import check_shift
+from calibri.pipelines import Pipeline, check_shift
 
 
-def change_shift(pipe: Any, factor: float) -> Callable[[], None]:
+def change_shift(pipe: Pipeline, factor: float) -> Callable[[], None]:
     """Give a pipeline a scheduler whose shift is that of its own times a factor.
 
     Args:
@@ -43,7 +43,7 @@ def change_shift(pipe: Any, factor: float) -> Callable[[], None]:
 
 
 @contextmanager
-def changed_shift(pipe: Any, factor: float) -> Iterator[None]:
+def changed_shift(pipe: Pipeline, factor: float) -> Iterator[None]:
     """Change the shift of a pipeline for what is sampled inside; see ``change_shift``."""
     undo = change_shift(pipe, factor)
     try:

@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from calibri.errors import UnsupportedModelError
+from calibri.pipelines import Pipeline
 
 NEGATIVE = "negative_"
 
 
-def encoded_names(pipe: Any) -> tuple[str, ...]:
+def encoded_names(pipe: Pipeline) -> tuple[str, ...]:
     """Name the elements that ``encode_prompt`` of a pipeline returns, in order.
 
     Returns:
@@ -38,7 +39,7 @@ def encoded_names(pipe: Any) -> tuple[str, ...]:
     return max(found, key=lambda names: sum(name in accepted for name in names))
 
 
-def needs_texts(pipe: Any) -> bool:
+def needs_texts(pipe: Pipeline) -> bool:
     """Say whether a pipeline must be called with texts rather than with their embeddings.
 
     So it is where it has no ``encode_prompt``, does not take what that returns, or needs more than
@@ -59,12 +60,12 @@ def needs_texts(pipe: Any) -> bool:
     return not (tokens and joined and every <= known)
 
 
-def call_arguments(pipe: Any) -> Mapping[str, inspect.Parameter]:
+def call_arguments(pipe: Pipeline) -> Mapping[str, inspect.Parameter]:
     """List the arguments that calling a pipeline takes."""
     return inspect.signature(type(pipe).__call__).parameters
 
 
-def required_arguments(pipe: Any) -> list[str]:
+def required_arguments(pipe: Pipeline) -> list[str]:
     """List the arguments without which a pipeline cannot be called."""
     return [
         name

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
-from calibri.pipelines import movable_modules
+from calibri.pipelines import Pipeline, movable_modules
 
 _CPU = torch.device("cpu")
 
@@ -19,7 +18,7 @@ class TextEncoders:
     Encoders that another library places (offloading, quantisation) are left to it.
     """
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, pipe: Pipeline) -> None:
         self._pipe = pipe
         self._home: torch.device | None = None
         self._staying = False

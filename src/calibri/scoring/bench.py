@@ -105,11 +105,7 @@ class Bench:
                 yield images
 
     def _batch(self, unit: Unit, rows: Sequence[Row]) -> Tensor:
-        scales = [torch.from_numpy(c.site_scales(self.scaler.sites)) for c in unit.candidates]
-        branches = unit.candidates[0].member_branches
-        guidance = torch.tensor([unit.candidates[candidate].guidance for candidate, _ in rows])
-        table = torch.stack([scales[candidate] for candidate, _ in rows])
-        self.scaler.set(table, branches, guidance)
+        self.scaler.apply(unit.candidates, [candidate for candidate, _ in rows])
         shift = unit.candidates[rows[0][0]].shift
         return self.sampler.sample([noise for _, noise in rows], unit.fidelity, shift)
 

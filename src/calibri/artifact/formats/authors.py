@@ -6,8 +6,7 @@ of the ensemble outermost within each group, and the output weights last, one fo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -20,75 +19,17 @@ from calibri.coefficients import Branch, Coefficients, Member
 from calibri.config import Granularity
 from calibri.errors import CalibrationError, ConfigError, UnsupportedModelError
 from calibri.files import write_atomically
-from calibri.pipelines import Site, find_sites, parameter_names
+from calibri.pipelines import (
+    AuthorsVector,
+    classes_where,
+    family_of,
+    find_sites,
+    parameter_names,
+)
 from calibri.results import Record
 from calibri.version import __version__
 
 _MAX_MEMBERS = 16
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Sites whose scalars stand together in the vector; an empty field takes every site."""
-
-    container: str = "transformer_blocks"
-    stream: str = ""
-    layers: tuple[str, ...] = ()
-
-    def __contains__(self, site: Site) -> bool:
-        return (
-            site.block.rpartition(".")[0] == self.container
-            and (not self.stream or site.stream == self.stream)
-            and (not self.layers or site.layer in self.layers)
-        )
-
-
-@dataclass(frozen=True)
-class _Family:
-    """One of the authors' models.
-
-    Attributes:
-        groups: granularity to the groups of the vector, in their order.
-        guidance_scale: what they searched with (spec section 3).
-        embedded: whether guidance is an input of the model, so that every member of an ensemble
-            sees the prompt.
-        ineffective: layer whose entries have no effect in the authors' code, so that the values in
-            their files are noise.
-    """
-
-    groups: dict[Granularity, tuple[_Group, ...]]
-    guidance_scale: float
-    embedded: bool = False
-    ineffective: str = ""
-
-
-_SINGLE = _Group("single_transformer_blocks")
-_MAIN = ("attn", "mlp")
-
-_FAMILIES: dict[str, _Family] = {
-    "FluxTransformer2DModel": _Family(
-        groups={
-            "gate": (_Group(stream="visual"), _Group(stream="text"), _SINGLE),
-            "layer": (_Group(), _SINGLE),
-            "block": (_Group(), _SINGLE),
-        },
-        guidance_scale=3.5,
-        embedded=True,
-    ),
-    "SD3Transformer2DModel": _Family(
-        groups={
-            "gate": (
-                _Group(stream="visual", layers=_MAIN),
-                _Group(stream="text", layers=_MAIN),
-                _Group(layers=("attn2",)),
-            )
-        },
-        guidance_scale=7.0,
-    ),
-    "QwenImageTransformer2DModel": _Family(
-        groups={"gate": (_Group(),)}, guidance_scale=4.0, ineffective="mlp"
-    ),
-}
 
 
 class AuthorsFile(Record):
@@ -185,11 +126,11 @@ def import_authors_vector(
         CalibrationError: the vector has another length.
     """
     file = solution if isinstance(solution, AuthorsFile) else AuthorsFile(solution=tuple(solution))
-    family = _family(transformer, granularity)
+    authors = _authors(transformer, granularity)
     values = _as_they_ran(file.solution) if as_they_ran else file.solution
     scales = _split(values, _names(transformer, granularity), members, transformer, granularity)
-    scale = family.guidance_scale if guidance_scale is None else guidance_scale
-    guided = members > 1 and scale > 1.0 and not family.embedded
+    scale = authors.guidance_scale if guidance_scale is None else guidance_scale
+    guided = members > 1 and scale > 1.0 and not authors.embedded
     starts = _starts(members, scale if guided else None)
     found = [
         Member(branch, start, (weight,), (_effective(own, transformer, granularity),))
@@ -201,7 +142,7 @@ def import_authors_vector(
         base_model=base_model or type(transformer).__name__,
         base_revision=base_revision,
         coefficients=Coefficients.from_members(found, granularity),
-        sampling=_sampling(scale if guided or family.embedded else 1.0),
+        sampling=_sampling(scale if guided or authors.embedded else 1.0),
         rewards={objective: "as the authors ran it"},
         objective=objective,
         provenance={"source": "the authors' vector", "step": file.step or 0},
@@ -219,7 +160,7 @@ def export_authors_vector(coefficients: Coefficients, transformer: nn.Module) ->
         UnsupportedModelError: the authors have no vectors for this model or granularity.
         CalibrationError: the coefficients are of another model.
     """
-    _family(transformer, coefficients.granularity)
+    _authors(transformer, coefficients.granularity)
     coefficients.site_scales(find_sites(transformer))  # refuses another size
     if coefficients.trajectory_knots > 1:
         raise CalibrationError(
@@ -243,21 +184,25 @@ def export_authors_vector(coefficients: Coefficients, transformer: nn.Module) ->
     )
 
 
-def _family(transformer: nn.Module, granularity: Granularity) -> _Family:
-    name = type(transformer).__name__
-    family = _FAMILIES.get(name)
-    if family is None or granularity not in family.groups:
-        known = [f"{cls} ({', '.join(f.groups)})" for cls, f in _FAMILIES.items()]
+def _authors(transformer: nn.Module, granularity: Granularity) -> AuthorsVector:
+    authors = family_of(transformer).authors
+    if authors is None or granularity not in authors.groups:
         raise UnsupportedModelError(
-            f"The authors have no vectors for a {name} at granularity '{granularity}'. They have "
-            f"some for {'; '.join(known)}."
+            f"The authors have no vectors for a {type(transformer).__name__} at granularity "
+            f"'{granularity}'. They have some for {'; '.join(_known())}."
         )
-    return family
+    return authors
+
+
+def _known() -> list[str]:
+    names = classes_where(lambda row: row.authors)
+    rows = [(name, family_of(name).authors) for name in names]
+    return [f"{name} ({', '.join(row.groups)})" for name, row in rows if row is not None]
 
 
 def _names(transformer: nn.Module, granularity: Granularity) -> list[tuple[str, ...]]:
     sites = find_sites(transformer)
-    groups = _FAMILIES[type(transformer).__name__].groups[granularity]
+    groups = _authors(transformer, granularity).groups[granularity]
     return [
         parameter_names([site for site in sites if site in group], granularity) for group in groups
     ]
@@ -274,10 +219,11 @@ def _split(
         raise ConfigError(f"An ensemble has 1 to {_MAX_MEMBERS} members; got {members}.")
     count = sum(map(len, groups))
     if len(values) != members * (count + 1):
+        known = _authors(transformer, granularity).groups
         raise CalibrationError(
             f"The vector has {len(values)} entries; a {type(transformer).__name__} at granularity "
             f"'{granularity}' needs {members * (count + 1)} ({members} x {count} scalars and "
-            f"{members} output weights). {_hint(len(values), transformer)}"
+            f"{members} output weights). {_hint(len(values), transformer, known)}"
         )
     scales: list[dict[str, float]] = [{} for _ in range(members)]
     rest = iter(values)
@@ -287,9 +233,9 @@ def _split(
     return scales
 
 
-def _hint(length: int, transformer: nn.Module) -> str:
+def _hint(length: int, transformer: nn.Module, granularities: Iterable[Granularity]) -> str:
     fitting = []
-    for granularity in _FAMILIES[type(transformer).__name__].groups:
+    for granularity in granularities:
         each = sum(map(len, _names(transformer, granularity))) + 1
         members, rest = divmod(length, each)
         if rest == 0 and 1 <= members <= _MAX_MEMBERS:
@@ -303,8 +249,8 @@ def _effective(
     member: dict[str, float], transformer: nn.Module, granularity: Granularity
 ) -> dict[str, float]:
     """Put a member in the order of the sites; entries without an effect become 1."""
-    family, sites = _FAMILIES[type(transformer).__name__], find_sites(transformer)
-    idle = [site for site in sites if site.layer == family.ineffective]
+    authors, sites = _authors(transformer, granularity), find_sites(transformer)
+    idle = [site for site in sites if site.layer == authors.ineffective]
     ones = dict.fromkeys(parameter_names(idle, granularity), 1.0)
     return {name: ones.get(name, member[name]) for name in parameter_names(sites, granularity)}
 

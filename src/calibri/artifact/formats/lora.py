@@ -17,9 +17,7 @@ from calibri.artifact.calibration import Calibration
 from calibri.artifact.formats.linears import linear_scales
 from calibri.errors import UnsupportedModelError
 from calibri.files import write_atomically
-
-# Models whose layers ComfyUI finds by their names in diffusers.
-_KNOWN = ("FluxTransformer2DModel", "QwenImageTransformer2DModel", "SD3Transformer2DModel")
+from calibri.pipelines import classes_where, family_of
 
 
 def write_lora(calibration: Calibration, transformer: nn.Module, output: Path) -> None:
@@ -38,11 +36,11 @@ def write_lora(calibration: Calibration, transformer: nn.Module, output: Path) -
         FuseError: the calibration is more than one factor for each linear layer.
         RunError: it cannot be written.
     """
-    name = type(transformer).__name__
-    if name not in _KNOWN:
+    if not family_of(transformer).comfyui:
+        known = ", ".join(classes_where(lambda row: row.comfyui))
         raise UnsupportedModelError(
-            f"ComfyUI does not know the layers of a {name} by their names in diffusers, only those "
-            f"of {', '.join(_KNOWN)}. Save the whole model with `calibri fuse`."
+            f"ComfyUI does not know the layers of a {type(transformer).__name__} by their names in "
+            f"diffusers, only those of {known}. Save the whole model with `calibri fuse`."
         )
     scales = linear_scales(calibration.coefficients, transformer)
     tensors = {

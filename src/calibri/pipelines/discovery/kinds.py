@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from calibri.pipelines.families import AUXILIARY
+from calibri.pipelines.families.lookup import auxiliary_containers
 
 
 def block_kinds(transformer: nn.Module) -> list[list[str]]:
@@ -22,7 +22,7 @@ def block_kinds(transformer: nn.Module) -> list[list[str]]:
         blocks = [_unwrapped(f"{path}.{name}", child) for name, child in module.named_children()]
         blocks = [(name, block) for name, block in blocks if len(list(block.children())) >= 2]
         inside += [name for name, _ in blocks]
-        if not AUXILIARY & set(path.split(".")):
+        if not auxiliary_containers() & set(path.split(".")):
             for name, block in blocks:
                 groups.setdefault((path, *_structure(block)), []).append(name)
     return list(groups.values())

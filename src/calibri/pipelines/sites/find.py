@@ -9,18 +9,9 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from calibri.errors import UnsupportedModelError
-from calibri.pipelines.families import (
-    AUXILIARY,
-    BATCH_AXES,
-    BLOCKS,
-    DEFAULT_OUTPUT,
-    NO_FOLD,
-    OUTPUTS,
-    PACKED,
-    TEXT_CONTAINERS,
-    Branch,
-    parse_row,
-)
+from calibri.pipelines.families.family import Family
+from calibri.pipelines.families.lookup import auxiliary_containers, block_family, family_of
+from calibri.pipelines.families.notation import NO_FOLD, Branch, parse_row
 from calibri.pipelines.sites.folds import fold_of
 from calibri.pipelines.sites.site import Site
 
@@ -63,15 +54,15 @@ def find_sites(transformer: nn.Module, *, auxiliary: bool = False) -> tuple[Site
         Sites ordered by block, then as the block's table row lists them.
 
     Raises:
-        UnsupportedModelError: no block of the model is in the table.
+        UnsupportedModelError: no family knows a block of the model.
     """
     if transformer in _assigned and not auxiliary:
         return _assigned[transformer][0]
     sites = tuple(
         site
-        for path, block in _known_blocks(transformer)
-        if auxiliary or not AUXILIARY & set(path.split("."))
-        for site in _sites_of(path, block)
+        for path, block, family in _known_blocks(transformer)
+        if auxiliary or not auxiliary_containers() & set(path.split("."))
+        for site in _sites_of(path, block, family)
     )
     if not sites:
         raise UnsupportedModelError(
@@ -92,11 +83,12 @@ def find_output_sites(transformer: nn.Module) -> tuple[Site, ...]:
     """
     if transformer in _assigned:
         return _assigned[transformer][1]
-    name = type(transformer).__name__
-    patterns = OUTPUTS.get(name, DEFAULT_OUTPUT)
+    name, family = type(transformer).__name__, family_of(transformer)
     # A layer called proj_out says nothing about a model whose blocks are not known.
     known = any(True for _ in _known_blocks(transformer))
-    paths = [path for path, _ in transformer.named_modules() if known and _matches(path, patterns)]
+    paths = [
+        path for path, _ in transformer.named_modules() if known and _matches(path, family.outputs)
+    ]
     if not paths:
         raise UnsupportedModelError(
             f"The output layer of {name} is not known. Discover its sites with calibri.discover."
@@ -109,7 +101,7 @@ def find_output_sites(transformer: nn.Module) -> tuple[Site, ...]:
             layer="output",
             stream="output",
             fold=fold_of(transformer, "", path),
-            batch_axis=BATCH_AXES.get((name, path), 0),
+            batch_axis=family.batch_axes.get((name, path), 0),
         )
         for path in paths
     )
@@ -119,42 +111,44 @@ def _matches(path: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(path, pattern) for pattern in patterns)
 
 
-def _known_blocks(transformer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _known_blocks(transformer: nn.Module) -> Iterator[tuple[str, nn.Module, Family]]:
     for path, module in transformer.named_modules():
-        if type(module).__name__ in BLOCKS:
-            yield path, module
+        family = block_family(type(module).__name__)
+        if family is not None:
+            yield path, module, family
 
 
-def _branches(block: nn.Module) -> tuple[Branch, ...]:
+def _branches(block: nn.Module, family: Family) -> tuple[Branch, ...]:
     name = type(block).__name__
     # One block class may be built with or without gates.
-    rows = BLOCKS.get(f"{name}[{getattr(block, 'norm_type', '')}]", BLOCKS[name])
+    variant = f"{name}[{getattr(block, 'norm_type', '')}]"
+    rows = family.blocks.get(variant, family.blocks[name])
     return tuple(branch for row in rows for branch in parse_row(row))
 
 
-def _sites_of(block_path: str, block: nn.Module) -> Iterator[Site]:
+def _sites_of(block_path: str, block: nn.Module, family: Family) -> Iterator[Site]:
     drops_text = getattr(block, "context_pre_only", False)
     modules = dict(block.named_modules())
-    for branch in _branches(block):
+    for branch in _branches(block, family):
         if branch.path not in modules or (branch.stream == "text" and drops_text):
             continue
-        yield _site(block_path, block, branch)
+        yield _site(block_path, block, family, branch)
 
 
-def _site(block_path: str, block: nn.Module, branch: Branch) -> Site:
-    name = type(block).__name__
-    axis = BATCH_AXES.get((name, branch.path), 0)
+def _site(block_path: str, block: nn.Module, family: Family, branch: Branch) -> Site:
+    axis = family.batch_axes.get((type(block).__name__, branch.path), 0)
+    on_text = family.text_containers & set(block_path.split("."))
     reason = NO_FOLD.get(branch.fold.removeprefix("!"), "")
     return Site(
         path=f"{block_path}.{branch.path}",
         index=branch.index,
         block=block_path,
         layer=branch.layer,
-        stream="text" if TEXT_CONTAINERS & set(block_path.split(".")) else branch.stream,
+        stream="text" if on_text else branch.stream,
         fold=() if reason else fold_of(block, block_path, branch.fold),
         no_fold=reason,
         gated=branch.gated,
-        batch_axis=None if name in PACKED else axis,
+        batch_axis=None if family.packed else axis,
     )
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from calibri.coefficients import Place
-from calibri.errors import GuidanceError, UnsupportedModelError
-from calibri.pipelines import Call, Network, timestep_range
+from calibri.errors import UnsupportedModelError
+from calibri.pipelines import Call, Network
 from calibri.sampling.scales.behaviours import AlongTrajectory, Behaviour, ByBranch, Constant
 from calibri.sampling.scales.ensemble import MemberSum, PassRunner
 from calibri.sampling.scales.layout import LayoutResolver, RowLayout
@@ -31,6 +31,7 @@ class NetworkHooks:
     def __init__(
         self, network: Network, places: Sequence[Place], resolver: LayoutResolver | None = None
     ) -> None:
+        self._network = network
         self._transformer = network.transformer
         packed = any(site.batch_axis is None for site in network.sites)
         self._layout = RowLayout(network.branch, packed, resolver)
@@ -53,8 +54,8 @@ class NetworkHooks:
             UnsupportedModelError: there are several knots, and the timesteps are not known.
         """
         if scales.ndim == 4:
-            inner = self._constant_in_time(branches)
-            return AlongTrajectory(inner, _position_of(self._transformer))
+            inner, trajectory = self._constant_in_time(branches), self._network.trajectory
+            return AlongTrajectory(inner, lambda call: trajectory.position(call.args, call.kwargs))
         return self._constant_in_time(branches)
 
     def _constant_in_time(self, branches: Sequence[int]) -> Behaviour:
@@ -80,23 +81,6 @@ class NetworkHooks:
         if not torch.compiler.is_compiling():
             self._sites.follow()
         self._behaviour.before(Call(args, kwargs))
-
-
-def _position_of(transformer: nn.Module) -> Callable[[Call], Tensor]:
-    """Make what tells where on the trajectory a forward is, (1,): 0 the image, 1 the noise."""
-    largest = timestep_range(transformer)
-
-    def position(call: Call) -> Tensor:
-        if "timestep" not in call.kwargs:
-            raise GuidanceError(
-                "The scales change over the sampling steps, but the transformer was called without "
-                "a timestep. Pass timestep by name."
-            )
-        # Pipelines give all rows the same timestep; left on its device, it is not waited for.
-        now: Tensor = call.kwargs["timestep"].flatten()[:1].float()
-        return now / largest
-
-    return position
 
 
 def _device(transformer: nn.Module) -> torch.device:
