@@ -17,7 +17,6 @@ from calibri.cli.options import (
     SAMPLING,
     SEARCH,
     BranchesName,
-    DeviceOption,
     GranularityName,
     JsonOption,
 )
@@ -75,6 +74,10 @@ _Tflops = Annotated[
     float | None,
     typer.Option("--tflops", help="Throughput you measured.", rich_help_panel=MACHINE),
 ]
+_Device = Annotated[
+    str | None,
+    typer.Option("--device", help="Where --measure runs.", rich_help_panel=MACHINE),
+]
 _Measured = Annotated[
     bool,
     typer.Option("--measure", help="Time a few batches here.", rich_help_panel=MACHINE),
@@ -94,7 +97,7 @@ def plan(
     machine: _Machine = None,
     tflops: _Tflops = None,
     measured: _Measured = False,
-    device: DeviceOption = "auto",
+    device: _Device = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what a run will cost: images, FLOPs, hours and memory, before any of it is spent.

@@ -23,6 +23,7 @@ from calibri.coefficients import Coefficients
 from calibri.config import RunConfig, validate_config
 from calibri.errors import Interrupted
 from calibri.files import write_atomically
+from calibri.given import ConfigLike, merge_config, with_own_material
 from calibri.pipelines import parameter_name, transformer_of
 from calibri.planning import images_by_phase, measures_first
 from calibri.progress import Progress
@@ -50,32 +51,35 @@ RUNS = Path("runs")
 
 
 def calibrate(
-    config: RunConfig | None = None,
+    config: ConfigLike | None = None,
     *,
     name: str | None = None,
-    runs: Path = RUNS,
+    runs: Path | str = RUNS,
     progress: Progress | None = None,
     **values: Any,
 ) -> RunSummary:
     """Search the coefficients of a pipeline, evaluate them on held-out prompts and save them.
 
     Args:
-        config: the whole configuration; None for the defaults.
+        config: a configuration, a mapping like it, the path of a YAML file, or None for the
+            defaults.
         name: folder of the run under ``runs``; None for one made from the time.
         runs: where runs are kept.
         progress: is told what happens.
-        values: when ``config`` is None, sections of a configuration, for example
-            ``search={"generations": 10}``.
+        values: keys of the configuration, which win over ``config``: ``pipeline="..."``, or a
+            mapping for a section, such as ``search={"generations": 10}``.
 
     Returns:
         The summary that is also kept as ``results.json`` in the run's folder.
 
     Raises:
+        ConfigError: a keyword or value is wrong, or another pipeline than the shipped one comes
+            without prompts or reward.
         CalibriError: something does not work; what was computed is kept.
         Interrupted: the user stopped the run; ``resume`` continues it.
     """
-    config = config or validate_config(values)
-    path = runs / check_run_name(name or default_run_name())
+    config = with_own_material(merge_config(config, values, ("name", "runs", "progress")))
+    path = Path(runs) / check_run_name(name or default_run_name())
     check_unused(path)  # before a model is loaded, which can take minutes
     engine = Engine(config)
     check_search(engine)
@@ -83,11 +87,11 @@ def calibrate(
     return _run(folder, engine, progress or Progress())
 
 
-def resume(path: Path | str, *, progress: Progress | None = None) -> RunSummary:
+def resume(run: Path | str, *, progress: Progress | None = None) -> RunSummary:
     """Continue a run: finished units are read from its journal, only missing ones are computed.
 
     Args:
-        path: folder of the run.
+        run: its folder.
         progress: is told what happens.
 
     Returns:
@@ -96,7 +100,7 @@ def resume(path: Path | str, *, progress: Progress | None = None) -> RunSummary:
     Raises:
         CalibriError: there is no such run, it is in use, or its journal is damaged.
     """
-    folder = RunFolder.open(Path(path))
+    folder = RunFolder.open(Path(run))
     engine = Engine(validate_config(folder.config))
     return _run(folder, engine, progress or Progress())
 

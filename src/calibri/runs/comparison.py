@@ -14,6 +14,7 @@ from calibri.arrays import Scores
 from calibri.artifact import Calibration
 from calibri.coefficients import Coefficients
 from calibri.config import SHIPPED, RunConfig, validate_config
+from calibri.given import check_own_prompts
 from calibri.planning import images_by_phase
 from calibri.progress import Progress
 from calibri.prompts import Prompt
@@ -45,10 +46,11 @@ def evaluate(
     """Compare a pipeline with and without a calibration, on the same prompts and noise.
 
     Args:
-        calibration: a folder, a repository id, or a ``Calibration``.
+        calibration: a folder, a finished run, a repository id, or a ``Calibration``.
         pipeline: a name (see ``load_pipeline``); None for the calibration's base model.
         prompts: prompts that the search did not use: a file, a set's name, ``"compositional"``, or
-            None for the held-out captions of the shipped world.
+            ``"shapes"`` for the held-out captions of the shipped world; None for these, when it is
+            the shipped pipeline.
         rewards: reward names, the first is the objective; None for those of the calibration.
         reward_options: reward name to the arguments it is made with. They win over those that the
             calibration remembers, and None forgets one of those.
@@ -62,10 +64,12 @@ def evaluate(
         progress: is told what happens.
 
     Raises:
+        ConfigError: another pipeline than the shipped one comes without prompts.
         CalibriError: something cannot be loaded or does not fit.
     """
     if not isinstance(calibration, Calibration):
         calibration = Calibration.from_pretrained(calibration)
+    check_own_prompts(pipeline or calibration.base_model, prompts)
     config = _config(
         calibration,
         list(rewards or calibration.rewards),
