@@ -95,6 +95,19 @@ def test_an_unknown_key_says_where_the_known_ones_are(key):
         load_config(overrides=[f"{key}=1"])
 
 
+@pytest.mark.parametrize(
+    ("key", "meant", "also"),
+    [
+        ("sede", "seed", "pipeline"),
+        ("search.generation", "generations", "popsize"),
+        ("search.fidelity.heigth", "height", "cache_interval"),
+    ],
+)
+def test_an_unknown_key_says_what_was_meant_and_what_there_is(key, meant, also):
+    with pytest.raises(ConfigError, match=f"{key}: .*mean '{meant}'.*{also}"):
+        load_config(values={key: 1})
+
+
 def test_every_wrong_key_is_named():
     with pytest.raises(ConfigError) as error:
         validate_config({"sede": 1, "sampling": {"num_inference_steps": 0}})

@@ -1,9 +1,39 @@
 """Calibri: calibrate Diffusion Transformers.
 
-Public names are imported on first use, so that ``import calibri`` and ``calibri --help`` do not
-wait for torch. What there is stands in ``__init__.pyi``, here and in every package.
+Every command has a call of its name; ``help(calibri.calibrate)`` and so on say more.
+
+Calibrate:
+    plan(...)                           images, FLOPs, hours and memory of a run, before it
+    calibrate(...)                      search, evaluate on held-out prompts, save
+    resume(run)                         continue where a run stopped
+    report(run)                         one HTML page
+
+Use a calibration:
+    load(pipe, calibration)             onto a loaded pipeline; set_strength, fuse, unload
+    generate(pipeline, prompts, ...)    images without and with it
+    evaluate(calibration, ...)          original against calibrated on other prompts
+    fuse(calibration, output, ...)      a diffusers folder with the scalars in its weights
+    publish(calibration, repo_id, ...)  to the Hugging Face Hub
+    export(calibration, output, ...)    for ComfyUI, PEFT or the authors' code
+    import_(file, pipeline, ...)        a file of the authors
+    preset(name, pipe, ...)             known guidance as coefficients
+
+Look at a model:
+    inspect(pipeline, ...)              its sites, and what a search has
+    models()                            what diffusers has
+    discover(transformer, run)          sites by measurement
+
+Rewards:
+    serve_reward(reward, ...)           over HTTP; the others are in ``calibri.rewards``
+
+``calibrate``, ``plan`` and ``inspect`` take a configuration: a ``RunConfig``, a mapping, or the
+``Path`` of a YAML file. The first two also take its keys by name, which win over it:
+``calibrate(pipeline="shapes", search={"popsize": 24})``.
 """
 
 import lazy_loader
+
+# Names are imported on first use, so that ``import calibri`` and ``calibri --help`` do not wait for
+# torch. What there is stands in ``__init__.pyi``, here and in every package.
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

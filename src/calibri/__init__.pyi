@@ -2,10 +2,14 @@ from .artifact.apply import AppliedCalibration as AppliedCalibration
 from .artifact.apply import load as load
 from .artifact.calibration import Calibration as Calibration
 from .artifact.export import export as export
+from .artifact.formats.authors import AuthorsFile as AuthorsFile
 from .artifact.formats.authors import export_authors_vector as export_authors_vector
 from .artifact.formats.authors import import_authors_vector as import_authors_vector
 from .artifact.fuse import fuse as fuse
 from .artifact.generate import generate as generate
+from .artifact.import_ import ImportedCalibration as ImportedCalibration
+from .artifact.import_ import import_ as import_
+from .artifact.publish import publish as publish
 from .coefficients.presets import preset as preset
 from .config import RunConfig as RunConfig
 from .config import load_config as load_config
@@ -19,6 +23,7 @@ from .planning.costs import plan as plan
 from .reporting.page import report as report
 from .results import Evaluation as Evaluation
 from .results import RunSummary as RunSummary
+from .rewards.server.adapter import serve_reward as serve_reward
 from .runs.calibrate import calibrate as calibrate
 from .runs.calibrate import resume as resume
 from .runs.comparison import evaluate as evaluate

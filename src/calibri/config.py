@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from calibri.errors import ConfigError
+from calibri.errors import ConfigError, suggestion
 from calibri.results import FULL, Fidelity
 from calibri.search import METHODS, MethodInfo, method_info
 
@@ -322,16 +322,22 @@ def validate_config(data: Mapping[str, Any]) -> RunConfig:
         return RunConfig.model_validate(data)
     except ValidationError as error:
         lines = [
-            f"  {'.'.join(map(str, item['loc']))}: {_said(item['type'], item['msg'])} "
+            f"  {'.'.join(map(str, item['loc']))}: {_said(item['type'], item['loc'], item['msg'])} "
             f"(got {item['input']!r})"
             for item in error.errors()
         ]
         raise ConfigError("The configuration is not valid:\n" + "\n".join(lines)) from error
 
 
-def _said(kind: str, message: str) -> str:
-    known = "There is no such setting; `calibri calibrate --dry-run` lists all"
-    return known if kind == "extra_forbidden" else message
+def _said(problem: str, place: Sequence[str | int], message: str) -> str:
+    if problem != "extra_forbidden":
+        return message
+    *sections, name = map(str, place)
+    kind: Any = RunConfig
+    for section in sections:
+        kind = kind.model_fields[section].annotation
+    known = suggestion(name, kind.model_fields)
+    return f"There is no such setting. {known} `calibri calibrate --dry-run` shows all"
 
 
 def _read_yaml(path: Path | str) -> dict[str, Any]:

@@ -6,6 +6,9 @@ a traceback and exits with a non-zero code; the Python API raises it.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection
+
 
 class CalibriError(Exception):
     """Base of all errors that a user's input or environment can cause."""
@@ -73,3 +76,10 @@ class Interrupted(CalibriError):  # noqa: N818 - it is an outcome the user asked
     """The user stopped a run; everything already computed is in its journal."""
 
     exit_code = 130
+
+
+def suggestion(name: str, known: Collection[str]) -> str:
+    """Say what a name that does not exist was probably meant to be, and list those that do."""
+    near = difflib.get_close_matches(name, known, n=1)
+    meant = f"Did you mean '{near[0]}'? " if near else ""
+    return f"{meant}Known are {', '.join(known)}."

@@ -28,6 +28,16 @@ def plain_words(error: OSError) -> str:
     return _ADVICE.get(error.errno or 0, error.strerror or str(error))
 
 
+def check_new_folder(folder: Path) -> None:
+    """Refuse to write into what is there already.
+
+    Raises:
+        RunError: the folder exists and holds something, or is no folder.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"'{folder}' exists and is not an empty folder. Choose another --output.")
+
+
 def fsync_folder(folder: Path) -> None:
     """Make the names in a folder durable; fsync of a file alone does not keep its name.
 

@@ -121,14 +121,14 @@ def test_another_class_is_refused(pipe):
 
 
 def test_a_fused_folder_is_an_ordinary_pipeline_with_the_calibrated_images(pipe, tmp_path):
-    folder = fuse(None, calibration(pipe), tmp_path / "fused")
+    folder = fuse(calibration(pipe), tmp_path / "fused")
     applied = load(pipe, calibration(pipe))
     torch.testing.assert_close(
         sample(load_pipeline(str(folder), device="cpu")), sample(pipe), rtol=1e-4, atol=1e-4
     )
     applied.unload()
     with pytest.raises(Exception, match="not an empty folder"):
-        fuse(None, calibration(pipe), tmp_path / "fused")
+        fuse(calibration(pipe), tmp_path / "fused")
 
 
 def test_generate_compares_with_the_same_noise(pipe):

@@ -7,7 +7,7 @@ import pytest
 from calibri import __version__
 from calibri.cli import app as app_module
 from calibri.cli import guard
-from calibri.cli.app import _PANELS, app
+from calibri.cli.app import PANELS, app
 from calibri.errors import CalibriError, Interrupted, RewardError, RunError
 
 
@@ -15,7 +15,7 @@ def command_name(function):
     return function.__name__.rstrip("_").replace("_", "-")
 
 
-FUNCTIONS = [function for group in _PANELS.values() for function in group]
+FUNCTIONS = [function for group in PANELS.values() for function in group]
 COMMANDS = sorted(command_name(function) for function in FUNCTIONS)
 
 

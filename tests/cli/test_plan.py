@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from calibri.cli.plan import _flop, _memory
+from calibri.cli.plan import flop_words, memory_lines
 from calibri.planning.costs import Plan, plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
@@ -58,7 +58,7 @@ def test_plan_says_whether_the_networks_fit(resident, in_turns, largest, text):
         "offloaded_gigabytes": largest,
     }
     planned = plan(machine="4090").model_copy(update=sizes)
-    assert _memory(planned)[-1].startswith(text)
+    assert memory_lines(planned)[-1].startswith(text)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_plan_says_whether_the_networks_fit(resident, in_turns, largest, text):
     ],
 )
 def test_flops_are_written_with_three_digits_and_a_prefix(tera, text):
-    assert _flop(tera) == text
+    assert flop_words(tera) == text
 
 
 def test_the_command_and_the_call_agree(calibri):

@@ -1,4 +1,4 @@
 from .calibration import Calibration as Calibration
 from .calibration import Sampling as Sampling
-from .formats.authors import AuthorsFile as AuthorsFile
 from .generate import Picture as Picture
+from .source import calibration_folder as calibration_folder

@@ -12,6 +12,7 @@ from calibri.artifact import folder_format as files
 from calibri.artifact import hub
 from calibri.artifact.card import render_card
 from calibri.artifact.folder_format import FORMAT_VERSION
+from calibri.artifact.source import calibration_folder
 from calibri.coefficients import Coefficients
 from calibri.errors import CalibrationError
 from calibri.results import Evaluation, Record
@@ -109,19 +110,21 @@ class Calibration(Record):
         Only the JSON and the safetensors file are opened.
 
         Args:
-            path_or_repo_id: a folder, or ``"user/repo"``.
+            path_or_repo_id: a folder, that of a finished run, or ``"user/repo"``.
             revision: branch, tag or commit of the repository.
             token: access token of the hub; None takes the one that is logged in.
             subfolder: folder below the path or inside the repository.
             local_files_only: use what was downloaded before and stay offline.
 
         Raises:
+            RunError: it is a run that is not finished.
             CalibrationError: nothing is there, or the files are damaged, too large, of a format
                 this version does not know, or disagree with each other.
         """
         inner = files.checked_subfolder(subfolder)
-        folder = Path(path_or_repo_id) / inner
-        if not Path(path_or_repo_id).is_dir():
+        root = calibration_folder(path_or_repo_id)
+        folder = root / inner
+        if not root.is_dir():
             folder = hub.download(
                 str(path_or_repo_id),
                 revision=revision,

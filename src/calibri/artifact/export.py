@@ -50,7 +50,7 @@ def export(
     """Write a calibration in the format of another tool.
 
     Args:
-        calibration: a folder, a repository id, or a ``Calibration``.
+        calibration: a folder, a finished run, a repository id, or a ``Calibration``.
         output: what to write; must not exist.
         format: ``"authors"``, the JSON vector of the paper's authors; ``"comfyui"``, a safetensors
             file for its LoRA loader; ``"peft"``, the folder of an IA3 adapter.

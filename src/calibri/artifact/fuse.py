@@ -7,14 +7,15 @@ from pathlib import Path
 from calibri.artifact.apply import load
 from calibri.artifact.calibration import Calibration
 from calibri.errors import RunError
+from calibri.files import check_new_folder
 from calibri.pipelines import load_pipeline
 
 
 def fuse(
-    pipeline: str | None,
     calibration: Calibration | str | Path,
     output: str | Path,
     *,
+    pipeline: str | None = None,
     strength: float = 1.0,
     revision: str | None = None,
     dtype: str = "float32",
@@ -22,9 +23,9 @@ def fuse(
     """Fold a calibration into a pipeline and save it as an ordinary diffusers folder.
 
     Args:
-        pipeline: a name (see ``load_pipeline``); None for the calibration's base model.
-        calibration: a folder, a repository id, or a ``Calibration``.
+        calibration: a folder, a finished run, a repository id, or a ``Calibration``.
         output: folder to write; must not exist or be empty.
+        pipeline: a name (see ``load_pipeline``); None for the calibration's base model.
         strength: 0 is the original model, 1 the full calibration.
         revision: branch, tag or commit of a repository.
         dtype: of the saved weights.
@@ -37,8 +38,7 @@ def fuse(
         FuseError: the calibration cannot be folded.
     """
     target = Path(output)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise RunError(f"'{target}' exists and is not an empty folder. Choose another --output.")
+    check_new_folder(target)
     if not isinstance(calibration, Calibration):
         calibration = Calibration.from_pretrained(calibration)
     pipe = load_pipeline(

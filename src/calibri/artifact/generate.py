@@ -11,7 +11,6 @@ from PIL import Image
 
 from calibri.artifact.apply import load
 from calibri.artifact.calibration import Calibration
-from calibri.config import SHIPPED
 from calibri.errors import ConfigError
 from calibri.pipelines import load_pipeline
 
@@ -20,8 +19,8 @@ Picture = Image.Image | list[Image.Image]
 
 
 def generate(
-    pipeline: Any = SHIPPED,
-    prompts: Sequence[str] = (),
+    pipeline: Any,
+    prompts: Sequence[str],
     *,
     calibration: Calibration | str | Path | None = None,
     compare: bool = False,
@@ -37,8 +36,8 @@ def generate(
 
     Args:
         pipeline: a name (see ``load_pipeline``) or a loaded pipeline.
-        prompts: texts.
-        calibration: a folder, a repository id, or a ``Calibration``.
+        prompts: texts, or one.
+        calibration: a folder, a finished run, a repository id, or a ``Calibration``.
         compare: put the original on the left and the calibrated image on the right, same noise.
         strength: 0 is the original model, 1 the full calibration.
         num_inference_steps: None for the steps of the calibration.
@@ -55,6 +54,7 @@ def generate(
         ConfigError: there is no prompt, or nothing to compare with.
         CalibriError: the pipeline or the calibration cannot be loaded.
     """
+    prompts = [prompts] if isinstance(prompts, str) else prompts
     if not prompts:
         raise ConfigError("There is no prompt. Pass at least one text.")
     if compare and calibration is None:

@@ -33,7 +33,8 @@ app = typer.Typer(
 )
 
 _REWARDS = "Rewards"
-_PANELS = {
+# The commands as `calibri --help` groups them.
+PANELS = {
     "Calibrate": (plan, calibrate, resume, report),
     "Use a calibration": (generate, evaluate, fuse, publish, export, import_),
     "Look at a model": (inspect, models),
@@ -62,7 +63,7 @@ def _register(
         group.command(name, rich_help_panel=panel, help=_help(command))(guard.guarded(command))
 
 
-for _panel, _commands in _PANELS.items():
+for _panel, _commands in PANELS.items():
     _register(app, _commands, _panel)
 _register(rewards.app, rewards.COMMANDS)
 app.add_typer(rewards.app, name="rewards", rich_help_panel=_REWARDS)

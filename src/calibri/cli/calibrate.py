@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,7 +21,6 @@ from calibri.cli.options import (
 from calibri.cli.outcome import see_through
 from calibri.cli.paths import RUNS, calibration_source
 from calibri.cli.quiet import quiet_libraries
-from calibri.errors import ConfigError
 
 if TYPE_CHECKING:
     from calibri.config import RunConfig
@@ -195,46 +194,15 @@ def calibrate(
         "search.generations": generations,
     }
     with loading("Starting"):
-        config = resolve(config_file, overrides or [], flags)
+        from calibri.config import load_config
+        from calibri.configure import with_own_material
+
+        config = with_own_material(load_config(config_file, overrides or [], flags))
         quiet_libraries()
     if dry_run:
         _show_plan(config)
     else:
         _run(config, name, runs)
-
-
-def resolve(path: Path | None, overrides: list[str], flags: dict[str, Any]) -> RunConfig:
-    """Build the configuration and refuse what only the shipped pipeline may leave out.
-
-    Raises:
-        ConfigError: a value is wrong, or another pipeline comes without prompts or reward.
-    """
-    from calibri.config import SHIPPED, load_config
-
-    config = load_config(path, overrides, flags)
-    given = config.rewards.model_fields_set
-    if config.pipeline != SHIPPED:
-        _check_own_material(config)
-    if "held_out" in given:
-        return config
-    # The default watcher knows the shipped world only, and need not watch itself.
-    watchers = config.rewards.held_out if config.pipeline == SHIPPED else ()
-    held_out = tuple(name for name in watchers if name != config.rewards.objective)
-    rewards = config.rewards.model_copy(update={"held_out": held_out})
-    return config.model_copy(update={"rewards": rewards})
-
-
-def _check_own_material(config: RunConfig) -> None:
-    missing = []
-    if "train" not in config.prompts.model_fields_set:
-        missing.append("--prompts FILE")
-    if "objective" not in config.rewards.model_fields_set:
-        missing.append("--reward NAME")
-    if missing:
-        raise ConfigError(
-            f"'{config.pipeline}' needs {' and '.join(missing)}: the default prompts and reward "
-            "know only the small world of the shipped pipeline."
-        )
 
 
 def _run(config: RunConfig, name: str | None, runs: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
@@ -13,11 +13,6 @@ from calibri.cli.paths import calibration_source
 from calibri.cli.progress import watching
 from calibri.cli.quiet import quiet_libraries
 from calibri.cli.tally import Tally
-from calibri.errors import ConfigError
-
-if TYPE_CHECKING:
-    from calibri.artifact import Calibration
-
 
 _Prompts = Annotated[
     str | None,
@@ -79,17 +74,18 @@ def evaluate(
     with loading("Starting"):
         from calibri import evaluate as evaluate_calibration
         from calibri.artifact import Calibration
+        from calibri.configure import check_own_prompts
         from calibri.runs import verdict
 
         loaded = Calibration.from_pretrained(source)
-        file = _prompt_file(loaded, pipeline, prompts)
+        check_own_prompts(pipeline or loaded.base_model, prompts)
         options = _options(option or [])
         quiet_libraries()
     with watching(Tally(), loading=f"Loading {pipeline or loaded.base_model}") as progress:
         evaluation = evaluate_calibration(
             loaded,
             pipeline=pipeline,
-            prompts=file,
+            prompts=prompts,
             rewards=reward,
             reward_options=options,
             num_prompts=num_prompts,
@@ -112,15 +108,3 @@ def _options(texts: list[str]) -> dict[str, dict[str, Any]]:
     for name, key, value in map(parse_option, texts):
         options.setdefault(name, {})[key] = value
     return options
-
-
-def _prompt_file(calibration: Calibration, pipeline: str | None, prompts: str | None) -> str | None:
-    from calibri.config import SHIPPED
-
-    name = pipeline or calibration.base_model
-    if prompts is None and name != SHIPPED:
-        raise ConfigError(
-            f"'{name}' needs --prompts FILE: the default prompts know only the small world of the "
-            "shipped pipeline."
-        )
-    return None if prompts == SHIPPED else prompts

@@ -33,6 +33,6 @@ def fuse(
         from calibri import fuse as fuse_pipeline
 
         quiet_libraries()
-        folder = fuse_pipeline(pipeline, source, output, strength=strength, dtype=dtype)
+        folder = fuse_pipeline(source, output, pipeline=pipeline, strength=strength, dtype=dtype)
     verbatim(out(), str(folder))
     say(err(), f"Load it with DiffusionPipeline.from_pretrained({str(folder)!r}).")

@@ -61,29 +61,21 @@ def import_(
     calibri import cmaes_step_2280.json --pipeline my-sd35-medium --members 2 --as-they-ran
     """
     with loading("Reading the vector"):
-        from calibri import import_authors_vector
-        from calibri.artifact import AuthorsFile
-        from calibri.errors import RunError
-        from calibri.pipelines import load_skeleton
+        from calibri import import_ as import_calibration
 
         quiet_libraries()
-        target = output or Path(file.stem)
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise RunError(
-                f"'{target}' exists and is not an empty folder. Choose another --output."
-            )
-        vector = AuthorsFile.read(file)
-        calibration = import_authors_vector(
-            vector,
-            load_skeleton(pipeline, revision=revision),
+        imported = import_calibration(
+            file,
+            pipeline,
+            output=output,
             granularity=granularity,
             members=members,
-            as_they_ran=as_they_ran,
             guidance_scale=guidance_scale,
-            base_model=pipeline,
-            base_revision=revision,
+            as_they_ran=as_they_ran,
+            revision=revision,
         )
-        calibration.save_pretrained(target)
-    verbatim(out(), str(target))
-    use = command("calibri", "generate", pipeline, "--calibration", target, "A PROMPT")
-    say(err(), f"{len(vector.solution)} values. Use it: {use}")
+    verbatim(out(), str(imported.folder))
+    found = imported.calibration.coefficients
+    count = sum(map(len, found.scales)) + len(found.output_weights)
+    use = command("calibri", "generate", pipeline, "--calibration", imported.folder, "A PROMPT")
+    say(err(), f"{count} values. Use it: {use}")

@@ -86,13 +86,7 @@ def inspect(
 
         quiet_libraries()
         config = load_config(config_file, overrides or (), values)
-        inspection = inspect_pipeline(
-            config.pipeline,
-            config=config,
-            revision=config.revision,
-            discover=discover,
-            sites=sites,
-        )
+        inspection = inspect_pipeline(config=config, discover=discover, sites=sites)
     if save is not None and inspection.discovery is not None:
         inspection.discovery.save(save)
     console = out()

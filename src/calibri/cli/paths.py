@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from calibri.errors import RunError
-
 RUNS = Path("runs")
 
 
@@ -16,20 +14,13 @@ def run_path(given: Path) -> Path:
 
 
 def calibration_source(given: str) -> str:
-    """Resolve a run to its calibration; any other folder or repository id stays as it is.
+    """Resolve a run, or its name, to its calibration; other folders and repository ids stay.
 
     Raises:
         RunError: the run is not finished, so that it has no calibration yet.
     """
-    from calibri.runs import RunFolder
+    from calibri.artifact import calibration_folder
 
     path = run_path(Path(given))
-    if not (path / "config.json").is_file():
-        return given
-    folder = RunFolder.open(path)
-    if not folder.calibration_path.is_dir():
-        raise RunError(
-            f"The run {path} has no calibration yet: it is not finished. Continue it with "
-            f"`calibri resume {path}`."
-        )
-    return str(folder.calibration_path)
+    found = calibration_folder(path)
+    return given if found == path else str(found)

@@ -17,7 +17,6 @@ from calibri.cli.options import (
     SAMPLING,
     SEARCH,
     BranchesName,
-    DeviceOption,
     GranularityName,
     JsonOption,
 )
@@ -75,6 +74,10 @@ _Tflops = Annotated[
     float | None,
     typer.Option("--tflops", help="Throughput you measured.", rich_help_panel=MACHINE),
 ]
+_Device = Annotated[
+    str | None,
+    typer.Option("--device", help="Where --measure runs.", rich_help_panel=MACHINE),
+]
 _Measured = Annotated[
     bool,
     typer.Option("--measure", help="Time a few batches here.", rich_help_panel=MACHINE),
@@ -94,7 +97,7 @@ def plan(
     machine: _Machine = None,
     tflops: _Tflops = None,
     measured: _Measured = False,
-    device: DeviceOption = "auto",
+    device: _Device = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what a run will cost: images, FLOPs, hours and memory, before any of it is spent.
@@ -131,26 +134,26 @@ def plan(
 
 def _show(planned: Plan) -> None:
     console = out()
-    parts = ", ".join(f"{part} {_flop(tera)}" for part, tera in planned.image_teraflop.items())
-    per_image = _flop(sum(planned.image_teraflop.values()))
+    parts = ", ".join(f"{part} {flop_words(tera)}" for part, tera in planned.image_teraflop.items())
+    per_image = flop_words(sum(planned.image_teraflop.values()))
     title = f"{planned.pipeline}: {planned.transformer_class}, {planned.height} x {planned.width}"
     say(console, Text(printable(title), style="bold"))
     say(
         console,
         f"{planned.parameters} numbers are searched (granularity {planned.granularity}). An image "
         f"takes {planned.nfe} evaluations of the transformer of "
-        f"{_flop(planned.forward_teraflop)} each, in all {per_image} ({parts}).",
+        f"{flop_words(planned.forward_teraflop)} each, in all {per_image} ({parts}).",
     )
     console.print()
     console.print(_table(planned))
     console.print()
-    for line in _memory(planned):
+    for line in memory_lines(planned):
         say(console, line)
     for note in planned.notes:
         say(console, Text(printable(note), style="dim"))
 
 
-def _flop(tera: float) -> str:
+def flop_words(tera: float) -> str:
     """Write a number of TFLOP with the prefix that suits it, to three digits."""
     exponent = 0 if tera == 0 else int(math.floor(math.log10(tera) / 3))
     exponent = min(max(exponent, -2), 2)
@@ -178,7 +181,7 @@ def _rows(planned: Plan) -> list[_Row]:
     for phase in dict.fromkeys(phase for p in both for phase in p.images):
         rows.append((f"images, {phase}", [_count(p, phase) for p in both]))
     rows.append(("images, all", [f"{sum(p.images.values()):,}" for p in both]))
-    rows.append(("in all", [_flop(1e3 * sum(p.petaflop.values())) for p in both]))
+    rows.append(("in all", [flop_words(1e3 * sum(p.petaflop.values())) for p in both]))
     for times in zip(*(p.hours for p in both), strict=True):
         rows.append((_speed(times[0], planned.machine), [_hours(hours) for hours in times]))
     if any(p.published_hours for p in both):
@@ -214,7 +217,8 @@ def _whole(hours: Hours) -> str:
     return f"{hours.low:.0f} to {hours.high:.0f}"
 
 
-def _memory(planned: Plan) -> list[str]:
+def memory_lines(planned: Plan) -> list[str]:
+    """Say what the weights take, and on a known machine whether they fit."""
     parts = ", ".join(f"{c.name} {c.gigabytes:.2g}" for c in planned.components)
     everything = f"{planned.resident_gigabytes:.3g} GB with everything on the device"
     turns = f"{planned.in_turns_gigabytes:.3g} GB when pipeline and rewards take turns"

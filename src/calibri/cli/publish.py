@@ -11,7 +11,7 @@ from calibri.cli.paths import calibration_source
 
 
 def publish(
-    source: Annotated[
+    calibration: Annotated[
         str,
         typer.Argument(
             metavar="RUN_OR_CALIBRATION", help="A finished run or a calibration folder."
@@ -30,9 +30,9 @@ def publish(
 
         calibri publish runs/20260131-120000 user/flux-four-steps --private
     """
-    folder = calibration_source(source)
+    source = calibration_source(calibration)
     with loading(f"Uploading to {repo_id}"):
-        from calibri.artifact import Calibration
+        from calibri import publish as publish_calibration
 
-        address = Calibration.from_pretrained(folder).push_to_hub(repo_id, private=private or None)
+        address = publish_calibration(source, repo_id, private=private)
     verbatim(out(), address)

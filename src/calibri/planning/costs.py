@@ -9,6 +9,7 @@ from torch import nn
 
 from calibri.coefficients import Capabilities, build_space, resolve
 from calibri.config import RunConfig, validate_config
+from calibri.configure import ConfigLike, merge_config
 from calibri.errors import ConfigError
 from calibri.pipelines import (
     Geometry,
@@ -103,7 +104,7 @@ def with_defaults(config: RunConfig, geometry: Geometry) -> RunConfig:
 
 
 def plan(
-    config: RunConfig | None = None,
+    config: ConfigLike | None = None,
     *,
     machine: str | None = None,
     tflops: float | None = None,
@@ -113,18 +114,20 @@ def plan(
     """Count what a run will cost; no weights are loaded unless the speed is measured.
 
     Args:
-        config: of the run; for a model of the paper, what it leaves open is as in the paper.
+        config: of the run, as ``calibri.calibrate`` takes it; for a model of the paper, what it
+            leaves open is as in the paper.
         machine: a name of ``throughput.MACHINES``; None for this one if it is there, and for a
             model of the paper an H100.
         tflops: throughput that was measured elsewhere, in TFLOP/s.
         measured: time a few batches here.
-        values: when ``config`` is None, sections of a configuration.
+        values: keys of the configuration, which win over ``config`` (``calibri.calibrate``).
 
     Raises:
+        ConfigError: a keyword or value is wrong.
         CalibriError: the pipeline's configuration cannot be read or counted, or the machine is
             not known.
     """
-    config = config or validate_config(values)
+    config = merge_config(config, values, ("machine", "tflops", "measured"))
     geometry = find_geometry(config.pipeline, config.revision)
     config = with_defaults(config, geometry)
     networks = {role: build(component) for role, component in geometry.components.items()}

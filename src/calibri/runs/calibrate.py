@@ -21,6 +21,7 @@ from calibri.arrays import Vector
 from calibri.artifact import Calibration, Sampling
 from calibri.coefficients import Coefficients
 from calibri.config import RunConfig, validate_config
+from calibri.configure import ConfigLike
 from calibri.errors import Interrupted
 from calibri.files import write_atomically
 from calibri.pipelines import parameter_name, transformer_of
@@ -32,10 +33,10 @@ from calibri.runs.basis import check_start
 from calibri.runs.comparison import Comparer, sample_settings, verdict
 from calibri.runs.feedback import scale_prompts
 from calibri.runs.folder import RunFolder, check_run_name, check_unused
-from calibri.runs.given import Given, configured, split_rewards
 from calibri.runs.gradients import check_gradient
 from calibri.runs.journal import Journal
 from calibri.runs.loop import ValidatedSearch
+from calibri.runs.objects import Given, configured, split_rewards
 from calibri.runs.probe.cheaper import cheaper_fidelities, check_fidelity
 from calibri.runs.probe.measure import (
     PHASE,
@@ -53,19 +54,20 @@ RUNS = Path("runs")
 
 
 def calibrate(
-    config: RunConfig | None = None,
+    config: ConfigLike | None = None,
     *,
     pipeline: Any = None,
     rewards: Mapping[str, Any] | Sequence[Any] | None = None,
     name: str | None = None,
-    runs: Path = RUNS,
+    runs: Path | str = RUNS,
     progress: Progress | None = None,
     **values: Any,
 ) -> RunSummary:
     """Search the coefficients of a pipeline, evaluate them on held-out prompts and save them.
 
     Args:
-        config: the whole configuration; None for the defaults.
+        config: a configuration, a mapping like it, the path of a YAML file, or None for the
+            defaults.
         pipeline: a name (see ``load_pipeline``), or a loaded pipeline, which is used where it is;
             None for the configured one.
         rewards: the objective, then rewards that only watch, each a name, a reward or its class;
@@ -73,18 +75,20 @@ def calibrate(
         name: folder of the run under ``runs``; None for one made from the time.
         runs: where runs are kept.
         progress: is told what happens.
-        values: when ``config`` is None, sections of a configuration, for example
-            ``search={"generations": 10}``.
+        values: keys of the configuration, which win over ``config``: ``pipeline="..."``, or a
+            mapping for a section, such as ``search={"generations": 10}``.
 
     Returns:
         The summary that is also kept as ``results.json`` in the run's folder.
 
     Raises:
+        ConfigError: a keyword or value is wrong, or another pipeline than the shipped one comes
+            without prompts or reward.
         CalibriError: something does not work; what was computed is kept.
         Interrupted: the user stopped the run; ``resume`` continues it.
     """
     config, given = configured(config, values, pipeline, rewards)
-    path = runs / check_run_name(name or default_run_name())
+    path = Path(runs) / check_run_name(name or default_run_name())
     check_unused(path)  # before a model is loaded, which can take minutes
     session = Session(config, pipe=given.pipe, rewards=given.rewards)
     check_search(session)
@@ -93,7 +97,7 @@ def calibrate(
 
 
 def resume(
-    path: Path | str,
+    run: Path | str,
     *,
     pipeline: Any = None,
     rewards: Sequence[Any] = (),
@@ -102,7 +106,7 @@ def resume(
     """Continue a run: finished units are read from its journal, only missing ones are computed.
 
     Args:
-        path: folder of the run.
+        run: its folder.
         pipeline: the loaded pipeline that the run was started with, if it was.
         rewards: the rewards that it was given as objects or classes, if it was.
         progress: is told what happens.
@@ -113,7 +117,7 @@ def resume(
     Raises:
         CalibriError: there is no such run, it is in use, or its journal is damaged.
     """
-    folder = RunFolder.open(Path(path))
+    folder = RunFolder.open(Path(run))
     given = Given(pipeline, split_rewards(rewards)[1])
     given.check(folder.given)
     config = validate_config(folder.config)

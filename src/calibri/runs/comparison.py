@@ -14,12 +14,13 @@ from calibri.arrays import Scores
 from calibri.artifact import Calibration
 from calibri.coefficients import Coefficients
 from calibri.config import SHIPPED, RunConfig, validate_config
+from calibri.configure import check_own_prompts
 from calibri.planning import images_by_phase
 from calibri.progress import Progress
 from calibri.prompts import Prompt, PromptSets, prompts_from
 from calibri.results import Comparison, Evaluation, Fidelity, SettingResult
 from calibri.rewards import Mixture, Scale, frechet_distance, parse_mixture, recall
-from calibri.runs.given import split_rewards
+from calibri.runs.objects import split_pipeline, split_rewards
 from calibri.runs.session import Session
 from calibri.sampling import Noise, film_strip
 from calibri.scoring import DIVERSITY, FEATURES, Evaluator, Ledger, MemoryRecords, complete
@@ -46,11 +47,12 @@ def evaluate(
     """Compare a pipeline with and without a calibration, on the same prompts and noise.
 
     Args:
-        calibration: a folder, a repository id, or a ``Calibration``.
+        calibration: a folder, a finished run, a repository id, or a ``Calibration``.
         pipeline: a name (see ``load_pipeline``) or a loaded pipeline; None for the calibration's
             base model.
         prompts: prompts that the search did not use: a file, a set's name, ``"compositional"``, or
-            None for the held-out captions of the shipped world.
+            ``"shapes"`` for the held-out captions of the shipped world; None for these, when it is
+            the shipped pipeline.
         rewards: names of rewards, rewards or their classes, the first is the objective; None for
             those of the calibration. An objective that is a mixture is followed by the rewards
             that it names, where they are given as objects.
@@ -66,19 +68,21 @@ def evaluate(
         progress: is told what happens.
 
     Raises:
+        ConfigError: another pipeline than the shipped one comes without prompts.
         CalibriError: something cannot be loaded or does not fit.
     """
     if not isinstance(calibration, Calibration):
         calibration = Calibration.from_pretrained(calibration)
+    name, pipe = split_pipeline(pipeline)
+    check_own_prompts(name or calibration.base_model, prompts)
     names, objects = split_rewards(rewards or list(calibration.rewards))
-    pipe = None if pipeline is None or isinstance(pipeline, str | Path) else pipeline
     config = _config(
         calibration,
         names,
         reward_options or {},
         {
-            "pipeline": calibration.base_model if pipe or not pipeline else str(pipeline),
-            "revision": None if pipeline else calibration.base_revision,
+            "pipeline": name or calibration.base_model,
+            "revision": None if name else calibration.base_revision,
             "device": device,
             "seed": seed,
         },

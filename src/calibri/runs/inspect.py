@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from calibri.coefficients import Capabilities, Factor, build_space, check_factors, resolve
-from calibri.config import SHIPPED, Granularity, RunConfig
+from calibri.config import Granularity, RunConfig
+from calibri.configure import ConfigLike, merge_config
 from calibri.errors import ConfigError, UnsupportedModelError
 from calibri.pipelines import (
     GRANULARITIES,
@@ -66,10 +67,10 @@ class Inspection(Record):
 
 
 def inspect(
-    pipeline: Any = SHIPPED,
+    pipeline: Any = None,
     *,
     granularity: Granularity | None = None,
-    config: RunConfig | None = None,
+    config: ConfigLike | None = None,
     revision: str | None = None,
     discover: bool = False,
     sites: str | Path | None = None,
@@ -77,9 +78,10 @@ def inspect(
     """List the sites of a pipeline or transformer.
 
     Args:
-        pipeline: a name (see ``load_pipeline``), a loaded pipeline, or a bare transformer.
+        pipeline: a name (see ``load_pipeline``), a loaded pipeline, or a bare transformer; None
+            for the one of ``config``, the shipped one unless it says so.
         granularity: which coefficient each site is listed under; None for that of the search.
-        config: of the search that is described, whose own pipeline is not looked at.
+        config: of the search that is described, as ``calibri.calibrate`` takes it.
         revision: branch, tag or commit of a repository.
         discover: measure the sites in one step of the pipeline instead of looking them up. They
             become the sites of this loaded model.
@@ -89,7 +91,9 @@ def inspect(
         ConfigError: both ``discover`` and ``sites``, or ``discover`` without a pipeline to run.
         UnsupportedModelError: it cannot be loaded, or has no sites or not what is searched.
     """
-    config = config or RunConfig()
+    config = merge_config(config)
+    if pipeline is None:
+        pipeline, revision = config.pipeline, revision or config.revision
     if discover and sites is not None:
         raise ConfigError("Discover the sites or read them from a file, not both.")
     name = pipeline if isinstance(pipeline, str | Path) else type(pipeline).__name__

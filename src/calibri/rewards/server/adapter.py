@@ -16,7 +16,9 @@ from calibri.rewards.reward import ModelReward, Reward, RewardInfo
 from calibri.rewards.server.standalone import InputError, Limits, Score, serve
 
 
-def serve_reward(reward: Reward, host: str, port: int, limits: Limits | None = None) -> None:
+def serve_reward(
+    reward: Reward, host: str = "127.0.0.1", port: int = 8765, limits: Limits | None = None
+) -> None:
     """Serve a reward until SIGTERM or Ctrl-C.
 
     Args:

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from calibri.config import RunConfig, validate_config
+from calibri.config import SHIPPED, RewardConfig, RunConfig
+from calibri.configure import ConfigLike, merge_config, with_own_material
 from calibri.errors import ConfigError
 from calibri.rewards import Reward, make_reward
 from calibri.scoring import used_rewards
+from calibri.shapes import PIPELINE_PATH
 
 _PIPELINE, _REWARD = "a pipeline", "the reward"
 
@@ -51,7 +53,7 @@ class Given:
 
 
 def configured(
-    config: RunConfig | None,
+    config: ConfigLike | None,
     values: Mapping[str, Any],
     pipeline: Any,
     rewards: Mapping[str, Any] | Sequence[Any] | None,
@@ -59,50 +61,53 @@ def configured(
     """Sort what a run is called with into what a configuration holds and what are objects.
 
     Args:
-        config: the whole configuration; None for ``values`` over the defaults.
-        values: sections of a configuration.
+        config: see ``merge_config``.
+        values: keys of a configuration, which win.
         pipeline: a name or a loaded pipeline.
         rewards: the objective and its watchers, or the section of a configuration. Objects alone,
             under names that the configuration uses, stand for these.
 
     Raises:
-        ConfigError: a value is wrong.
+        ConfigError: a name or a value is wrong.
         RewardError: a reward cannot be made.
     """
+    name, pipe = split_pipeline(pipeline)
     sections: dict[str, Any] = dict(values)
-    pipe: Any = None
-    objects: dict[str, Reward] = {}
-    if isinstance(pipeline, str | Path):
-        sections["pipeline"] = str(pipeline)
-    elif pipeline is not None:
-        pipe = pipeline
+    if pipe is not None:
         sections |= _of_pipeline(pipe)
-    if isinstance(rewards, Mapping):
+    elif name is not None:
+        sections["pipeline"] = name
+    objects: dict[str, Reward] = {}
+    if isinstance(rewards, Mapping | RewardConfig):
         sections["rewards"] = rewards
     elif rewards is not None:
         names, objects = split_rewards(rewards)
-        if config is None or not set(names) <= set(objects) & set(used_rewards(config)):
-            sections["rewards"] = _rewards_section(config, names)
-    if config is None:
-        return validate_config(sections), Given(pipe, objects)
-    if sections:
-        config = validate_config(config.model_dump(exclude_unset=True) | sections)
-    return config, Given(pipe, objects)
+        if config is None or not set(names) <= set(objects) & set(
+            used_rewards(merge_config(config))
+        ):
+            sections["rewards"] = _rewards_section(names)
+    merged = merge_config(config, sections, ("name", "runs", "progress"))
+    return with_own_material(merged), Given(pipe, objects)
 
 
-def _rewards_section(config: RunConfig | None, names: Sequence[str]) -> dict[str, Any]:
-    """What a configuration says of rewards, with others in their place."""
+def _rewards_section(names: Sequence[str]) -> dict[str, Any]:
     if not names:
         raise ConfigError("rewards is empty. Give at least one reward, the objective.")
-    kept = {} if config is None else config.rewards.model_dump(exclude_unset=True)
-    return kept | {"objective": names[0], "held_out": names[1:]}
+    return {"objective": names[0], "held_out": names[1:]}
 
 
 def _of_pipeline(pipe: Any) -> dict[str, str]:
     """Name a loaded pipeline, for the record."""
-    loaded = getattr(pipe, "config", {}).get("_name_or_path")
-    dtype = str(pipe.dtype).removeprefix("torch.")
-    return {"pipeline": str(loaded or type(pipe).__name__), "dtype": dtype}
+    loaded = str(getattr(pipe, "config", {}).get("_name_or_path") or type(pipe).__name__)
+    name = SHIPPED if Path(loaded) == PIPELINE_PATH else loaded
+    return {"pipeline": name, "dtype": str(pipe.dtype).removeprefix("torch.")}
+
+
+def split_pipeline(pipeline: Any) -> tuple[str | None, Any]:
+    """Tell a name from a loaded pipeline: (name, None) or (None, pipeline)."""
+    if pipeline is None or isinstance(pipeline, str | Path):
+        return (None if pipeline is None else str(pipeline)), None
+    return None, pipeline
 
 
 def split_rewards(rewards: Sequence[Any]) -> tuple[list[str], dict[str, Reward]]:
