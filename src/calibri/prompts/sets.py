@@ -15,16 +15,15 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from http.client import HTTPException, IncompleteRead
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 from calibri.errors import PromptError
+from calibri.http_client import HttpClient, PassingFaultError, RefusedError, ReplyTooLargeError
 from calibri.prompts.files import MAX_FILE_BYTES
 
 CACHE_VARIABLE = "CALIBRI_CACHE"
-_TIMEOUT_SECONDS = 60.0
+_TIMEOUT_SECONDS = 600.0  # for the largest file, over a slow line
 
 
 @dataclass(frozen=True)
@@ -253,19 +252,17 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _fetch(file: PromptFile) -> bytes:
+    # The hub redirects to where its files are kept.
+    client = HttpClient(timeout=_TIMEOUT_SECONDS, max_bytes=MAX_FILE_BYTES, redirects=True)
     try:
-        with urlopen(file.url, timeout=_TIMEOUT_SECONDS) as response:
-            content: bytes = response.read(MAX_FILE_BYTES + 1)
-            if response.length and len(content) <= MAX_FILE_BYTES:
-                raise IncompleteRead(content, response.length)
-    except (OSError, HTTPException) as error:
+        return client.send("GET", file.url)
+    except (PassingFaultError, RefusedError) as error:
         raise PromptError(
             f"Cannot fetch {file.url}: {error}. Connect to the network, or download the file "
             f"elsewhere and put it at '{file.cached}'."
         ) from error
-    if len(content) > MAX_FILE_BYTES:
-        raise PromptError(f"{file.url} has more than {MAX_FILE_BYTES // 2**20} MB; not used.")
-    return content
+    except ReplyTooLargeError as error:
+        raise PromptError(f"{file.url} has {error}; not used.") from error
 
 
 def _read_lines(text: str, file: PromptFile) -> Iterator[PromptRecord]:

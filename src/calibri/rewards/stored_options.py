@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from calibri.errors import RewardError
+from calibri.http_client import is_loopback
 from calibri.rewards.registry import is_own
 
 Options = Mapping[str, Mapping[str, Any]]
@@ -22,7 +23,6 @@ _SECRET = re.compile(r"token|key|secret|password|credential|auth", re.IGNORECASE
 _ADDRESSES = ("url", "base_url")
 # Where a reward runs is for the machine at hand to say.
 _OF_THE_MACHINE = ("device",)
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def memorable(options: Options) -> dict[str, dict[str, Any]]:
@@ -104,7 +104,7 @@ def _stays_here(key: str, value: Any) -> bool:
     if key not in _ADDRESSES:
         return True
     try:
-        return all(urlsplit(address).hostname in _LOOPBACK for address in _texts(value))
+        return all(map(is_loopback, _texts(value)))
     except ValueError:
         return False
 
