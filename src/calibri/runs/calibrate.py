@@ -27,7 +27,7 @@ from calibri.pipelines import parameter_name, transformer_of
 from calibri.planning import images_by_phase, measures_first
 from calibri.progress import Progress
 from calibri.results import Evaluation, RunSummary, SampleRow, SearchResult, SiteRecord
-from calibri.rewards import memorable
+from calibri.rewards import storable_options
 from calibri.runs.comparison import Comparer, sample_settings, verdict
 from calibri.runs.folder import RunFolder, check_run_name, check_unused
 from calibri.runs.gradients import GradientOptimiser, check_gradient
@@ -253,7 +253,7 @@ def _summary(
 
 def _shareable(config: RunConfig) -> dict[str, Any]:
     """Write out a configuration without secrets: results and report are passed on."""
-    options = memorable(config.rewards.options)
+    options = storable_options(config.rewards.options)
     rewards = config.rewards.model_copy(update={"options": options})
     return config.model_copy(update={"rewards": rewards}).model_dump(mode="json")
 
@@ -290,7 +290,7 @@ def _calibration(summary: RunSummary, engine: Engine, coefficients: Coefficients
         ),
         objective=config.rewards.objective,
         rewards=summary.evaluation.variants if summary.evaluation else {},
-        reward_options=memorable(config.rewards.options),
+        reward_options=storable_options(config.rewards.options),
         provenance={
             "run": summary.name,
             "seed": config.seed,

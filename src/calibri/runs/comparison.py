@@ -18,8 +18,18 @@ from calibri.planning import images_by_phase
 from calibri.progress import Progress
 from calibri.prompts import Prompt
 from calibri.results import Comparison, Evaluation, Fidelity, SettingResult
-from calibri.rewards import Mixture, Scale, frechet_distance, parse_mixture, recall
-from calibri.runs.session import DIVERSITY, FEATURES, Engine, PromptSets, prompts_from
+from calibri.rewards import (
+    DIVERSITY,
+    FEATURES,
+    Mixture,
+    Scale,
+    check_stored_names,
+    frechet_distance,
+    join_stored_options,
+    parse_mixture,
+    resolve_files,
+)
+from calibri.runs.session import Engine, PromptSets, prompts_from
 from calibri.sampling import Noise, film_strip
 from calibri.scoring import Evaluator, Ledger, Measure, MemoryRecords, complete
 from calibri.seeds import derive_seed
@@ -66,10 +76,13 @@ def evaluate(
     """
     if not isinstance(calibration, Calibration):
         calibration = Calibration.from_pretrained(calibration)
+    if not rewards:
+        check_stored_names(calibration.rewards)
+    names, options = _resolved(list(rewards or calibration.rewards), reward_options or {})
     config = _config(
         calibration,
-        list(rewards or calibration.rewards),
-        reward_options or {},
+        names,
+        options,
         {
             "pipeline": pipeline or calibration.base_model,
             "revision": None if pipeline else calibration.base_revision,
@@ -89,6 +102,15 @@ def evaluate(
     with engine.evaluator(Ledger(MemoryRecords()), progress.unit, images) as evaluator:
         comparer = Comparer(engine, evaluator, calibration.coefficients, engine.prompts.test)
         return comparer.run(progress)
+
+
+def _resolved(
+    names: Sequence[str], options: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[str], Mapping[str, Mapping[str, Any]]]:
+    """Rewards that the user named, those in files by their labels."""
+    given = {"objective": names[0], "held_out": names[1:], "options": options}
+    found = resolve_files(validate_config({"rewards": given}).rewards)
+    return [found.objective, *found.held_out], found.options
 
 
 def _config(
@@ -112,7 +134,9 @@ def _config(
             "rewards": {
                 "objective": names[0],
                 "held_out": _held_out(names),
-                "options": recall(calibration.reward_options, reward_options, _used(names)),
+                "options": join_stored_options(
+                    calibration.reward_options, reward_options, _used(names)
+                ),
             },
             "evaluation": evaluation,
         }

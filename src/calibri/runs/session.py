@@ -42,12 +42,16 @@ from calibri.prompts import (
 )
 from calibri.results import FULL, Fidelity
 from calibri.rewards import (
+    DIVERSITY,
+    FEATURES,
     FeatureReward,
     ModelReward,
     Reward,
+    check_measures,
     diversity,
     make_reward,
     parse_mixture,
+    resolve_files,
 )
 from calibri.sampling import BranchResolver, Noise, Sampler, Scaler, mean_over_frames
 from calibri.scoring import (
@@ -68,9 +72,6 @@ from calibri.scoring import (
     worker_devices,
 )
 from calibri.seeds import derive_seed
-
-# Measures that are no rewards: of the pixels of a prompt's images, and for a Frechet distance.
-DIVERSITY, FEATURES = "diversity", "features"
 
 _GENERATED_TRAIN_PROMPTS = 4096
 _GENERATED = (SHIPPED, COMPOSITIONAL)
@@ -104,6 +105,7 @@ class Engine:
     """
 
     def __init__(self, config: RunConfig, prompts: PromptSets | None = None) -> None:
+        config = config.model_copy(update={"rewards": resolve_files(config.rewards)})
         self.config = config
         worker_devices(str(resolve_device(config.device)), config.sampling.workers or 1)
         self.prompts = prompts or prompt_sets(config)
@@ -111,6 +113,7 @@ class Engine:
         self.mixture = parse_mixture(rewards.objective, rewards.mixing, rewards.constraints)
         names = tuple(dict.fromkeys((*self.mixture.names, *rewards.held_out)))
         _check_options(config, names)
+        check_measures(names)
         self.rewards: dict[str, Reward] = {
             name: _make_reward(name, config) for name in names if name != DIVERSITY
         }
