@@ -10,7 +10,7 @@ from calibri.config import load_config
 from calibri.errors import PromptError
 from calibri.prompts import sets as prompt_sets
 from calibri.prompts.sets import SETS, PromptFile, is_prompt_set, load_prompt_set
-from calibri.runs.session import prompt_sets as engine_sets
+from calibri.runs.session import prompt_sets as sets_of_a_run
 
 
 @pytest.fixture(autouse=True)
@@ -81,14 +81,14 @@ def fill_compbench(web, split):
 def test_a_set_has_a_category_for_every_prompt(web):
     records = load_prompt_set(fill_compbench(web, "val") and "t2i-compbench:val")
     assert len(records) == 24
-    assert len({record.category for record in records}) == 8
-    assert all(record.text.startswith(record.category) for record in records)
+    assert len({record.metadata["category"] for record in records}) == 8
+    assert all(record.text.startswith(record.metadata["category"]) for record in records)
 
 
 def test_categories_can_be_chosen(web):
     fill_compbench(web, "train")
     records = load_prompt_set("t2i-compbench:train:color,3d_spatial")
-    assert [r.category for r in records] == ["color"] * 3 + ["3d_spatial"] * 3
+    assert [r.metadata["category"] for r in records] == ["color"] * 3 + ["3d_spatial"] * 3
     with pytest.raises(PromptError, match="no category colour"):
         load_prompt_set("t2i-compbench:train:colour")
 
@@ -104,14 +104,15 @@ def test_geneval_keeps_what_its_rules_need(web):
     entry = {"tag": "counting", "prompt": "two cats", "include": [{"class": "cat", "count": 2}]}
     web[SETS["geneval"]["test"][0].url] = json.dumps(entry).encode() + b"\n\n"
     (record,) = load_prompt_set("geneval")
-    assert (record.text, record.category, record.metadata) == ("two cats", "counting", entry)
+    told = {key: value for key, value in entry.items() if key != "prompt"}
+    assert (record.text, record.metadata) == ("two cats", {**told, "category": "counting"})
 
 
 def test_partiprompts_keep_their_quotes(web):
     text = "Prompt\tCategory\tChallenge\tNote\na \"big\" sign, 'NO'\tArts\tBasic\t\n"
     web[SETS["partiprompts"]["test"][0].url] = text.encode()
     (record,) = load_prompt_set("partiprompts")
-    assert (record.text, record.category) == ("a \"big\" sign, 'NO'", "Arts")
+    assert (record.text, record.metadata["category"]) == ("a \"big\" sign, 'NO'", "Arts")
     assert record.metadata["Challenge"] == "Basic"
 
 
@@ -236,8 +237,8 @@ def test_all_files_but_one_are_pinned_to_a_commit():
     assert loose == {"MizzenAI/HPDv3"}
 
 
-def test_offline_says_what_to_do(web):
-    web.server.server_close()
+def test_offline_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(PromptFile, "url", "http://127.0.0.1:1/nobody")
     file = SETS["geneval"]["test"][0]
     with pytest.raises(PromptError, match="Connection refused") as caught:
         load_prompt_set("geneval")
@@ -277,7 +278,7 @@ def test_prompts_that_official_splits_share_are_taken_from_the_training_side(web
         "search.num_validation_prompts": 10,
         "evaluation.num_prompts": 14,
     }
-    found = engine_sets(load_config(values=values))
+    found = sets_of_a_run(load_config(values=values))
     assert len(found.train) == 24
     assert len(found.validation + found.test) == 24
     assert "SHAPE  prompt 0, val" not in {p.text for p in found.train}
