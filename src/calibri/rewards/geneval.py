@@ -122,8 +122,8 @@ class GenEval(ModelReward):
         if task is None:
             raise RewardError(
                 f"Reward '{self.info.name}' does not know what the prompt {prompt[:80]!r} asks "
-                "for. Use GenEval's prompts (--prompts geneval), prompts of a .jsonl file in their "
-                "form, or give the benchmark's evaluation_metadata.jsonl as the option 'metadata'."
+                "for. Give GenEval's prompts (--prompts geneval), others in a .jsonl file of the "
+                "same form, or the benchmark's evaluation_metadata.jsonl as the option 'metadata'."
             )
         return task
 

@@ -51,6 +51,8 @@ def resolve_files(config: RewardConfig) -> RewardConfig:
                     "of the files, or one of the classes."
                 )
             labels[name], options[label] = label, values
+    if not labels and options == config.options:
+        return config
     return config.model_copy(
         update={
             "objective": _renamed_mixture(config.objective, labels),

@@ -95,7 +95,7 @@ class FeatureReward(Reward, Protocol):
 
 
 @runtime_checkable
-class UsesMetadata(Reward, Protocol):
+class UsesMetadata(Protocol):
     """A reward that must know more of a prompt than its text: what a benchmark says of it."""
 
     def remember(self, metadata: Mapping[str, Mapping[str, Any]]) -> None:
