@@ -278,7 +278,7 @@ def make_text_encoder(device: str, dtype: torch.dtype, *, tiny: bool) -> nn.Modu
 
 def make_reward(device: str, dtype: torch.dtype, *, tiny: bool) -> nn.Module:
     """The network of HPSv3: Qwen2-VL 7B with a small head."""
-    from calibri.rewards import HPSv3Network, published_config
+    from calibri.rewards.hpsv3_network import HPSv3Network, published_config
 
     config = published_config(151_700)
     if tiny:

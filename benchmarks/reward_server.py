@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from calibri.rewards import RemoteReward
+from calibri.rewards.remote import RemoteReward
 
 SERVER = """
 import sys, time

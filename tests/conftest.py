@@ -1,5 +1,7 @@
 """Fixtures that several test modules share."""
 
+import sys
+
 import pytest
 
 
@@ -26,3 +28,13 @@ def finished_run(tmp_path_factory):
     runs = tmp_path_factory.mktemp("runs")
     calibrate(config, name="tiny", runs=runs)
     return runs / "tiny"
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """A folder for packages that are installed for one test, see ``tests.rewards.plugins``."""
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]

@@ -20,7 +20,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from calibri.rewards import CONFIG_FILE, FORMAT, WEIGHTS_FILE, JudgeNetwork, encode_captions
+from calibri.rewards.shapes_judge import (
+    CONFIG_FILE,
+    FORMAT,
+    WEIGHTS_FILE,
+    JudgeNetwork,
+    encode_captions,
+)
 from calibri.seeds import derive_seed
 from calibri.shapes import (
     DAMAGES,

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from calibri.cli.rewards import COMMANDS
-from calibri.errors import RewardError
 from calibri.rewards.golden import golden_pictures
 from calibri.rewards.registry import reward_names
+from tests.rewards.plugins import PLUGIN, install
 
 
 def test_help_lists_the_commands_and_imports_no_torch():
@@ -47,24 +47,32 @@ def test_list_names_every_reward_and_loads_none(calibri, monkeypatch):
     assert rows["qalign"]["range"] == [1.0, 5.0]
 
 
-def test_the_table_has_a_row_a_reward_and_says_why_one_is_missing(calibri, monkeypatch):
-    from calibri.rewards.registry import make_reward
-
-    def make(name):
-        if name == "bad":
-            raise RewardError("The reward 'bad' cannot be imported: it is broken.")
-        return make_reward(name)
-
-    names = ("bad", "jpeg-incompressibility", "shapes")
-    monkeypatch.setattr("calibri.rewards.reward_names", lambda: names)
-    monkeypatch.setattr("calibri.rewards.make_reward", make)
+def test_the_table_has_a_row_a_reward_and_says_why_one_is_missing(calibri, site):
+    install(site, "good-rewards", {"brightness": "Brightness"})
+    install(site, "exiting-rewards", {"exiting": "Bad"}, module="raise SystemExit(7)")
+    install(site, "diverse-rewards", {"diversity": "Brightness"})
     result = calibri("rewards", "list")
+    assert result.exit_code == 0
     rows = [line.split() for line in result.stdout.splitlines()]
-    assert [row[0] for row in rows if row[0] in names] == list(names)
+    assert {row[0] for row in rows} >= set(reward_names())
     assert ["jpeg-incompressibility", "from", "0", "pointwise", "-", "no", "kB"] in rows
-    assert result.stderr == "The reward 'bad' cannot be imported: it is broken.\n"
-    described = json.loads(calibri("rewards", "list", "--json").stdout)
-    assert described[0] == {"name": "bad", "problem": result.stderr.strip()}
+    problems = [line for line in result.stderr.splitlines() if line]
+    assert "'exiting' of 'exiting-rewards' cannot be imported: SystemExit: 7" in result.stderr
+    assert "'diversity' is a measure of Calibri's own" in result.stderr
+    assert len(problems) == 2
+    described = {
+        row["name"]: row for row in json.loads(calibri("rewards", "list", "--json").stdout)
+    }
+    assert described["brightness"]["unit"] == "mean"
+    assert {name for name, row in described.items() if "problem" in row} == {"diversity", "exiting"}
+
+
+def test_check_scores_with_a_reward_of_a_file(calibri, tmp_path):
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    result = calibri("rewards", "check", f"{tmp_path}/mine.py:Brightness", "--device", "cpu")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "reward   brightness\n" in result.stdout
+    assert calibri("rewards", "check", f"{tmp_path}/mine.py:Darkness").exit_code == 4
 
 
 def test_convert_writes_safetensors_beside_the_file_and_overwrites_nothing(calibri, tmp_path):

@@ -4,6 +4,7 @@ import pytest
 
 from calibri.config import load_config
 from calibri.errors import PromptError
+from calibri.prompts import compositional
 from calibri.prompts.compositional import CATEGORIES, a, compositional_prompts, is_held_out
 from calibri.prompts.files import check_disjoint, make_prompts
 from calibri.prompts.sources import prompt_sets
@@ -84,14 +85,7 @@ def test_unknown_categories_are_refused(categories):
 
 
 def test_a_category_that_is_used_up_says_so(monkeypatch):
-    monkeypatch.setattr(
-        "calibri.prompts.compositional._color", lambda rng: "a red box and a blue box"
-    )
-    monkeypatch.setitem(
-        __import__("calibri.prompts.compositional").prompts.compositional._MAKERS,
-        "color",
-        lambda rng: "a red box",
-    )
+    monkeypatch.setitem(compositional.MAKERS, "color", lambda rng: "a red box")
     split = "held_out" if is_held_out("a red box") else "train"
     with pytest.raises(PromptError, match="'color' .* too few"):
         compositional_prompts(2, 0, split, ("color",))

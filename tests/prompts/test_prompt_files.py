@@ -210,3 +210,27 @@ def test_disjoint_sets_pass_and_shared_prompts_are_named() -> None:
     ) as caught:
         check_disjoint(train, train[:5], "validation")
     assert "prompt 3" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.json", '["a dog", {"prompt": " a cat ", "tag": "one", "count": "2"}]'),
+        ("p.jsonl", '"a dog"\n{"tag": "one", "count": "2", "prompt": "a cat"}\n'),
+        ("p.csv", "tag, prompt,count\n,a dog,\none,a cat,2\n"),
+    ],
+)
+def test_what_a_file_says_beside_a_prompt_is_kept(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    dog, cat = load_prompts(tmp_path / name)
+    assert cat.metadata == {"tag": "one", "count": "2"}
+    assert set(dog.metadata.values()) <= {""}
+
+
+def test_metadata_makes_no_other_prompt(tmp_path):
+    (tmp_path / "p.json").write_text('[{"prompt": "a cat", "n": [1]}, {"prompt": "a cat", "n": 2}]')
+    (told,) = load_prompts(tmp_path / "p.json")
+    (plain,) = make_prompts(["a cat"])
+    assert told == plain
+    assert len({told, plain}) == 1
+    assert (told.metadata, plain.metadata) == ({"n": [1]}, {})

@@ -10,7 +10,7 @@ from calibri.config import load_config
 from calibri.errors import PromptError
 from calibri.prompts import sets as prompt_sets
 from calibri.prompts.sets import SETS, PromptFile, is_prompt_set, load_prompt_set
-from calibri.prompts.sources import prompt_sets as engine_sets
+from calibri.prompts.sources import prompt_sets as sets_of_a_run
 
 
 @pytest.fixture(autouse=True)
@@ -19,18 +19,56 @@ def cache(tmp_path, monkeypatch):
     return tmp_path
 
 
+class _Files(http.server.BaseHTTPRequestHandler):
+    """Serves what ``server.files`` has by address; a text there redirects to another."""
+
+    def do_GET(self):
+        address = self.server.address + self.path
+        self.server.asked.append(address)
+        content = self.server.files.get(address)
+        if isinstance(content, str):
+            self.send_response(302)
+            self.send_header("Location", content)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(404 if content is None else 200)
+        self.send_header("Content-Length", str(len(content or b"") + self.server.cut))
+        self.end_headers()
+        self.wfile.write(content or b"")
+
+    def log_message(self, *args):
+        """Print nothing."""
+
+
+class Web(dict):
+    """Files by address, in place of the network, and the addresses that were asked for."""
+
+    def __init__(self, server):
+        super().__init__()
+        self.server = server
+        server.files, server.asked, server.cut = self, [], 0
+
+    @property
+    def asked(self):
+        return self.server.asked
+
+
 @pytest.fixture
 def web(monkeypatch):
-    """Files by url in place of the network, and the urls that were asked for."""
-    files, asked = {}, []
-
-    def fetch(file):
-        asked.append(file.url)
-        return files[file.url]
-
-    monkeypatch.setattr(prompt_sets, "_fetch", fetch)
-    files["asked"] = asked
-    return files
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Files)
+    server.address = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    monkeypatch.setattr(
+        PromptFile,
+        "url",
+        property(lambda file: f"{server.address}/{file.repo}/{file.revision}/{file.path}"),
+    )
+    yield Web(server)
+    server.shutdown()
+    server.server_close()
+    thread.join()
 
 
 def fill_compbench(web, split):
@@ -43,14 +81,14 @@ def fill_compbench(web, split):
 def test_a_set_has_a_category_for_every_prompt(web):
     records = load_prompt_set(fill_compbench(web, "val") and "t2i-compbench:val")
     assert len(records) == 24
-    assert len({record.category for record in records}) == 8
-    assert all(record.text.startswith(record.category) for record in records)
+    assert len({record.metadata["category"] for record in records}) == 8
+    assert all(record.text.startswith(record.metadata["category"]) for record in records)
 
 
 def test_categories_can_be_chosen(web):
     fill_compbench(web, "train")
     records = load_prompt_set("t2i-compbench:train:color,3d_spatial")
-    assert [r.category for r in records] == ["color"] * 3 + ["3d_spatial"] * 3
+    assert [r.metadata["category"] for r in records] == ["color"] * 3 + ["3d_spatial"] * 3
     with pytest.raises(PromptError, match="no category colour"):
         load_prompt_set("t2i-compbench:train:colour")
 
@@ -66,14 +104,15 @@ def test_geneval_keeps_what_its_rules_need(web):
     entry = {"tag": "counting", "prompt": "two cats", "include": [{"class": "cat", "count": 2}]}
     web[SETS["geneval"]["test"][0].url] = json.dumps(entry).encode() + b"\n\n"
     (record,) = load_prompt_set("geneval")
-    assert (record.text, record.category, record.metadata) == ("two cats", "counting", entry)
+    told = {key: value for key, value in entry.items() if key != "prompt"}
+    assert (record.text, record.metadata) == ("two cats", {**told, "category": "counting"})
 
 
 def test_partiprompts_keep_their_quotes(web):
     text = "Prompt\tCategory\tChallenge\tNote\na \"big\" sign, 'NO'\tArts\tBasic\t\n"
     web[SETS["partiprompts"]["test"][0].url] = text.encode()
     (record,) = load_prompt_set("partiprompts")
-    assert (record.text, record.category) == ("a \"big\" sign, 'NO'", "Arts")
+    assert (record.text, record.metadata["category"]) == ("a \"big\" sign, 'NO'", "Arts")
     assert record.metadata["Challenge"] == "Basic"
 
 
@@ -90,7 +129,7 @@ def test_the_network_is_asked_once(web):
     fill_compbench(web, "val")
     first = load_prompt_set("t2i-compbench:val")
     assert load_prompt_set("t2i-compbench:val") == first
-    assert len(web["asked"]) == 8
+    assert len(web.asked) == 8
 
 
 def test_the_checksum_of_the_first_fetch_is_kept_and_verified(web, cache):
@@ -109,17 +148,18 @@ def test_a_file_put_there_by_hand_is_used_and_remembered(web):
     file.cached.parent.mkdir(parents=True)
     file.cached.write_bytes(b'["by hand"]')
     assert load_prompt_set("drawbench")[0].text == "by hand"
-    assert web["asked"] == []
+    assert web.asked == []
     file.cached.write_bytes(b'["changed"]')
     with pytest.raises(PromptError, match="checksum"):
         load_prompt_set("drawbench")
 
 
-def test_a_published_checksum_is_verified_before_anything_is_kept(web):
+def test_a_published_checksum_is_verified_before_anything_is_kept(web, monkeypatch):
     file = PromptFile("o/n", "x.txt", sha256="0" * 64)
+    monkeypatch.setitem(SETS, "pinned", {"test": (file,)})
     web[file.url] = b"a"
     with pytest.raises(PromptError, match="as published"):
-        prompt_sets._content(file)
+        load_prompt_set("pinned")
     assert not file.cached.exists()
 
 
@@ -156,60 +196,39 @@ def test_a_published_file_that_changes_is_refused_with_both_sums(web):
     assert [r.text for r in load_prompt_set("hpdv3")] == ["b"]
 
 
-class _Files(http.server.BaseHTTPRequestHandler):
-    """Serves what ``server.files`` has by path."""
-
-    def do_GET(self):
-        content = self.server.files.get(self.path)
-        self.server.asked.append(self.path)
-        self.send_response(404 if content is None else 200)
-        self.send_header("Content-Length", str(len(content or b"") + self.server.cut))
-        self.end_headers()
-        self.wfile.write(content or b"")
-
-    def log_message(self, *args):
-        """Print nothing."""
-
-
-@pytest.fixture
-def server(monkeypatch):
-    server = http.server.HTTPServer(("127.0.0.1", 0), _Files)
-    server.files, server.asked, server.cut = {}, [], 0
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    address = f"http://127.0.0.1:{server.server_address[1]}/"
-    monkeypatch.setattr(PromptFile, "url", property(lambda file: address + file.path))
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-def test_a_set_is_fetched_over_http_once_and_kept_byte_for_byte(server):
-    content = '\ufeff["a caf\u00e9", "b"]\r\n'.encode()
-    server.files["/benchmark/drawbench.json"] = content
+def test_a_set_is_fetched_over_http_once_and_kept_byte_for_byte(web):
+    file = SETS["drawbench"]["test"][0]
+    web[file.url] = '\ufeff["a caf\u00e9", "b"]\r\n'.encode()
     for _ in range(2):
         assert [r.text for r in load_prompt_set("drawbench")] == ["a caf\u00e9", "b"]
-    assert server.asked == ["/benchmark/drawbench.json"]
-    assert SETS["drawbench"]["test"][0].cached.read_bytes() == content
+    assert web.asked == [file.url]
+    assert file.cached.read_bytes() == web[file.url]
 
 
-def test_what_a_server_refuses_or_breaks_off_is_not_kept(server):
+def test_the_hub_may_redirect_to_where_it_keeps_a_file(web):
     file = SETS["drawbench"]["test"][0]
-    with pytest.raises(PromptError, match="Cannot fetch .*404"):
+    web[file.url] = f"{web.server.address}/elsewhere"
+    web[web[file.url]] = b'["a"]'
+    assert [r.text for r in load_prompt_set("drawbench")] == ["a"]
+
+
+def test_what_a_server_refuses_or_breaks_off_is_not_kept(web):
+    file = SETS["drawbench"]["test"][0]
+    with pytest.raises(PromptError, match=r"Cannot fetch .*404"):
         load_prompt_set("drawbench")
-    server.files["/benchmark/drawbench.json"], server.cut = b'["a"', 5
-    with pytest.raises(PromptError, match="Cannot fetch .*IncompleteRead"):
+    web[file.url], web.server.cut = b'["a"', 5
+    with pytest.raises(PromptError, match=r"Cannot fetch .*IncompleteRead"):
         load_prompt_set("drawbench")
     assert not file.cached.exists()
 
 
-def test_a_file_that_is_too_large_is_not_kept(server, monkeypatch):
+def test_a_file_that_is_too_large_is_not_kept(web, monkeypatch):
     monkeypatch.setattr(prompt_sets, "MAX_FILE_BYTES", 4)
-    server.files["/benchmark/drawbench.json"] = b'["a"]'
+    file = SETS["drawbench"]["test"][0]
+    web[file.url] = b'["a"]'
     with pytest.raises(PromptError, match="not used"):
         load_prompt_set("drawbench")
-    assert not SETS["drawbench"]["test"][0].cached.exists()
+    assert not file.cached.exists()
 
 
 def test_all_files_but_one_are_pinned_to_a_commit():
@@ -219,12 +238,9 @@ def test_all_files_but_one_are_pinned_to_a_commit():
 
 
 def test_offline_says_what_to_do(monkeypatch):
-    def urlopen(url, timeout):
-        raise OSError("Name or service not known")
-
-    monkeypatch.setattr(prompt_sets, "urlopen", urlopen)
+    monkeypatch.setattr(PromptFile, "url", "http://127.0.0.1:1/nobody")
     file = SETS["geneval"]["test"][0]
-    with pytest.raises(PromptError) as caught:
+    with pytest.raises(PromptError, match="Connection refused") as caught:
         load_prompt_set("geneval")
     assert file.url in str(caught.value)
     assert str(file.cached) in str(caught.value)
@@ -245,12 +261,10 @@ def test_names_of_sets(spec):
     assert not is_prompt_set("./" + spec)
 
 
-def test_every_file_has_a_reader_and_a_secure_url():
+def test_every_file_has_a_secure_url():
     files = [f for splits in SETS.values() for group in splits.values() for f in group]
     assert len(files) == 21
-    for file in files:
-        assert file.url.startswith("https://")
-        assert "." + file.path.rsplit(".", 1)[1] in prompt_sets._READERS
+    assert all(file.url.startswith("https://") for file in files)
 
 
 def test_prompts_that_official_splits_share_are_taken_from_the_training_side(web):
@@ -264,7 +278,7 @@ def test_prompts_that_official_splits_share_are_taken_from_the_training_side(web
         "search.num_validation_prompts": 10,
         "evaluation.num_prompts": 14,
     }
-    found = engine_sets(load_config(values=values))
+    found = sets_of_a_run(load_config(values=values))
     assert len(found.train) == 24
     assert len(found.validation + found.test) == 24
     assert "SHAPE  prompt 0, val" not in {p.text for p in found.train}

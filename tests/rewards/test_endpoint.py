@@ -55,7 +55,7 @@ def test_the_authors_own_text_shows_in_the_variant(monkeypatch):
     assert ours.startswith("m/template-")
     theirs = "their words about [{prompt}]"
     digest = hashlib.sha256(theirs.encode()).hexdigest()
-    monkeypatch.setattr(endpoint, "_AUTHORS_TEMPLATE_SHA256", digest)
+    monkeypatch.setattr(endpoint, "AUTHORS_TEMPLATE_SHA256", digest)
     exact = UnifiedReward(model="m", template=theirs).info.variant
     assert exact.startswith("m/authors-template-")
     assert UnifiedReward(model="m", template=theirs + " ").info.variant.startswith("m/template-")

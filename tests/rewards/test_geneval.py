@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import Mask2FormerConfig, Mask2FormerModel, SwinConfig
 
 from calibri.errors import RewardError
+from calibri.prompts.sets import SETS, load_prompt_set
 from calibri.rewards import geneval, mask2former
 from calibri.rewards.geneval import GenEval, GenEvalSoft, crop_object
 from calibri.rewards.geneval_rules import COLORS, NAMES, Detection, Requirement, Task
@@ -25,6 +26,7 @@ from calibri.rewards.mask2former import (
     resized_size,
     upsample,
 )
+from calibri.rewards.reward import UsesMetadata
 from calibri.rewards.weights import Checkpoint
 from tests.rewards.oracles import cosine, double, hf_image, hf_text, quick_gelu
 from tests.rewards.tiny_models import (
@@ -326,22 +328,58 @@ def test_the_tiny_models_run_end_to_end(
     assert 0 < len(missing) < len(NAMES)
 
 
-def test_metadata_is_needed_and_must_know_the_prompt(
-    detector_folder: Path, clip_folder: Path, tmp_path: Path
-) -> None:
+TASK = {"tag": "single_object", "include": [{"class": "cat", "count": 1}]}
+
+
+def cats(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    boxes = [Detection("cat", 0.95, (9.0 * i, 0, 9.0 * i + 5, 5)) for i in range(count)]
+    monkeypatch.setattr(geneval, "detect", lambda *args: boxes)
+
+
+def test_tasks_must_be_known(detector_folder: Path, clip_folder: Path, tmp_path: Path) -> None:
     image = pictures(1, 16, 16)
-    with pytest.raises(RewardError, match=r"evaluation_metadata\.jsonl"):
+    with pytest.raises(RewardError, match=r"'cat' asks for.*evaluation_metadata\.jsonl"):
         reward(detector_folder, clip_folder).score(image, ["cat"])
+    with pytest.raises(RewardError, match="Cannot read GenEval's metadata"):
+        reward(detector_folder, clip_folder, tmp_path / "none.jsonl").score(image, ["cat"])
+
+
+def test_tasks_may_come_from_a_file_and_with_the_prompts(
+    detector_folder: Path, clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cats(monkeypatch, 1)
     path = tmp_path / "tasks.jsonl"
-    path.write_text('{"tag": "t", "include": [{"class": "cat", "count": 1}], "prompt": "cat"}\n')
+    path.write_text(json.dumps({**TASK, "prompt": "a cat"}) + "\n")
     known = reward(detector_folder, clip_folder, str(path))
-    assert set(known.tasks) == {"cat"}
-    with pytest.raises(RewardError, match="'a dog'"):
-        known.score(image, ["a dog"])
+    two = {**TASK, "include": [{"class": "cat", "count": 2}]}
+    known.remember({"two cats": two, "a cat": two, "a dog": {}, "a bird": {"tag": "single_object"}})
+    known.remember({"cats": two})
+    # The option wins where both know a prompt.
+    assert known.score(pictures(3, 16, 16), ["a cat", "two cats", "cats"]).tolist() == [1, 0, 0]
+    with pytest.raises(RewardError, match="'a dog' asks for"):
+        known.score(pictures(1, 16, 16), ["a dog"])
 
 
-def test_the_overall_figure_is_the_mean_of_the_tasks_means() -> None:
-    judged = GenEval(metadata=TASKS)
-    scores = torch.tensor([1.0, 0.0, 0.0, 1.0])
-    overall = judged.overall(scores, ["cat", "two cats", "cats", "two cats"])
-    assert overall == pytest.approx((1 + 1 / 3) / 2)
+def test_the_set_of_the_benchmark_needs_no_second_file(
+    detector_folder: Path, clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cats(monkeypatch, 1)
+    monkeypatch.setenv("CALIBRI_CACHE", str(tmp_path))
+    (file,) = SETS["geneval"]["test"]
+    file.cached.parent.mkdir(parents=True)
+    file.cached.write_text(json.dumps({**TASK, "prompt": "a photo of a cat"}) + "\n")
+    (prompt,) = load_prompt_set("geneval")
+    judged = reward(detector_folder, clip_folder)
+    assert isinstance(judged, UsesMetadata)
+    judged.remember({prompt.text: prompt.metadata})
+    assert judged.score(pictures(1, 16, 16), [prompt.text]).tolist() == [1.0]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"include": []}, {"include": "cat"}, {"include": [{"class": "unicorn", "count": 1}]}]
+)
+def test_tasks_of_another_form_are_refused(
+    detector_folder: Path, clip_folder: Path, wrong: dict[str, object]
+) -> None:
+    with pytest.raises(RewardError, match="'a cat' is no task of GenEval"):
+        reward(detector_folder, clip_folder).remember({"a cat": {**TASK, **wrong}})

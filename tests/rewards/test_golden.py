@@ -6,7 +6,7 @@ import torch
 from calibri.errors import RewardError
 from calibri.rewards.golden import check_reward, golden_pictures, stored_figures
 from calibri.rewards.registry import make_reward
-from calibri.rewards.reward import BatchedReward, RewardInfo
+from calibri.rewards.reward import BatchedReward, ModelReward, RewardInfo
 from calibri.shapes.scenes import parse_caption
 
 
@@ -120,3 +120,18 @@ def test_the_right_scene_is_better_than_the_wrong_one_and_than_noise():
     assert scores["relation"] > 0.3 > scores["relation-reversed"]
     assert scores["count"] > 0.3 > scores["noise"]
     assert scores["single"] > 0.3 > scores["gradient"]
+
+
+class Placed(ModelReward):
+    info = RewardInfo("placed", "1")
+
+    def load(self):
+        return torch.nn.Identity()
+
+    def score_batch(self, images, prompts):
+        return torch.full((len(prompts),), float(self.device.type == "meta"))
+
+
+def test_a_network_is_checked_where_it_is_told_to_run():
+    assert set(check_reward(Placed).scores) == {0.0}
+    assert set(check_reward(Placed, device="meta").scores) == {1.0}

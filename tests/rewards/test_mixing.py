@@ -141,3 +141,16 @@ def test_the_scale_is_that_of_the_finite_scores():
 def test_a_reward_without_a_spread_cannot_be_mixed(value):
     with pytest.raises(RewardError, match="'a' gives all 6 images"):
         scale_of("a", np.full((2, 3), value))
+
+
+@pytest.mark.parametrize(
+    ("spec", "weights"),
+    [
+        ("./a b/mine.py:Bright", {"./a b/mine.py:Bright": 1.0}),
+        ("mine.py:Bright:0.7, b:0.3", {"mine.py:Bright": 0.7, "b": 0.3}),
+        ("b:2,mine.py:_x1:1e-1", {"b": 2.0, "mine.py:_x1": 0.1}),
+        ("odd.py:2", {"odd.py": 2.0}),
+    ],
+)
+def test_a_reward_in_a_file_has_a_colon_of_its_own(spec, weights):
+    assert parse_mixture(spec).weights == weights

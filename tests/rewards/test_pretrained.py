@@ -121,21 +121,25 @@ def test_on_the_hub_the_conversion_is_looked_for_beside_the_published_file(
     assert same(read_converted(Checkpoint("some/repository"), "old.pt"))
 
 
+def test_a_conversion_overwrites_nothing(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(3)}, tmp_path / "old.pt")
+    (tmp_path / "old.safetensors").write_bytes(b"mine")
+    with pytest.raises(RewardError, match="nothing is overwritten"):
+        convert_checkpoint(tmp_path / "old.pt")
+    assert (tmp_path / "old.safetensors").read_bytes() == b"mine"
+
+
 def test_a_conversion_that_cannot_be_written_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save({"w": torch.ones(3)}, tmp_path / "old.pt")
-    (tmp_path / "old.safetensors").mkdir()
-    with pytest.raises(RewardError, match=r"Cannot write '.*old\.safetensors'"):
-        convert_checkpoint(tmp_path / "old.pt")
-    (tmp_path / "old.safetensors").rmdir()
 
     def full(tensors: object, path: Path) -> None:
         path.write_bytes(b"half")
         raise SafetensorError("No space left on device")
 
     monkeypatch.setattr(convert, "save_file", full)
-    with pytest.raises(RewardError, match="No space left on device"):
+    with pytest.raises(RewardError, match=r"Cannot write '.*old\.safetensors'.*No space left"):
         convert_checkpoint(tmp_path / "old.pt")
     assert [path.name for path in tmp_path.iterdir()] == ["old.pt"]
 

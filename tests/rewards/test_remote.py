@@ -14,7 +14,7 @@ from calibri.rewards.remote import RemoteReward
 from calibri.rewards.reward import BatchedReward, Reward, RewardInfo
 from calibri.rewards.server.adapter import info_fields, score_function
 from calibri.rewards.server.standalone import Limits, RewardServer
-from calibri.rewards.servers import Servers
+from calibri.rewards.servers import Rests
 
 INFO = {"name": "brightness", "variant": "1", "range": [0, None], "unit": "mean"}
 
@@ -271,8 +271,7 @@ def test_a_server_may_die_and_come_back():
     found = {}
     waiting = threading.Thread(target=lambda: found.update(s=reward.score(images, ["x"] * 12)))
     waiting.start()
-    while not any(reward._servers._faults.values()):
-        time.sleep(0.01)
+    time.sleep(0.3)  # long enough to be refused a few times
     with serving(port=port):
         waiting.join()
     assert torch.equal(found["s"], expected(images))
@@ -336,26 +335,42 @@ def test_other_images_are_refused_before_anything_is_sent(images, prompts):
         RemoteReward("http://127.0.0.1:1").score(images, prompts)
 
 
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def rest(rests, clock):
+    (_, until) = rests.next_of(["http://a"])
+    return until - clock.now
+
+
 def test_requests_that_meet_one_fault_together_count_it_once():
-    servers = Servers(["http://a"], "", timeout=1.0, attempts=1)
-    servers._failed("http://a", pause=1.0)
-    rests_until = servers._rests_until["http://a"]
-    servers._failed("http://a", pause=9.0)
-    assert servers._rests_until["http://a"] == rests_until
-    assert servers._faults["http://a"] == 1
+    clock = Clock()
+    rests = Rests(["http://a"], clock)
+    rests.failed("http://a", asked=1.0)
+    rests.failed("http://a", asked=4.0)
+    assert rest(rests, clock) == 1.0
 
 
-class StoppedClock:
-    @staticmethod
-    def monotonic():
-        return 100.0
-
-
-def test_a_server_is_left_alone_longer_after_every_fault_in_a_row(monkeypatch):
-    monkeypatch.setattr("calibri.rewards.servers.time", StoppedClock)
-    servers = Servers(["http://a"], "", timeout=1.0, attempts=1)
+def test_a_server_is_left_alone_longer_after_every_fault_in_a_row():
+    clock = Clock()
+    rests = Rests(["http://a"], clock)
     for i in range(10):
-        servers._rests_until["http://a"] = 0.0
-        servers._failed("http://a", pause=0.0)
+        clock.now += 10.0
+        rests.failed("http://a")
         longest = min(5.0, 0.1 * 2**i)
-        assert longest / 2 <= servers._rests_until["http://a"] - 100.0 <= longest + 1e-9
+        assert longest / 2 <= rest(rests, clock) <= longest + 1e-9
+    rests.answered("http://a")
+    clock.now += 10.0
+    rests.failed("http://a")
+    assert rest(rests, clock) <= 0.1 + 1e-9
+
+
+def test_a_server_that_rests_is_passed_over():
+    rests = Rests(["http://a", "http://b"], Clock())
+    rests.failed("http://a")
+    assert {rests.next_of(["http://a", "http://b"])[0] for _ in range(4)} == {"http://b"}

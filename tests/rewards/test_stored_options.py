@@ -3,7 +3,12 @@ import json
 import pytest
 
 from calibri.errors import RewardError
-from calibri.rewards.stored_options import memorable, parse_option, recall
+from calibri.rewards.stored_options import (
+    check_stored_names,
+    join_stored_options,
+    parse_option,
+    storable_options,
+)
 
 LOOPBACK = "http://127.0.0.1:8765"
 
@@ -12,7 +17,7 @@ LOOPBACK = "http://127.0.0.1:8765"
     "key", ["token", "api_key", "api_key_env", "API-KEY", "hf_token", "client_secret", "password"]
 )
 def test_secrets_and_the_names_of_their_variables_are_never_kept(key):
-    assert memorable({"judge": {key: "s3cret", "model": "m"}}) == {"judge": {"model": "m"}}
+    assert storable_options({"judge": {key: "s3cret", "model": "m"}}) == {"judge": {"model": "m"}}
 
 
 @pytest.mark.parametrize(
@@ -26,7 +31,7 @@ def test_secrets_and_the_names_of_their_variables_are_never_kept(key):
 )
 def test_addresses_with_credentials_are_not_kept_wherever_they_stand(address):
     for value in (address, ["http://good:1", address], {"servers": [address]}):
-        assert memorable({"remote": {"url": value}}) == {}
+        assert storable_options({"remote": {"url": value}}) == {}
 
 
 def test_what_decides_the_scores_is_kept_and_the_device_is_not():
@@ -35,7 +40,7 @@ def test_what_decides_the_scores_is_kept_and_the_device_is_not():
         "mine": {"reward": "remote", "url": [LOOPBACK, "https://example.com:8765"]},
         "hpsv2.1": {"device": "cuda"},
     }
-    assert memorable(options) == {
+    assert storable_options(options) == {
         "hpsv3": {"dtype": "bfloat16", "revision": "abc", "batch_size": 8},
         "mine": options["mine"],
     }
@@ -44,7 +49,7 @@ def test_what_decides_the_scores_is_kept_and_the_device_is_not():
 def test_the_users_options_win_and_none_forgets():
     remembered = {"hpsv3": {"dtype": "bfloat16", "checkpoint": "/gone", "revision": "abc"}}
     given = {"hpsv3": {"revision": "def", "checkpoint": None}, "pickscore": {"batch_size": 2}}
-    assert recall(remembered, given, ["hpsv3", "pickscore"]) == {
+    assert join_stored_options(remembered, given, ["hpsv3", "pickscore"]) == {
         "hpsv3": {"dtype": "bfloat16", "revision": "def"},
         "pickscore": {"batch_size": 2},
     }
@@ -52,11 +57,11 @@ def test_the_users_options_win_and_none_forgets():
 
 def test_options_of_rewards_that_are_not_used_stay_behind():
     remembered = {"hpsv3": {"dtype": "bfloat16"}, "pickscore": {"batch_size": 2}}
-    assert recall(remembered, {}, ["pickscore"]) == {"pickscore": {"batch_size": 2}}
+    assert join_stored_options(remembered, {}, ["pickscore"]) == {"pickscore": {"batch_size": 2}}
 
 
 def test_a_wrong_name_of_the_users_is_not_dropped_in_silence():
-    assert recall({}, {"hpsv33": {"dtype": "bfloat16"}}, ["hpsv3"]) == {
+    assert join_stored_options({}, {"hpsv33": {"dtype": "bfloat16"}}, ["hpsv3"]) == {
         "hpsv33": {"dtype": "bfloat16"}
     }
 
@@ -64,7 +69,7 @@ def test_a_wrong_name_of_the_users_is_not_dropped_in_silence():
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
 def test_a_server_on_this_machine_is_remembered(host):
     options = {"judge": {"base_url": f"http://{host}:8000/v1"}}
-    assert recall(options, {}, ["judge"]) == options
+    assert join_stored_options(options, {}, ["judge"]) == options
 
 
 @pytest.mark.parametrize(
@@ -79,27 +84,33 @@ def test_a_server_on_this_machine_is_remembered(host):
 )
 def test_a_calibration_cannot_name_another_machine_unless_the_user_does(name, options):
     with pytest.raises(RewardError, match=r"another machine.*--option"):
-        recall({name: options}, {}, [name])
-    assert recall({name: options}, {name: options}, [name]) == {name: options}
+        join_stored_options({name: options}, {}, [name])
+    assert join_stored_options({name: options}, {name: options}, [name]) == {name: options}
 
 
 def test_a_calibration_cannot_hand_arguments_to_a_reward_of_another_package():
     options = {"command": "rm -r /"}
     for label, extra in (("theirs", {}), ("hidden", {"reward": "theirs"})):
         with pytest.raises(RewardError, match="another package"):
-            recall({label: {**options, **extra}}, {}, [label])
+            join_stored_options({label: {**options, **extra}}, {}, [label])
     # A label of the user's own for one of ours does not make theirs ours.
     with pytest.raises(RewardError, match="another package"):
-        recall({"judge": {"reward": "theirs", "x": 1}}, {"judge": {"reward": "theirs"}}, ["judge"])
+        join_stored_options(
+            {"judge": {"reward": "theirs", "x": 1}}, {"judge": {"reward": "theirs"}}, ["judge"]
+        )
     with pytest.raises(RewardError, match="another package"):
-        recall({"mine": {"x": 1}}, {"mine": {"reward": "theirs"}}, ["mine"])
+        join_stored_options({"mine": {"x": 1}}, {"mine": {"reward": "theirs"}}, ["mine"])
     with pytest.raises(RewardError, match="another package"):
-        recall({"judge": {"template": "x"}}, {"judge": {"reward": "theirs"}}, ["judge"])
+        join_stored_options(
+            {"judge": {"template": "x"}}, {"judge": {"reward": "theirs"}}, ["judge"]
+        )
 
 
 def test_a_crafted_calibration_cannot_have_a_token_sent():
     crafted = {"judge": {"base_url": "http://127.0.0.1:9/v1", "api_key_env": "AWS_SECRET"}}
-    assert recall(crafted, {}, ["judge"]) == {"judge": {"base_url": "http://127.0.0.1:9/v1"}}
+    assert join_stored_options(crafted, {}, ["judge"]) == {
+        "judge": {"base_url": "http://127.0.0.1:9/v1"}
+    }
 
 
 @pytest.mark.parametrize(
@@ -123,4 +134,29 @@ def test_options_of_another_form_are_refused(text):
 
 def test_everything_kept_is_json():
     options = {"judge": {"scale": [0, 5], "template": "{prompt}", "model": None, "x": {"y": 1.5}}}
-    assert json.loads(json.dumps(memorable(options))) == memorable(options) == options
+    assert json.loads(json.dumps(storable_options(options))) == storable_options(options) == options
+
+
+@pytest.mark.parametrize(
+    "name", ["mine.py:Bright", "hpsv3:0.5,/tmp/mine.py:Bright:0.5", " x.py:Y "]
+)
+def test_a_calibration_cannot_name_a_file_to_run(name):
+    with pytest.raises(RewardError, match="runs no file that a calibration names"):
+        check_stored_names(["shapes", name])
+    check_stored_names(["shapes", "hpsv3:0.5,pickscore:0.5", "hpsv2.1"])
+
+
+def test_the_path_of_a_file_is_not_stored_and_not_read_back():
+    options = {"mine.py:Bright": {"reward": "/home/me/mine.py:Bright", "gain": 2}}
+    assert storable_options(options) == {"mine.py:Bright": {"gain": 2}}
+    crafted = {"shapes": {"reward": "/tmp/evil.py:Evil"}}
+    assert join_stored_options(crafted, {}, ["shapes"]) == {}
+
+
+def test_options_for_a_file_need_the_users_word():
+    stored = {"mine.py:Bright": {"gain": 2}}
+    given = {"mine.py:Bright": {"reward": "/home/you/mine.py:Bright"}}
+    with pytest.raises(RewardError, match="another package"):
+        join_stored_options(stored, given, ["mine.py:Bright"])
+    agreed = {"mine.py:Bright": {"reward": "/home/you/mine.py:Bright", "gain": 3}}
+    assert join_stored_options(stored, agreed, ["mine.py:Bright"]) == agreed

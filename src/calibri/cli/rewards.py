@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,25 +15,15 @@ from rich.text import Text
 from calibri.cli.display import err, loading, out, printable, say, verbatim
 from calibri.cli.options import DeviceOption, JsonOption
 from calibri.cli.quiet import quiet_libraries
-from calibri.errors import RewardError
 
 if TYPE_CHECKING:
-    from calibri.rewards import GoldenCheck, Reward, RewardInfo
+    from calibri.rewards import GoldenCheck, ListedReward
 
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     help="List rewards, convert legacy weights, check a reward on golden pictures.",
 )
-
-_REMOTE = "remote"  # only its server knows what it is
-
-
-@dataclass(frozen=True)
-class _Listed:
-    name: str
-    info: RewardInfo | None
-    problem: str = ""
 
 
 def list_(as_json: JsonOption = False) -> None:
@@ -43,10 +33,10 @@ def list_(as_json: JsonOption = False) -> None:
     calibri rewards list --json
     """
     with loading("Reading what each reward says of itself"):
-        from calibri.rewards import reward_names
+        from calibri.rewards import list_rewards
 
         quiet_libraries()
-        found = [_listed(name) for name in reward_names()]
+        found = list_rewards()
     if as_json:
         typer.echo(json.dumps([_as_json(reward) for reward in found], indent=2, allow_nan=False))
         return
@@ -68,11 +58,6 @@ def convert(
 
         calibri rewards convert ImageReward.pt
     """
-    target = path.with_suffix(".safetensors")
-    if target.exists():
-        raise RewardError(
-            f"'{target}' exists, and nothing is overwritten. Use it as it is, or remove it first."
-        )
     with loading(f"Converting {path.name}"):
         from calibri.rewards import convert_checkpoint
 
@@ -81,7 +66,9 @@ def convert(
 
 
 def check(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Reward to check.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Reward to check, or PATH.py:NAME of your own.")
+    ],
     checkpoint: Annotated[
         Path | None,
         typer.Option(
@@ -97,14 +84,11 @@ def check(
     calibri rewards check pickscore --checkpoint my-pickscore --device cuda
     """
     with loading(f"Scoring with {name}"):
-        from calibri.rewards import check_reward, make_reward
+        from calibri.pipelines import resolve_device
+        from calibri.rewards import check_reward
 
         quiet_libraries()
-        options = {} if checkpoint is None else {"checkpoint": checkpoint}
-        reward = _on(device, make_reward(name, **options))
-        # With a folder the variant names the folder; the figures are those of the hub's files.
-        published = make_reward(name).info.variant if checkpoint else None
-        found = check_reward(reward, variant=published)
+        found = check_reward(name, checkpoint=checkpoint, device=str(resolve_device(device)))
     if as_json:
         typer.echo(json.dumps(_check_json(found), indent=2, allow_nan=False))
     else:
@@ -114,26 +98,7 @@ def check(
 COMMANDS = (list_, convert, check)
 
 
-def _on(device: str, reward: Reward) -> Reward:
-    from calibri.pipelines import resolve_device
-    from calibri.rewards import ModelReward
-
-    target = resolve_device(device)
-    return reward.to(target) if isinstance(reward, ModelReward) else reward
-
-
-def _listed(name: str) -> _Listed:
-    from calibri.rewards import RewardInfo, make_reward
-
-    if name == _REMOTE:
-        return _Listed(name, RewardInfo(name, "as served", unit="that of the served reward"))
-    try:
-        return _Listed(name, make_reward(name).info)
-    except RewardError as error:  # another package's; the others can still be listed
-        return _Listed(name, None, str(error))
-
-
-def _as_json(reward: _Listed) -> dict[str, Any]:
+def _as_json(reward: ListedReward) -> dict[str, Any]:
     info = reward.info
     if info is None:
         return {"name": reward.name, "problem": reward.problem}
@@ -152,7 +117,7 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _rewards_table(found: list[_Listed]) -> Table:
+def _rewards_table(found: Sequence[ListedReward]) -> Table:
     table = _table("name", "range", "kind", "licence", "differentiable", "unit")
     for reward in found:
         if reward.info is None:

@@ -13,7 +13,9 @@ from calibri.errors import ConfigError
 
 
 def serve_reward(
-    reward: Annotated[str, typer.Argument(metavar="NAME", help="Reward to serve.")],
+    reward: Annotated[
+        str, typer.Argument(metavar="NAME", help="Reward to serve, or PATH.py:NAME of your own.")
+    ],
     host: Annotated[
         str,
         typer.Option(

@@ -124,7 +124,7 @@ def compositional_prompts(
     Raises:
         PromptError: a category is unknown, or has not so many prompts.
     """
-    unknown = [category for category in categories if category not in _MAKERS]
+    unknown = [category for category in categories if category not in MAKERS]
     if unknown or not categories:
         raise PromptError(
             f"Unknown categories {unknown} of compositional prompts. Known are "
@@ -143,7 +143,7 @@ def _draw(
     category: Category, rng: _Rng, split: Split, taken: dict[str, CompositionalPrompt]
 ) -> CompositionalPrompt:
     for _ in range(_TRIES):
-        text = _MAKERS[category](rng)
+        text = MAKERS[category](rng)
         if text not in taken and is_held_out(text) == (split == "held_out"):
             return CompositionalPrompt(text, category)
     raise PromptError(
@@ -226,7 +226,7 @@ def _complex(rng: _Rng) -> str:
     return f"{thing} {relation} {a(f'{other} {second}')}, {place}"
 
 
-_MAKERS: dict[Category, Callable[[_Rng], str]] = {
+MAKERS: dict[Category, Callable[[_Rng], str]] = {
     "color": _color,
     "shape": _shape,
     "texture": _texture,

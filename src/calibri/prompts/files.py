@@ -8,9 +8,10 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,14 +32,18 @@ class Prompt:
         id: first 16 hexadecimal digits of the SHA-256 of the text in UTF-8; the same wherever and
             in whatever order the text is found.
         text: without outer whitespace, 1 to 4000 characters.
+        metadata: what its file or set says of it beside the text, for the rewards that need it; no
+            part of what makes two prompts equal.
     """
 
     id: str
     text: str
+    metadata: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
-# (where, text): the place is only for messages.
-_Located = tuple[str, str]
+# (where, text, metadata): the place is only for messages.
+Located = tuple[str, str, Mapping[str, Any]]
+_NOTHING: Mapping[str, Any] = {}
 
 
 def make_prompts(texts: Iterable[str]) -> tuple[Prompt, ...]:
@@ -47,12 +52,23 @@ def make_prompts(texts: Iterable[str]) -> tuple[Prompt, ...]:
     Raises:
         PromptError: a text is too long or cannot be encoded, there are too many, or none is left.
     """
-    return _collect(((f"prompt {i}", text) for i, text in enumerate(texts, 1)), "The list")
+    return collect_prompts(
+        ((f"prompt {i}", text, _NOTHING) for i, text in enumerate(texts, 1)), "The list"
+    )
 
 
-def _collect(located: Iterable[_Located], source: str) -> tuple[Prompt, ...]:
+def collect_prompts(located: Iterable[Located], source: str) -> tuple[Prompt, ...]:
+    """Turn texts with what is known of them into prompts, see ``make_prompts``.
+
+    Args:
+        located: place, text and metadata of each; of a text that repeats the first is kept.
+        source: where they are from, for messages.
+
+    Raises:
+        PromptError: as ``make_prompts``.
+    """
     found: dict[str, Prompt] = {}
-    for where, raw in located:
+    for where, raw, metadata in located:
         text = raw.strip()
         if not text or text in found:
             continue
@@ -60,13 +76,13 @@ def _collect(located: Iterable[_Located], source: str) -> tuple[Prompt, ...]:
             raise PromptError(
                 f"{source} has more than {MAX_PROMPTS} prompts (at {where}). Give fewer."
             )
-        found[text] = _prompt(text, where, source)
+        found[text] = _prompt(text, metadata, where, source)
     if not found:
         raise PromptError(f"{source} has no prompts: it is empty or blank. Add at least one.")
     return tuple(found.values())
 
 
-def _prompt(text: str, where: str, source: str) -> Prompt:
+def _prompt(text: str, metadata: Mapping[str, Any], where: str, source: str) -> Prompt:
     if len(text) > MAX_CHARACTERS:
         raise PromptError(
             f"{source}, {where}: the prompt has {len(text)} characters, more than "
@@ -78,7 +94,7 @@ def _prompt(text: str, where: str, source: str) -> Prompt:
         raise PromptError(
             f"{source}, {where}: the prompt has a character that is not valid Unicode. Remove it."
         ) from error
-    return Prompt(id=hashlib.sha256(data).hexdigest()[:16], text=text)
+    return Prompt(hashlib.sha256(data).hexdigest()[:16], text, metadata)
 
 
 def load_prompts(path: Path) -> tuple[Prompt, ...]:
@@ -86,8 +102,9 @@ def load_prompts(path: Path) -> tuple[Prompt, ...]:
 
     Args:
         path: ``.txt`` (one prompt a line), ``.json`` (a list of texts or of objects with
-            ``"prompt"``), ``.jsonl`` (one of these a line) or ``.csv`` (a column ``prompt``). At
-            most 64 MB, 100,000 prompts and 4000 characters each.
+            ``"prompt"``), ``.jsonl`` (one of these a line) or ``.csv`` (a column ``prompt``). What
+            an object or a row has beside becomes the prompt's metadata. At most 64 MB, 100,000
+            prompts and 4000 characters each.
 
     Raises:
         PromptError: missing, unreadable, too large, malformed or without prompts; names the file
@@ -99,7 +116,7 @@ def load_prompts(path: Path) -> tuple[Prompt, ...]:
             f"Cannot read prompts from {path}: '{path.suffix}' is not a known kind of file. Use "
             f"{', '.join(_READERS)}."
         )
-    return _collect(reader(_read_text(path), path), str(path))
+    return collect_prompts(reader(_read_text(path), path), str(path))
 
 
 def _read_text(path: Path) -> str:
@@ -125,33 +142,34 @@ def _read_text(path: Path) -> str:
         ) from error
 
 
-def _lines(text: str) -> Iterator[_Located]:
+def _lines(text: str) -> list[str]:
     # Not str.splitlines: it would also split at characters that may stand inside a prompt.
-    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1):
-        yield f"line {number}", line
+    return re.split(r"\r\n|\r|\n", text)
 
 
-def _read_txt(text: str, path: Path) -> Iterator[_Located]:
-    return _lines(text)
+def _read_txt(text: str, path: Path) -> Iterator[Located]:
+    for number, line in enumerate(_lines(text), 1):
+        yield f"line {number}", line, _NOTHING
 
 
-def _read_json(text: str, path: Path) -> Iterator[_Located]:
+def _read_json(text: str, path: Path) -> Iterator[Located]:
     entries = _parse(text, path, first_line=1)
     if not isinstance(entries, list):
         raise PromptError(
             f'{path}: not a list. Write ["a prompt", ...] or [{{"prompt": "a prompt"}}, ...].'
         )
     for number, entry in enumerate(entries, 1):
-        yield f"entry {number}", _text_of(entry, f"{path}, entry {number}")
+        yield f"entry {number}", *_entry(entry, f"{path}, entry {number}")
 
 
-def _read_jsonl(text: str, path: Path) -> Iterator[_Located]:
-    for number, (where, line) in enumerate(_lines(text), 1):
+def _read_jsonl(text: str, path: Path) -> Iterator[Located]:
+    for number, line in enumerate(_lines(text), 1):
         if line.strip():
-            yield where, _text_of(_parse(line, path, first_line=number), f"{path}, {where}")
+            entry = _parse(line, path, first_line=number)
+            yield f"line {number}", *_entry(entry, f"{path}, line {number}")
 
 
-def _read_csv(text: str, path: Path) -> Iterator[_Located]:
+def _read_csv(text: str, path: Path) -> Iterator[Located]:
     rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = [name.strip() for name in next(rows, [])]
@@ -159,7 +177,6 @@ def _read_csv(text: str, path: Path) -> Iterator[_Located]:
             raise PromptError(
                 f"{path}, line 1: needs one column named 'prompt'; has {header[:10]}. Add a header."
             )
-        column = header.index("prompt")
         for row in rows:
             # An unquoted comma would silently cut a prompt short.
             if row and len(row) != len(header):
@@ -168,7 +185,8 @@ def _read_csv(text: str, path: Path) -> Iterator[_Located]:
                     'Put prompts that have commas in "quotes".'
                 )
             if row:
-                yield f"line {rows.line_num}", row[column]
+                cells = dict(zip(header, row, strict=True))
+                yield f"line {rows.line_num}", cells.pop("prompt"), cells
     except csv.Error as error:
         raise PromptError(f"{path}, line {rows.line_num}: {error}. Correct the line.") from error
 
@@ -188,13 +206,14 @@ def _parse(text: str, path: Path, first_line: int) -> object:
         ) from error
 
 
-def _text_of(entry: object, where: str) -> str:
-    text = entry.get("prompt") if isinstance(entry, dict) else entry
+def _entry(entry: object, where: str) -> tuple[str, Mapping[str, Any]]:
+    metadata = dict(entry) if isinstance(entry, dict) else {}
+    text = metadata.pop("prompt", None) if isinstance(entry, dict) else entry
     if not isinstance(text, str):
         raise PromptError(
             f'{where}: neither a text nor an object with a text under "prompt". Correct it.'
         )
-    return text
+    return text, metadata
 
 
 _READERS = {".txt": _read_txt, ".json": _read_json, ".jsonl": _read_jsonl, ".csv": _read_csv}

@@ -14,32 +14,20 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from http.client import HTTPException, IncompleteRead
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 from calibri.errors import PromptError
-from calibri.prompts.files import MAX_FILE_BYTES
+from calibri.http_client import HttpClient, PassingFaultError, RefusedError, ReplyTooLargeError
+from calibri.prompts.files import MAX_FILE_BYTES, Prompt, collect_prompts
 
 CACHE_VARIABLE = "CALIBRI_CACHE"
-_TIMEOUT_SECONDS = 60.0
+_TIMEOUT_SECONDS = 600.0  # for the largest file, over a slow line
 
 
-@dataclass(frozen=True)
-class PromptRecord:
-    """A prompt of a set, with what the set says about it.
-
-    Attributes:
-        text: the prompt.
-        category: of the set; empty where it has none.
-        metadata: everything else that a benchmark needs to score it.
-    """
-
-    text: str
-    category: str = ""
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+# Text, category, which is empty where the set has none, and what else the set says of the prompt.
+_Record = tuple[str, str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -161,7 +149,7 @@ def is_prompt_set(spec: str) -> bool:
     return spec.partition(":")[0] in SETS
 
 
-def load_prompt_set(spec: str) -> tuple[PromptRecord, ...]:
+def load_prompt_set(spec: str) -> tuple[Prompt, ...]:
     """Read a set, from the cache or from its authors.
 
     Args:
@@ -169,25 +157,29 @@ def load_prompt_set(spec: str) -> tuple[PromptRecord, ...]:
             ``"t2i-compbench:val:color,shape"``.
 
     Returns:
-        Records in the order of the files; a text that occurs again is left out.
+        Prompts in the order of the files, with what the set says of each as its metadata, its
+        ``"category"`` among it; a text that occurs again is left out.
 
     Raises:
         PromptError: there is no such set, split or category, a file cannot be fetched, or it is
             not the one that was fetched before.
     """
     name, split, categories = _parse(spec)
-    records: dict[str, PromptRecord] = {}
-    for file in SETS[name][split]:
-        for record in _read(file):
-            if record.text and (not categories or record.category in categories):
-                records.setdefault(record.text, record)
-    missing = categories - {record.category for record in records.values()}
-    if missing or not records:
+    records = [record for file in SETS[name][split] for record in _read(file)]
+    missing = categories - {category for text, category, _ in records if text}
+    if missing or not any(text for text, _, _ in records):
         raise PromptError(
             f"The prompt set '{name}:{split}' has no category {', '.join(sorted(missing)) or spec}."
             " Leave the categories out to get them all."
         )
-    return tuple(records.values())
+    return collect_prompts(
+        (
+            (f"prompt {place}", text, {**metadata, **({"category": category} if category else {})})
+            for place, (text, category, metadata) in enumerate(records, 1)
+            if not categories or category in categories
+        ),
+        f"The prompt set '{spec}'",
+    )
 
 
 def cache_folder() -> Path:
@@ -210,7 +202,7 @@ def _parse(spec: str) -> tuple[str, str, set[str]]:
     return name, split, {c.strip() for c in categories.split(",") if c.strip()}
 
 
-def _read(file: PromptFile) -> Iterator[PromptRecord]:
+def _read(file: PromptFile) -> Iterator[_Record]:
     content = _content(file)
     try:
         text = content.decode("utf-8-sig")
@@ -253,44 +245,43 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _fetch(file: PromptFile) -> bytes:
+    # The hub redirects to where its files are kept.
+    client = HttpClient(timeout=_TIMEOUT_SECONDS, max_bytes=MAX_FILE_BYTES, redirects=True)
     try:
-        with urlopen(file.url, timeout=_TIMEOUT_SECONDS) as response:
-            content: bytes = response.read(MAX_FILE_BYTES + 1)
-            if response.length and len(content) <= MAX_FILE_BYTES:
-                raise IncompleteRead(content, response.length)
-    except (OSError, HTTPException) as error:
+        return client.send("GET", file.url)
+    except (PassingFaultError, RefusedError) as error:
         raise PromptError(
             f"Cannot fetch {file.url}: {error}. Connect to the network, or download the file "
             f"elsewhere and put it at '{file.cached}'."
         ) from error
-    if len(content) > MAX_FILE_BYTES:
-        raise PromptError(f"{file.url} has more than {MAX_FILE_BYTES // 2**20} MB; not used.")
-    return content
+    except ReplyTooLargeError as error:
+        raise PromptError(f"{file.url} has {error}; not used.") from error
 
 
-def _read_lines(text: str, file: PromptFile) -> Iterator[PromptRecord]:
+def _read_lines(text: str, file: PromptFile) -> Iterator[_Record]:
     # The files mix line ends, and some lines are indented.
     for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n"):
-        yield PromptRecord(line.strip(), file.category)
+        yield line.strip(), file.category, {}
 
 
-def _read_json(text: str, file: PromptFile) -> Iterator[PromptRecord]:
+def _read_json(text: str, file: PromptFile) -> Iterator[_Record]:
     for entry in json.loads(text):
-        yield PromptRecord(str(entry["prompt"] if isinstance(entry, dict) else entry).strip())
+        rest = dict(entry) if isinstance(entry, dict) else {"prompt": entry}
+        yield str(rest.pop("prompt")).strip(), "", rest
 
 
-def _read_jsonl(text: str, file: PromptFile) -> Iterator[PromptRecord]:
+def _read_jsonl(text: str, file: PromptFile) -> Iterator[_Record]:
     for line in text.split("\n"):
         if line.strip():
-            entry = json.loads(line)
-            yield PromptRecord(entry["prompt"].strip(), str(entry.get("tag", "")), entry)
+            entry = dict(json.loads(line))
+            yield entry.pop("prompt").strip(), str(entry.get("tag", "")), entry
 
 
-def _read_tsv(text: str, file: PromptFile) -> Iterator[PromptRecord]:
+def _read_tsv(text: str, file: PromptFile) -> Iterator[_Record]:
     # Quotes belong to the prompts.
     for row in csv.DictReader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE):
         rest = {key: value for key, value in row.items() if key not in ("Prompt", "Category")}
-        yield PromptRecord(row["Prompt"].strip(), row["Category"].strip(), rest)
+        yield row["Prompt"].strip(), row["Category"].strip(), rest
 
 
 _READERS = {

@@ -101,7 +101,7 @@ def prompts_from(
     if source == COMPOSITIONAL:
         return make_prompts(p.text for p in compositional_prompts(count, seed, split))
     if is_prompt_set(source):
-        return make_prompts(record.text for record in load_prompt_set(source))
+        return load_prompt_set(source)
     return load_prompts(Path(source))
 
 

@@ -19,14 +19,13 @@ Give the three fixtures they ask for, and run pytest::
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from calibri.errors import RewardError
-from calibri.rewards.reward import Reward, RewardInfo
+from calibri.rewards.reward import PLAIN_NAME, Reward, RewardInfo
 
 __all__ = [
     "test_info_says_what_a_number_means",
@@ -41,14 +40,13 @@ __all__ = [
 
 # A kernel may take another path for another batch size; more than this is a fault.
 _RTOL, _ATOL = 1e-3, 1e-4
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def test_info_says_what_a_number_means(reward: Reward) -> None:
     """A plain name, a variant, a unit, and a range that is one."""
     info = reward.info
     assert isinstance(info, RewardInfo)
-    assert _NAME.fullmatch(info.name), f"'{info.name}' is no plain name"
+    assert PLAIN_NAME.fullmatch(info.name), f"'{info.name}' is no plain name"
     assert info.variant, "the variant must say what exactly makes the numbers"
     assert info.unit, "the unit must say how to read a number"
     assert info.range[0] < info.range[1]

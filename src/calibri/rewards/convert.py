@@ -32,8 +32,13 @@ def convert_checkpoint(path: Path) -> Path:
 
     Raises:
         RewardError: the file is missing, holds more than tensors and plain values, or no tensors,
-            or the new file cannot be written.
+            or the new file exists already or cannot be written.
     """
+    target = path.with_suffix(".safetensors")
+    if target.exists():
+        raise RewardError(
+            f"'{target}' exists, and nothing is overwritten. Use it as it is, or remove it first."
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
@@ -44,7 +49,6 @@ def convert_checkpoint(path: Path) -> Path:
     tensors = _tensors(content)
     if not tensors:
         raise RewardError(f"'{path}' holds no tensors by name. Check that it is a checkpoint.")
-    target = path.with_suffix(".safetensors")
     # Tensors that share memory cannot be saved together.
     _write({name: value.contiguous().clone() for name, value in tensors.items()}, target)
     return target

@@ -54,7 +54,7 @@ Text Caption: [{prompt}]"""
 
 # Of the text that the authors of UnifiedReward 2.0 publish for single images, with {prompt} in its
 # place: their words are theirs, but whoever passes them can see in the variant that they are exact.
-_AUTHORS_TEMPLATE_SHA256 = "75d52d3ae771f89b682db3b74cdaca1c7bde373a39162bc1c9dabd63cdc9b851"
+AUTHORS_TEMPLATE_SHA256 = "75d52d3ae771f89b682db3b74cdaca1c7bde373a39162bc1c9dabd63cdc9b851"
 
 UNIFIED_PATTERNS = tuple(
     rf"{aspect} Score \(1-5\):\s*{NUMBER}" for aspect in ("Alignment", "Coherence", "Style")
@@ -132,7 +132,7 @@ class JudgeReward(BatchedReward):
     def _variant(self) -> str:
         asked = "\0".join([self._template, *(pattern.pattern for pattern in self._patterns)])
         digest = hashlib.sha256(asked.encode()).hexdigest()[:8]
-        exact = hashlib.sha256(self._template.encode()).hexdigest() == _AUTHORS_TEMPLATE_SHA256
+        exact = hashlib.sha256(self._template.encode()).hexdigest() == AUTHORS_TEMPLATE_SHA256
         told = f"{'authors-' if exact else ''}template-{digest}"
         return f"{self._model or 'the served model'}/{told}/temperature-0/png"
 

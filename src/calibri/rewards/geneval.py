@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,16 @@ from transformers import CLIPConfig
 
 from calibri.errors import RewardError
 from calibri.rewards.clip import CLIP_L14, embed_images, embed_texts, load_clip, vit_l14
-from calibri.rewards.geneval_rules import COLORS, Detection, Task, faults, grade, read_tasks, select
+from calibri.rewards.geneval_rules import (
+    COLORS,
+    Detection,
+    Task,
+    faults,
+    grade,
+    parse_task,
+    read_tasks,
+    select,
+)
 from calibri.rewards.images import ROUND, clip_pixels, to_pil
 from calibri.rewards.mask2former import detect, load_detector
 from calibri.rewards.pretrained import load_tokenizer
@@ -52,8 +62,8 @@ class GenEval(ModelReward):
 
     Args:
         checkpoint: detector, a Mask2Former for COCO instances.
-        metadata: the benchmark's ``evaluation_metadata.jsonl``, or tasks by prompt; needed to
-            score.
+        metadata: the benchmark's ``evaluation_metadata.jsonl``, or tasks by prompt, for prompts
+            that come without metadata of their own.
         clip: of the CLIP ViT-L/14 that names colours, with its tokenizer.
         config: makes the CLIP's architecture.
         **options: ``device``, ``dtype`` and ``batch_size``, as for every reward with a network.
@@ -73,7 +83,7 @@ class GenEval(ModelReward):
         self.clip = clip
         self.config = config()
         self._metadata = metadata
-        self._tasks: Mapping[str, Task] | None = None
+        self._remembered: dict[str, Task] = {}
         self._tokenizer: Any = None
         self._classifiers: dict[str, Tensor] = {}
         self.info = RewardInfo(
@@ -93,29 +103,36 @@ class GenEval(ModelReward):
         """
         return _GenEval(load_detector(self.checkpoint), load_clip(self.config, self.clip))
 
-    @property
-    def tasks(self) -> Mapping[str, Task]:
-        """Tasks by prompt.
+    def remember(self, metadata: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take note of the tasks of prompts; the option ``metadata`` wins over them.
+
+        Args:
+            metadata: text of a prompt to its record of the benchmark; records of anything else are
+                left alone.
 
         Raises:
-            RewardError: no metadata was given, or it is malformed.
+            RewardError: a record has a tag and objects, and is no task of GenEval.
         """
-        if self._tasks is None:
-            if self._metadata is None:
-                raise RewardError(
-                    "Reward 'geneval' must know what each prompt asks for. Give the benchmark's "
-                    "evaluation_metadata.jsonl as 'metadata'."
-                )
-            given = self._metadata
-            self._tasks = given if isinstance(given, Mapping) else read_tasks(Path(given))
-        return self._tasks
+        for prompt, record in metadata.items():
+            if {"tag", "include"} <= record.keys():
+                self._remembered[prompt] = _task_of(prompt, record)
 
     def _task(self, prompt: str) -> Task:
-        if prompt not in self.tasks:
+        task = self._given.get(prompt) or self._remembered.get(prompt)
+        if task is None:
             raise RewardError(
-                f"The metadata has no task for the prompt {prompt[:80]!r}. Use GenEval's prompts."
+                f"Reward '{self.info.name}' does not know what the prompt {prompt[:80]!r} asks "
+                "for. Give GenEval's prompts (--prompts geneval), others in a .jsonl file of the "
+                "same form, or the benchmark's evaluation_metadata.jsonl as the option 'metadata'."
             )
-        return self.tasks[prompt]
+        return task
+
+    @functools.cached_property
+    def _given(self) -> Mapping[str, Task]:
+        """Tasks of the option ``metadata``, read when they are first needed."""
+        if isinstance(self._metadata, str | Path):
+            return read_tasks(Path(self._metadata))
+        return self._metadata or {}
 
     def score_batch(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Score one batch: uint8 (N, 3, H, W) and N prompts of the metadata to 0 or 1 (N,).
@@ -160,14 +177,6 @@ class GenEval(ModelReward):
             self._classifiers[name] = functional.normalize(means, dim=-1)
         return self._classifiers[name]
 
-    def overall(self, scores: Tensor, prompts: Sequence[str]) -> float:
-        """The benchmark's figure: the mean over tasks of the mean over images."""
-        by_tag: dict[str, list[float]] = {}
-        for score, prompt in zip(scores.tolist(), prompts, strict=True):
-            by_tag.setdefault(self._task(prompt).tag, []).append(score)
-        means = [sum(values) / len(values) for values in by_tag.values()]
-        return sum(means) / len(means)
-
 
 class GenEvalSoft(GenEval):
     """How far an image shows what is asked for, from 0 to 1: graded, for a search.
@@ -200,6 +209,16 @@ class GenEvalSoft(GenEval):
         picture = to_pil(image)
         found = self.found(image, task)
         return grade(task, found, lambda objects: self.colors(picture, objects))
+
+
+def _task_of(prompt: str, record: Mapping[str, Any]) -> Task:
+    try:
+        return parse_task(record)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RewardError(
+            f"The metadata of the prompt {prompt[:80]!r} is no task of GenEval ({error}). Correct "
+            "it, or use another reward."
+        ) from error
 
 
 def _as_tensor(image: Image.Image) -> Tensor:

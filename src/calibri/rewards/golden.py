@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, TypeAdapter, Validation
 from torch import Tensor
 
 from calibri.errors import RewardError
-from calibri.rewards.reward import Reward, RewardInfo
+from calibri.rewards.registry import RewardSource, make_reward
+from calibri.rewards.reward import ModelReward, RewardInfo
 from calibri.shapes import IMAGE_SIZE, parse_caption, render_batch
 
 STORED_PATH: Path = Path(__file__).parent / "golden.json"
@@ -140,20 +141,34 @@ class GoldenCheck:
 
 
 def check_reward(
-    reward: Reward, *, variant: str | None = None, stored: Path = STORED_PATH
+    source: RewardSource,
+    *,
+    checkpoint: Path | str | None = None,
+    device: str | None = None,
+    variant: str | None = None,
+    stored: Path = STORED_PATH,
 ) -> GoldenCheck:
     """Score the golden pictures and look up the stored figures.
 
     Args:
-        reward: scores them; the rewards of the shapes world get them as they are drawn, all others
-            enlarged.
-        variant: whose figures to compare with; that of the reward by default. A reward whose files
-            are in a local folder names the folder in its variant.
+        source: scores them, see ``make_reward``; the rewards of the shapes world get them as they
+            are drawn, all others enlarged.
+        checkpoint: folder with the reward's files instead of the hub's.
+        device: where a network scores; None for where the reward is.
+        variant: whose figures to compare with. By default those of the reward, and with a
+            ``checkpoint`` those of the hub's files, since the variant of a folder names the folder.
         stored: file of figures.
 
     Raises:
-        RewardError: the reward cannot score them, or the file of figures is damaged.
+        RewardError: the reward cannot be made or cannot score them, or the file of figures is
+            damaged.
     """
+    options = {} if checkpoint is None else {"checkpoint": checkpoint}
+    reward = make_reward(source, **options)
+    if device is not None and isinstance(reward, ModelReward):
+        reward.to(device)
+    if checkpoint is not None and variant is None:
+        variant = make_reward(source).info.variant
     info = reward.info
     known = stored_figures(stored).get(info.name, {})
     pictures = golden_pictures(1 if info.name in _OF_THE_SMALL_WORLD else ENLARGEMENT)

@@ -23,6 +23,8 @@ Method = Literal["zscore", "rank", "min"]
 # A constraint missed by a tenth of a spread outweighs a whole spread of objective.
 PENALTY_PER_SPREAD = 10.0
 
+# The name of a reward in a file has a colon of its own: PATH.py:NAME.
+_PART = re.compile(r"(?P<name>[^:]*\.py:[A-Za-z_]\w*|[^:]*)(?::(?P<weight>.*))?", re.DOTALL)
 _CONSTRAINT = re.compile(r"\s*(\S+)\s*>=\s*([0-9.eE+-]+)\s+of\s+baseline\s*")
 
 
@@ -143,9 +145,8 @@ def parse_mixture(spec: str, method: Method = "zscore", constraints: Sequence[st
         ConfigError: a part is malformed, a name occurs twice, or a weight is not positive.
     """
     weights: dict[str, float] = {}
-    for part in spec.split(","):
-        name, separator, text = (piece.strip() for piece in part.partition(":"))
-        weight = _weight(text, part) if separator else 1.0
+    for name, text in split_mixture(spec):
+        weight = 1.0 if text is None else _weight(text, f"{name}:{text}")
         if not name or name in weights:
             raise ConfigError(
                 f"The objective '{spec}' has {'an empty name' if not name else f'{name!r} twice'}. "
@@ -153,6 +154,18 @@ def parse_mixture(spec: str, method: Method = "zscore", constraints: Sequence[st
             )
         weights[name] = weight
     return Mixture(weights, method, tuple(map(_constraint, constraints)))
+
+
+def split_mixture(spec: str) -> list[tuple[str, str | None]]:
+    """Split a mixture into names and the texts of their weights, None where there is none."""
+    parts = (_PART.fullmatch(part.strip()) for part in spec.split(","))
+    return [(m["name"].strip(), m["weight"]) for m in parts if m]
+
+
+def constrained_name(text: str) -> str:
+    """Name the reward of a constraint; empty where the constraint cannot be read."""
+    match = _CONSTRAINT.fullmatch(text)
+    return match[1] if match else ""
 
 
 def _weight(text: str, part: str) -> float:

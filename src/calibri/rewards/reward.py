@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from calibri.errors import RewardError
-from calibri.memory import is_out_of_memory
+from calibri.memory import Halving, is_out_of_memory
 
 Kind = Literal["pointwise", "groupwise", "corpus"]
+
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""What a reward may be called."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,20 @@ class FeatureReward(Reward, Protocol):
         ...
 
 
+@runtime_checkable
+class UsesMetadata(Protocol):
+    """A reward that must know more of a prompt than its text: what a benchmark says of it."""
+
+    def remember(self, metadata: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take note of what is known of prompts, before they are scored.
+
+        Args:
+            metadata: text of a prompt to what its file or set says of it; adds to what was given
+                before. What is of no use to the reward is left alone.
+        """
+        ...
+
+
 class PromptCache:
     """Embeddings of prompts: a search asks for the same ones for every candidate.
 
@@ -157,15 +175,24 @@ class BatchedReward(ABC):
                 not even one image fits in memory.
         """
         self._check_inputs(images, prompts)
-        parts: list[Tensor] = []
-        done = 0
-        with torch.inference_mode():
-            while done < len(prompts):
-                rows = slice(done, done + self.batch_size)
-                scores = self._try(images[rows], prompts[rows])
-                if scores is not None:
-                    parts.append(scores)
-                    done += len(scores)
+        halving = Halving(self.batch_size)
+
+        def score_rows(rows: Sequence[int]) -> Tensor:
+            part = slice(rows[0], rows[-1] + 1)
+            return self._checked(images[part], prompts[part])
+
+        try:
+            with torch.inference_mode():
+                parts = [scores for _, scores in halving.run(range(len(prompts)), score_rows)]
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise RewardError(
+                f"Reward '{self.info.name}' has not enough memory for a single image of "
+                f"{images.shape[3]} x {images.shape[2]} pixels. Use smaller images, a dtype of 16 "
+                "bits or a device with more memory."
+            ) from error
+        self.batch_size = halving.size
         return torch.cat(parts) if parts else torch.empty(0)
 
     def _check_inputs(self, images: Tensor, prompts: Sequence[str]) -> None:
@@ -179,25 +206,6 @@ class BatchedReward(ABC):
                 f"Reward '{self.info.name}' got images of shape {tuple(images.shape)} and dtype "
                 f"{images.dtype}. Pass uint8 RGB images of shape (N, 3, height, width)."
             )
-
-    def _try(self, images: Tensor, prompts: Sequence[str]) -> Tensor | None:
-        """Score a batch, or halve the batch size and return None when it does not fit."""
-        try:
-            return self._checked(images, prompts)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if len(prompts) == 1:
-                raise RewardError(
-                    f"Reward '{self.info.name}' has not enough memory for a single image of "
-                    f"{images.shape[3]} x {images.shape[2]} pixels. Use smaller images, a dtype of "
-                    "16 bits or a device with more memory."
-                ) from error
-        # Only here, after the traceback of the error let go of the tensors of the forward.
-        self.batch_size = len(prompts) // 2
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return None
 
     def _checked(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         scores = self.score_batch(images, prompts).float().cpu()

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import json
 import secrets
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from calibri.errors import RewardError
-from calibri.rewards.retrying import Pauses, asked_pause, may_pass
+from calibri.http_client import (
+    HttpClient,
+    PassingFaultError,
+    Pauses,
+    RefusedError,
+    ReplyTooLargeError,
+)
 
-MAX_REPLY_BYTES = 16 * 2**20
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0  # seconds
 _PER_SERVER = 2  # requests at a time: one is scored while the next one travels
 _GET_ATTEMPTS = 3  # what is asked before the work starts should fail soon
@@ -33,12 +35,41 @@ class Answer:
     data: Mapping[str, Any]
 
 
-class _Fault(Exception):  # noqa: N818 - it never leaves this module
-    """Something that may pass."""
+class Rests:
+    """How long each server is left alone: longer after every failure in a row; threads share it.
 
-    def __init__(self, what: str, pause: float = 0.0) -> None:
-        super().__init__(what)
-        self.pause = pause
+    Args:
+        urls: of the servers.
+        clock: seconds, as of ``time.monotonic``.
+    """
+
+    def __init__(self, urls: Sequence[str], clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._turn = 0
+        self._faults = dict.fromkeys(urls, 0)
+        self._until = dict.fromkeys(urls, 0.0)
+        self._pauses = Pauses(_FIRST_PAUSE, _LONGEST_PAUSE)
+
+    def next_of(self, urls: Sequence[str]) -> tuple[str, float]:
+        """Take turns among the servers that are ready first; a url, and when it is ready."""
+        with self._lock:
+            self._turn += 1
+            order = [urls[(self._turn + i) % len(urls)] for i in range(len(urls))]
+            url = min(order, key=lambda u: max(self._until[u], self._clock()))
+            return url, self._until[url]
+
+    def failed(self, url: str, asked: float = 0.0) -> None:
+        """Leave a server alone for a while, of ``asked`` seconds or more."""
+        with self._lock:
+            if self._clock() < self._until[url]:
+                return  # another request met the same fault
+            self._faults[url] += 1
+            self._until[url] = self._clock() + self._pauses.after(self._faults[url], asked)
+
+    def answered(self, url: str) -> None:
+        """Forget the failures of a server."""
+        self._faults[url] = 0
 
 
 class Servers:
@@ -63,12 +94,10 @@ class Servers:
         for url in self.urls:
             _check_url(url)
         self.parallel = _PER_SERVER * len(self.urls)
-        self._token, self._timeout, self._attempts = token, timeout, attempts
-        self._lock = threading.Lock()
-        self._turn = 0
-        self._faults = dict.fromkeys(self.urls, 0)
-        self._rests_until = dict.fromkeys(self.urls, 0.0)
-        self._pauses = Pauses(_FIRST_PAUSE, _LONGEST_PAUSE)
+        # These are servers of one's own network: reached directly.
+        self._client = HttpClient(token=token, proxies=False)
+        self._timeout, self._attempts = timeout, attempts
+        self._rests = Rests(self.urls)
 
     def get(self, url: str, path: str, until: float) -> Answer:
         """Get a JSON object from one of the servers.
@@ -110,43 +139,24 @@ class Servers:
     ) -> Answer:
         last = "the deadline was over before"
         for _ in range(attempts):
-            url = self._choose(urls, until)
-            if url is None:
+            url, ready = self._rests.next_of(urls)
+            if max(ready, time.monotonic()) >= until:
                 break
+            time.sleep(max(0.0, ready - time.monotonic()))
             try:
                 data = self._once(url, method, path, headers, body, until)
                 if not check(data):
-                    raise _Fault("the answer is not whole")
-            except _Fault as fault:
+                    raise PassingFaultError("the answer is not whole")
+            except PassingFaultError as fault:
                 last = f"{url}: {fault}"
-                self._failed(url, fault.pause)
+                self._rests.failed(url, fault.pause)
             else:
-                self._faults[url] = 0
+                self._rests.answered(url)
                 return Answer(url, data)
         raise RewardError(
             f"No reward server answered {method} {path} ({last}). Everything scored before is "
             "kept: start the server again and resume the run."
         )
-
-    def _choose(self, urls: Sequence[str], until: float) -> str | None:
-        """Wait for the server that is ready first; None when that is after the deadline."""
-        with self._lock:
-            self._turn += 1
-            order = [urls[(self._turn + i) % len(urls)] for i in range(len(urls))]
-            url = min(order, key=lambda u: max(self._rests_until[u], time.monotonic()))
-            ready = self._rests_until[url]
-        if max(ready, time.monotonic()) >= until:
-            return None
-        time.sleep(max(0.0, ready - time.monotonic()))
-        return url
-
-    def _failed(self, url: str, pause: float) -> None:
-        with self._lock:
-            if time.monotonic() < self._rests_until[url]:
-                return  # another request met the same fault
-            self._faults[url] += 1
-            rest = self._pauses.after(self._faults[url], asked=pause)
-            self._rests_until[url] = time.monotonic() + rest
 
     def _once(
         self,
@@ -158,63 +168,26 @@ class Servers:
         until: float,
     ) -> Mapping[str, Any]:
         seconds = min(self._timeout, max(0.05, until - time.monotonic()))
-        token = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         try:
-            with _connection(url, seconds) as connection:
-                connection.request(method, path, body or None, {**headers, **token})
-                with connection.getresponse() as response:
-                    content = response.read(MAX_REPLY_BYTES + 1)
-        except (OSError, http.client.HTTPException) as error:
-            raise _Fault(f"{type(error).__name__} {error}".strip()) from None
-        return _read(url, response, content)
+            reply = self._client.send(method, url + path, body or None, headers, seconds)
+        except RefusedError as error:
+            raise RewardError(
+                f"{url} refused with {error}. The same request would be refused again; correct it "
+                "and resume."
+            ) from error
+        except ReplyTooLargeError as error:
+            raise RewardError(f"{url} answered with {error}.") from error
+        return _decoded(reply)
 
 
-@contextlib.contextmanager
-def _connection(url: str, seconds: float) -> Iterator[http.client.HTTPConnection]:
-    """Connect, and cut the connection after ``seconds`` however slowly bytes still come."""
-    parts = urlsplit(url)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=seconds)
-    connection.connect()
-    clock = threading.Timer(seconds, _cut, [connection.sock])
-    clock.daemon = True
-    clock.start()
+def _decoded(reply: bytes) -> Mapping[str, Any]:
     try:
-        yield connection
-    finally:
-        clock.cancel()
-        connection.close()
-
-
-def _cut(connected: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        connected.shutdown(socket.SHUT_RDWR)
-
-
-def _read(url: str, response: http.client.HTTPResponse, content: bytes) -> Mapping[str, Any]:
-    if may_pass(response.status):
-        reason = f"status {response.status} {_reason(content)}"
-        raise _Fault(reason, asked_pause(response.headers.get("Retry-After")))
-    if response.status != 200:
-        raise RewardError(
-            f"{url} refused with status {response.status}: {_reason(content)}. The same request "
-            "would be refused again; correct it and resume."
-        )
-    if len(content) > MAX_REPLY_BYTES:
-        raise RewardError(f"{url} answered with more than {MAX_REPLY_BYTES} bytes.")
-    try:
-        data = json.loads(content)
+        data = json.loads(reply)
     except (ValueError, RecursionError):
-        raise _Fault("the answer is not JSON") from None
+        raise PassingFaultError("the answer is not JSON") from None
     if not isinstance(data, dict):
-        raise _Fault("the answer is no JSON object")
+        raise PassingFaultError("the answer is no JSON object")
     return data
-
-
-def _reason(content: bytes) -> str:
-    with contextlib.suppress(ValueError, RecursionError, AttributeError):
-        return str(json.loads(content).get("error", ""))[:500]
-    return content[:200].decode("utf-8", "replace")
 
 
 def _check_url(url: str) -> None:

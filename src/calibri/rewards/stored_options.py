@@ -1,19 +1,22 @@
-"""Options of rewards that a calibration remembers: never a secret, and no address unasked.
+"""What a calibration stores of its rewards: never a secret, no address unasked, no code.
 
-A calibration may come from anyone. Its options must not send images, prompts or a token to a server
-that the user did not name, nor hand arguments to a reward of another package.
+A calibration may come from anyone. It must not send images, prompts or a token to a server that the
+user did not name, hand arguments to a reward of another package, or run a file.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
 
 from calibri.errors import RewardError
+from calibri.http_client import is_loopback
+from calibri.rewards.local_files import is_file_spec
+from calibri.rewards.mixing import split_mixture
 from calibri.rewards.registry import is_own
 
 Options = Mapping[str, Mapping[str, Any]]
@@ -22,28 +25,29 @@ _SECRET = re.compile(r"token|key|secret|password|credential|auth", re.IGNORECASE
 _ADDRESSES = ("url", "base_url")
 # Where a reward runs is for the machine at hand to say.
 _OF_THE_MACHINE = ("device",)
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
-def memorable(options: Options) -> dict[str, dict[str, Any]]:
-    """Options that a calibration may keep: none that is secret or of one machine only.
+def storable_options(options: Options) -> dict[str, dict[str, Any]]:
+    """Options that a calibration may store: none that is secret or of one machine only.
 
     Args:
         options: reward name to its arguments.
 
     Returns:
-        The same without devices, tokens, keys, the names of variables that hold them, and addresses
-        with a user name or a query.
+        The same without devices, tokens, keys, the names of variables that hold them, addresses
+        with a user name or a query, and the paths of files of rewards.
     """
     kept = {
-        name: {key: value for key, value in values.items() if _is_memorable(key, value)}
+        name: {key: value for key, value in values.items() if _is_storable(key, value)}
         for name, values in options.items()
     }
     return {name: values for name, values in kept.items() if values}
 
 
-def _is_memorable(key: str, value: Any) -> bool:
+def _is_storable(key: str, value: Any) -> bool:
     if key in _OF_THE_MACHINE or _SECRET.search(key):
+        return False
+    if key == "reward" and is_file_spec(str(value)):
         return False
     return not any(_has_credentials(address) for address in _texts(value))
 
@@ -66,15 +70,33 @@ def _has_credentials(text: str) -> bool:
     return bool("@" in parts.netloc or parts.query)
 
 
-def recall(
-    remembered: Options, given: Options, names: Collection[str]
-) -> dict[str, dict[str, Any]]:
-    """Join what a calibration remembers with what the user gives, which wins.
+def check_stored_names(names: Iterable[str]) -> None:
+    """Refuse names of rewards in files, which somebody else's calibration may hold.
 
     Args:
-        remembered: of the calibration.
-        given: of the user; None in the place of a value forgets the remembered one.
-        names: rewards that are used; what is remembered of others is left out.
+        names: of the rewards of a calibration, or mixtures of them.
+
+    Raises:
+        RewardError: one is a reward in a file.
+    """
+    for name in (part for spec in names for part, _ in split_mixture(spec)):
+        if is_file_spec(name):
+            raise RewardError(
+                f"The calibration was made with the reward '{name}' of a local file, and Calibri "
+                "runs no file that a calibration names. If you have that file and trust it, name "
+                f"it yourself: --reward ./{name}. Otherwise name other rewards."
+            )
+
+
+def join_stored_options(
+    stored: Options, given: Options, names: Collection[str]
+) -> dict[str, dict[str, Any]]:
+    """Join the options that a calibration stores with those that the user gives, which win.
+
+    Args:
+        stored: of the calibration.
+        given: of the user; None in the place of a value drops the stored one.
+        names: rewards that are used; what is stored of others is left out.
 
     Returns:
         Reward name to its arguments.
@@ -86,7 +108,7 @@ def recall(
     found: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys((*names, *given)):
         agreed = given.get(name, {})
-        old = memorable({name: remembered.get(name, {})}).get(name, {})
+        old = storable_options({name: stored.get(name, {})}).get(name, {})
         own = is_own(str(agreed.get("reward", old.get("reward", name))))
         for key, value in old.items():
             if key not in agreed and not (own and _stays_here(key, value)):
@@ -104,7 +126,7 @@ def _stays_here(key: str, value: Any) -> bool:
     if key not in _ADDRESSES:
         return True
     try:
-        return all(urlsplit(address).hostname in _LOOPBACK for address in _texts(value))
+        return all(map(is_loopback, _texts(value)))
     except ValueError:
         return False
 

@@ -28,7 +28,7 @@ from calibri.pipelines import parameter_name, transformer_of
 from calibri.planning import images_by_phase, measures_first
 from calibri.progress import Progress
 from calibri.results import Evaluation, RunSummary, SampleRow, SearchResult, SiteRecord
-from calibri.rewards import memorable
+from calibri.rewards import name_rewards, storable_options
 from calibri.runs.basis import check_start
 from calibri.runs.comparison import Comparer, sample_settings, verdict
 from calibri.runs.feedback import scale_prompts
@@ -36,7 +36,7 @@ from calibri.runs.folder import RunFolder, check_run_name, check_unused
 from calibri.runs.gradients import check_gradient
 from calibri.runs.journal import Journal
 from calibri.runs.loop import ValidatedSearch
-from calibri.runs.objects import Given, configured, split_rewards
+from calibri.runs.objects import Given, configured
 from calibri.runs.probe.cheaper import cheaper_fidelities, check_fidelity
 from calibri.runs.probe.measure import (
     PHASE,
@@ -118,7 +118,7 @@ def resume(
         CalibriError: there is no such run, it is in use, or its journal is damaged.
     """
     folder = RunFolder.open(Path(run))
-    given = Given(pipeline, split_rewards(rewards)[1])
+    given = Given(pipeline, name_rewards(rewards)[1])
     given.check(folder.given)
     config = validate_config(folder.config)
     session = Session(config, pipe=given.pipe, rewards=given.rewards)
@@ -286,7 +286,7 @@ def _summary(
 
 def _shareable(config: RunConfig) -> dict[str, Any]:
     """Write out a configuration without secrets: results and report are passed on."""
-    options = memorable(config.rewards.options)
+    options = storable_options(config.rewards.options)
     rewards = config.rewards.model_copy(update={"options": options})
     return config.model_copy(update={"rewards": rewards}).model_dump(mode="json")
 
@@ -323,7 +323,7 @@ def _calibration(summary: RunSummary, session: Session, coefficients: Coefficien
         ),
         objective=config.rewards.objective,
         rewards=summary.evaluation.variants if summary.evaluation else {},
-        reward_options=memorable(config.rewards.options),
+        reward_options=storable_options(config.rewards.options),
         provenance={
             "run": summary.name,
             "seed": config.seed,

@@ -19,11 +19,22 @@ from calibri.planning import images_by_phase
 from calibri.progress import Progress
 from calibri.prompts import Prompt, PromptSets, prompts_from
 from calibri.results import Comparison, Evaluation, Fidelity, SettingResult
-from calibri.rewards import Mixture, Scale, frechet_distance, parse_mixture, recall
-from calibri.runs.objects import split_pipeline, split_rewards
+from calibri.rewards import (
+    DIVERSITY,
+    FEATURES,
+    Mixture,
+    Scale,
+    check_stored_names,
+    frechet_distance,
+    join_stored_options,
+    name_rewards,
+    parse_mixture,
+    resolve_files,
+)
+from calibri.runs.objects import split_pipeline
 from calibri.runs.session import Session
 from calibri.sampling import Noise, film_strip
-from calibri.scoring import DIVERSITY, FEATURES, Evaluator, Ledger, MemoryRecords, complete
+from calibri.scoring import Evaluator, Ledger, MemoryRecords, complete
 from calibri.seeds import derive_seed
 from calibri.statistics import bootstrap_mean, paired_difference
 
@@ -73,13 +84,16 @@ def evaluate(
     """
     if not isinstance(calibration, Calibration):
         calibration = Calibration.from_pretrained(calibration)
+    if not rewards:
+        check_stored_names(calibration.rewards)
     name, pipe = split_pipeline(pipeline)
     check_own_prompts(name or calibration.base_model, prompts)
-    names, objects = split_rewards(rewards or list(calibration.rewards))
+    given, objects = name_rewards(rewards or list(calibration.rewards))
+    names, options = _resolved(given, reward_options or {})
     config = _config(
         calibration,
         names,
-        reward_options or {},
+        options,
         {
             "pipeline": name or calibration.base_model,
             "revision": None if name else calibration.base_revision,
@@ -108,6 +122,15 @@ def _compared(session: Session, calibration: Calibration, progress: Progress) ->
         return comparer.run(progress)
 
 
+def _resolved(
+    names: Sequence[str], options: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[str], Mapping[str, Mapping[str, Any]]]:
+    """Rewards that the user named, those in files by their labels."""
+    given = {"objective": names[0], "held_out": names[1:], "options": options}
+    found = resolve_files(validate_config({"rewards": given}).rewards)
+    return [found.objective, *found.held_out], found.options
+
+
 def _config(
     calibration: Calibration,
     names: Sequence[str],
@@ -129,7 +152,9 @@ def _config(
             "rewards": {
                 "objective": names[0],
                 "held_out": _held_out(names),
-                "options": recall(calibration.reward_options, reward_options, _used(names)),
+                "options": join_stored_options(
+                    calibration.reward_options, reward_options, _used(names)
+                ),
             },
             "evaluation": evaluation,
         }

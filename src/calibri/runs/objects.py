@@ -10,7 +10,7 @@ from typing import Any
 from calibri.config import SHIPPED, RewardConfig, RunConfig
 from calibri.configure import ConfigLike, merge_config, with_own_material
 from calibri.errors import ConfigError
-from calibri.rewards import Reward, make_reward
+from calibri.rewards import Reward, name_rewards
 from calibri.scoring import used_rewards
 from calibri.shapes import PIPELINE_PATH
 
@@ -81,7 +81,7 @@ def configured(
     if isinstance(rewards, Mapping | RewardConfig):
         sections["rewards"] = rewards
     elif rewards is not None:
-        names, objects = split_rewards(rewards)
+        names, objects = name_rewards(rewards)
         if config is None or not set(names) <= set(objects) & set(
             used_rewards(merge_config(config))
         ):
@@ -108,17 +108,3 @@ def split_pipeline(pipeline: Any) -> tuple[str | None, Any]:
     if pipeline is None or isinstance(pipeline, str | Path):
         return (None if pipeline is None else str(pipeline)), None
     return None, pipeline
-
-
-def split_rewards(rewards: Sequence[Any]) -> tuple[list[str], dict[str, Reward]]:
-    """Name rewards that are names, objects, classes or functions; the objects by these names."""
-    names: list[str] = []
-    objects: dict[str, Reward] = {}
-    for reward in rewards:
-        if isinstance(reward, str):
-            names.append(reward)
-            continue
-        made = reward if isinstance(reward, Reward) else make_reward(reward)
-        names.append(made.info.name)
-        objects[made.info.name] = made
-    return names, objects

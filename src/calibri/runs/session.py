@@ -26,7 +26,7 @@ from calibri.errors import ConfigError
 from calibri.pipelines import Networks, Site, resolve_device
 from calibri.prompts import Prompt, PromptSets, prompt_sets
 from calibri.results import FULL, Fidelity
-from calibri.rewards import Reward, parse_mixture
+from calibri.rewards import Reward, parse_mixture, resolve_files
 from calibri.sampling import Noise
 from calibri.scoring import (
     Bench,
@@ -73,6 +73,7 @@ class Session:
         pipe: Any = None,
         rewards: Mapping[str, Reward] | None = None,
     ) -> None:
+        config = config.model_copy(update={"rewards": resolve_files(config.rewards)})
         if pipe is not None:  # which stays where it is
             config = config.model_copy(update={"device": str(pipe.device)})
         _check_workers(config, alone=pipe is not None or bool(rewards))

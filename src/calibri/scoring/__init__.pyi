@@ -11,8 +11,6 @@ from .evaluator import sample_images as sample_images
 from .ledger import Ledger as Ledger
 from .ledger import MemoryRecords as MemoryRecords
 from .ledger import Records as Records
-from .measures import DIVERSITY as DIVERSITY
-from .measures import FEATURES as FEATURES
 from .measures import Measures as Measures
 from .measures import used_rewards as used_rewards
 from .plain_json import decode as decode

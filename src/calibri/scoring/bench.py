@@ -111,6 +111,7 @@ class Bench:
 
     def measure(self, unit: Unit, rows: Sequence[Row], images: Tensor) -> dict[str, Tensor]:
         """Measure the images of rows by every measure of their unit: name to (rows, ..)."""
+        self.measures.remember(noise.prompt for _, noise in rows)
         return {name: _measured(self.measures[name], rows, images) for name in unit.measures}
 
 

@@ -10,10 +10,15 @@ from torch import Tensor
 from calibri.config import RunConfig
 from calibri.errors import ConfigError
 from calibri.pipelines import resolve_device
+from calibri.prompts import Prompt
 from calibri.rewards import (
+    DIVERSITY,
+    FEATURES,
     FeatureReward,
     ModelReward,
     Reward,
+    UsesMetadata,
+    check_measures,
     diversity,
     make_reward,
     parse_mixture,
@@ -22,9 +27,6 @@ from calibri.sampling import mean_over_frames
 
 # From images (uint8, N x 3 x H x W) and N prompts to one row of numbers per image.
 Measure = Callable[[Tensor, Sequence[str]], Tensor]
-
-# Measures that are no rewards: of the pixels of a prompt's images, and for a Frechet distance.
-DIVERSITY, FEATURES = "diversity", "features"
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,12 @@ class Measures:
 
         Raises:
             ConfigError: there are options for a reward that is not used.
-            RewardError: a reward cannot be made.
+            RewardError: a reward cannot be made, or it is not clear which is meant.
         """
         given = given or {}
         names = used_rewards(config)
         _check_options(config, names)
+        check_measures(names)
         rewards = {n: given.get(n) or _make(n, config) for n in names if n != DIVERSITY}
         return cls(rewards, are_configured=not given)
 
@@ -79,6 +82,14 @@ class Measures:
             return mean_over_frames(_features_of(self.feature_reward))
         score = mean_over_frames(self.rewards[name].score)
         return Grouped(score) if self.is_grouped(name) else score
+
+    def remember(self, prompts: Iterable[Prompt]) -> None:
+        """Tell the rewards that ask for it what is known of prompts beside their texts."""
+        listening = [r for r in self.rewards.values() if isinstance(r, UsesMetadata)]
+        if listening:
+            metadata = {prompt.text: prompt.metadata for prompt in prompts if prompt.metadata}
+            for reward in listening:
+                reward.remember(metadata)
 
     def is_grouped(self, name: str) -> bool:
         """Whether a measure compares the images of a prompt."""

@@ -55,16 +55,26 @@ class Unit:
             "measures": list(self.measures),
             "fidelity": self.fidelity.model_dump(mode="json"),
         }
-        # Journals know scores without a kind.
-        other = {"kind": self.kind, "last_steps": self.last_steps}
-        return plain if self.kind == "scores" else plain | other
+        # Journals know scores without a kind, and prompts of which nothing else is known.
+        other: dict[str, Any] = {}
+        if self.kind != "scores":
+            other = {"kind": self.kind, "last_steps": self.last_steps}
+        if metadata := {
+            n.prompt.id: dict(n.prompt.metadata) for _, n in self.rows if n.prompt.metadata
+        }:
+            other["metadata"] = metadata
+        return plain | other
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Unit:
         """Read what ``to_json`` gave."""
+        metadata = data.get("metadata", {})
         return cls(
             tuple(Coefficients.model_validate(candidate) for candidate in data["candidates"]),
-            tuple((c, Noise(Prompt(id_, text), seed)) for c, id_, text, seed in data["rows"]),
+            tuple(
+                (c, Noise(Prompt(id_, text, metadata.get(id_, {})), seed))
+                for c, id_, text, seed in data["rows"]
+            ),
             tuple(data["measures"]),
             Fidelity.model_validate(data["fidelity"]),
             data.get("kind", "scores"),

@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from calibri.cli.serve_reward import _options
 from calibri.errors import ConfigError, RewardError
 from calibri.rewards.registry import make_reward
 from calibri.rewards.reward import BatchedReward, RewardInfo
@@ -53,16 +52,6 @@ def test_an_open_range_is_plain_json():
 def test_an_address_that_cannot_be_used_is_an_error_in_words():
     with pytest.raises(ConfigError, match=r"0\.0\.0\.0.*no token"):
         serve_reward(make_reward("shapes"), "0.0.0.0", 0)
-
-
-def test_options_of_the_command_line_are_read_as_yaml():
-    assert _options(["a=1", "b=x=y", "c=[1, 2]"]) == {"a": 1, "b": "x=y", "c": [1, 2]}
-
-
-@pytest.mark.parametrize("text", ["device", "=cuda", "a=[1"])
-def test_options_that_cannot_be_read_are_refused(text):
-    with pytest.raises(ConfigError, match="device" if text == "device" else "="):
-        _options([text])
 
 
 @pytest.mark.slow

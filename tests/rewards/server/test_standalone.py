@@ -233,7 +233,7 @@ def queue_behind(server, gate, prompts):
     assert gate.entered.acquire(timeout=10)
     for i, thread in enumerate(threads[1:], 1):
         thread.start()
-        wait_for(lambda i=i: server.scorer._jobs.qsize() == i)
+        wait_for(lambda i=i: server.scorer.waiting == i)
     gate.opened.set()
     for thread in threads:
         thread.join()
@@ -284,7 +284,7 @@ def test_stopping_finishes_what_waits_and_refuses_what_comes():
         threads[0].start()
         assert gate.entered.acquire(timeout=10)
         threads[1].start()
-        wait_for(lambda: server.scorer._jobs.qsize() == 1)
+        wait_for(lambda: server.scorer.waiting == 1)
         stopper = threading.Thread(target=server.scorer.stop, args=(10.0,))
         stopper.start()
         wait_for(lambda: server.scorer.stopping)

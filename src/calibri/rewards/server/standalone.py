@@ -122,6 +122,11 @@ class Scorer:
         """Whether new work is refused."""
         return self._stopping.is_set()
 
+    @property
+    def waiting(self) -> int:
+        """Requests that no batch has taken yet."""
+        return self._jobs.qsize()
+
     @contextlib.contextmanager
     def slot(self) -> Iterator[None]:
         """Hold one of the places for requests, so that their number bounds the memory."""
