@@ -1,1 +1,1 @@
-"""The command line: one file per command. Torch is imported only while a command runs."""
+"""The command line: one file per command, torch imported only while a command runs."""
