@@ -80,8 +80,8 @@ class LittleMemory:
     def __getattr__(self, name):
         return getattr(self.sampler, name)
 
-    def sample(self, noises, fidelity, shift):
+    def sample_checked(self, noises, fidelity, shift):
         if len(noises) > self.most:
             raise torch.OutOfMemoryError("full")
         self.sizes.append(len(noises))
-        return self.sampler.sample(noises, fidelity, shift)
+        return self.sampler.sample_checked(noises, fidelity, shift)

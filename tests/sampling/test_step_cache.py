@@ -180,7 +180,7 @@ def test_candidates_of_one_batch_keep_their_own_scales(session):
     rows = [(c, noise) for c in range(3) for noise in NOISES]
     fidelity = session.bench.sampler.full.updated(CACHED)
     unit = make_unit(ours, rows, (), fidelity)
-    together = session.bench.sample(unit, rows).reshape(3, 3, 3, 24, 24)
+    together = session.bench.sample(unit, rows).pixels.reshape(3, 3, 3, 24, 24)
     for candidate, images in zip(ours, together, strict=True):
         alone = session.sample(candidate, NOISES, CACHED)
         assert (alone.int() - images.int()).abs().max() <= 1

@@ -179,6 +179,17 @@ class Sampler:
         Raises:
             ConfigError: the pipeline refuses the size.
         """
+        return self.sample_checked(noises, fidelity, shift)[0]
+
+    def sample_checked(
+        self, noises: Sequence[Noise], fidelity: Fidelity = FULL, shift: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """Sample one batch as ``sample`` does, and say which images are broken.
+
+        Returns:
+            The images, and bool (N,): whether a value of an image was not finite before it became a
+            byte, which cannot tell.
+        """
         arguments = self._arguments(noises, fidelity)
         cache = step_cache(networks_of(self.pipe), fidelity.cache_interval)
         with torch.no_grad(), self._encoder.answering(), changed_shift(self.pipe, shift), cache:
@@ -187,8 +198,11 @@ class Sampler:
             except ValueError as error:
                 self._explain(error, fidelity)
                 raise
-        pixels: Tensor = (images.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
-        return pixels
+        images = images.float()
+        broken = ~torch.isfinite(images).flatten(1).all(dim=1)
+        # What is not a number has no byte of its own: on every device it is black.
+        images = images.clamp(0, 1).masked_fill(images.isnan(), 0.0)
+        return (images * 255).round().to(torch.uint8).cpu(), broken.cpu()
 
     def check_gradient(self, last_steps: int | None = None) -> None:
         """Refuse what ``sample_with_gradient`` cannot do.

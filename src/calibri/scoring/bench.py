@@ -16,6 +16,7 @@ from calibri.pipelines import compile_transformers, load_pipeline, networks_of, 
 from calibri.sampling import BranchResolver, Sampler, Scaler
 from calibri.scoring.device_swap import DeviceSwap, share_device
 from calibri.scoring.measures import Grouped, Measure, Measures
+from calibri.scoring.pictures import Pictures, join_pictures
 from calibri.scoring.units import Row, Unit
 
 
@@ -76,11 +77,8 @@ class Bench:
         if self._branches is not None:
             self._branches.remove()
 
-    def sample(self, unit: Unit, rows: Sequence[Row]) -> Tensor:
+    def sample(self, unit: Unit, rows: Sequence[Row]) -> Pictures:
         """Sample rows of a unit, fewer at once from now on when they do not fit into memory.
-
-        Returns:
-            uint8 (rows, 3, H, W) on the CPU; of videos (rows, frames, 3, H, W).
 
         Raises:
             RunError: one image alone does not fit.
@@ -88,7 +86,7 @@ class Bench:
         prompts = [noise.prompt for _, noise in rows]
         self.sampler.prepare(prompts, unit.fidelity.max_sequence_length)
         try:
-            return torch.cat(list(self._batches(unit, rows)))
+            return join_pictures(list(self._batches(unit, rows)))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -98,21 +96,27 @@ class Bench:
                 "dtype=bfloat16, or free the device, and resume the run."
             ) from error
 
-    def _batches(self, unit: Unit, rows: Sequence[Row]) -> Iterator[Tensor]:
+    def _batches(self, unit: Unit, rows: Sequence[Row]) -> Iterator[Pictures]:
         # A batch has one schedule of noise, so its candidates must shift it alike.
         for _, group in itertools.groupby(rows, key=lambda row: unit.candidates[row[0]].shift):
             for _, images in self._halving.run(list(group), lambda part: self._batch(unit, part)):
                 yield images
 
-    def _batch(self, unit: Unit, rows: Sequence[Row]) -> Tensor:
+    def _batch(self, unit: Unit, rows: Sequence[Row]) -> Pictures:
         self.scaler.apply(unit.candidates, [candidate for candidate, _ in rows])
         shift = unit.candidates[rows[0][0]].shift
-        return self.sampler.sample([noise for _, noise in rows], unit.fidelity, shift)
+        noises = [noise for _, noise in rows]
+        return Pictures(*self.sampler.sample_checked(noises, unit.fidelity, shift))
 
-    def measure(self, unit: Unit, rows: Sequence[Row], images: Tensor) -> dict[str, Tensor]:
-        """Measure the images of rows by every measure of their unit: name to (rows, ..)."""
+    def measure(self, unit: Unit, rows: Sequence[Row], pictures: Pictures) -> dict[str, Tensor]:
+        """Measure the images of rows by every measure of their unit.
+
+        Returns:
+            Name to one number, or row of numbers, for each row; NaN for a broken image and, where a
+            measure compares the images of a prompt, for those that it would be compared with.
+        """
         self.measures.remember(noise.prompt for _, noise in rows)
-        return {name: _measured(self.measures[name], rows, images) for name in unit.measures}
+        return {name: _measured(self.measures[name], rows, pictures) for name in unit.measures}
 
 
 def _configured_pipeline(config: RunConfig) -> Any:
@@ -121,12 +125,34 @@ def _configured_pipeline(config: RunConfig) -> Any:
     )
 
 
-def _measured(measure: Measure, rows: Sequence[Row], images: Tensor) -> Tensor:
+def _measured(measure: Measure, rows: Sequence[Row], pictures: Pictures) -> Tensor:
+    whole = _whole_rows(measure, rows, pictures)
+    if len(whole) == len(rows):
+        return _called(measure, rows, pictures.pixels)
+    if not whole:  # what the measure makes of them tells how many numbers there would be
+        return torch.full_like(_called(measure, rows, pictures.pixels), torch.nan)
+    found = _called(measure, [rows[i] for i in whole], pictures.pixels[whole])
+    values = found.new_full((len(rows), *found.shape[1:]), torch.nan)
+    values[whole] = found
+    return values
+
+
+def _whole_rows(measure: Measure, rows: Sequence[Row], pictures: Pictures) -> list[int]:
+    """Rows whose image is not broken, nor one that it is compared with."""
+    broken = [bool(is_broken) for is_broken in pictures.broken]
+    if isinstance(measure, Grouped):
+        groups = [(candidate, noise.prompt.id) for candidate, noise in rows]
+        spoilt = {group for group, is_broken in zip(groups, broken, strict=True) if is_broken}
+        broken = [group in spoilt for group in groups]
+    return [i for i, is_broken in enumerate(broken) if not is_broken]
+
+
+def _called(measure: Measure, rows: Sequence[Row], pixels: Tensor) -> Tensor:
     prompts = [noise.prompt.text for _, noise in rows]
     if not isinstance(measure, Grouped):
-        return measure(images, prompts)
+        return measure(pixels, prompts)
     parts = []
     for _, members in itertools.groupby(range(len(rows)), key=lambda i: rows[i][0]):
         group = list(members)
-        parts.append(measure(images[group], [prompts[i] for i in group]))
+        parts.append(measure(pixels[group], [prompts[i] for i in group]))
     return torch.cat(parts)

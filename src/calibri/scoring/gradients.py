@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from calibri.errors import RewardError, RunError
 from calibri.memory import Halving, is_out_of_memory
-from calibri.rewards import DifferentiableReward
-from calibri.sampling import mean_over_frames
 from calibri.scoring.bench import Bench
 from calibri.scoring.plain_json import encode
 from calibri.scoring.units import Result, Row, Unit
@@ -89,20 +87,11 @@ class Differentiator:
         texts = [noise.prompt.text for _, noise in rows]
         values = {}
         for name in unit.measures:
-            scores = mean_over_frames(self._reward(name).score_float)(pixels, texts)
+            scores = bench.measures.differentiable(name)(pixels, texts)
             (direction,) = torch.autograd.grad(scores.sum(), pixels)
             (gradient,) = torch.autograd.grad(images, scales, direction, retain_graph=True)
             values[name] = (scores.detach().float(), gradient)
         return values
-
-    def _reward(self, name: str) -> DifferentiableReward:
-        reward = self._bench.measures.rewards[name]
-        if not isinstance(reward, DifferentiableReward):
-            raise RewardError(
-                f"Reward '{name}' has no gradient: it does not score float images. Choose one that "
-                "`calibri rewards list` shows as differentiable, or use the black-box search."
-            )
-        return reward
 
 
 def _joined(parts: Sequence[Differentiated]) -> Differentiated:

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from calibri.config import RunConfig
-from calibri.errors import ConfigError
+from calibri.errors import CalibriError, ConfigError, RewardError
+from calibri.memory import is_out_of_memory
 from calibri.pipelines import resolve_device
 from calibri.prompts import Prompt
 from calibri.rewards import (
     DIVERSITY,
     FEATURES,
+    DifferentiableReward,
     FeatureReward,
     ModelReward,
     Reward,
@@ -80,8 +83,22 @@ class Measures:
             return Grouped(mean_over_frames(diversity))
         if name == FEATURES and self.feature_reward is not None:
             return mean_over_frames(_features_of(self.feature_reward))
-        score = mean_over_frames(self.rewards[name].score)
+        score = mean_over_frames(_scores_of(name, self.rewards[name].score))
         return Grouped(score) if self.is_grouped(name) else score
+
+    def differentiable(self, name: str) -> Measure:
+        """Find what scores float images with a gradient.
+
+        Raises:
+            RewardError: the reward has none.
+        """
+        reward = self.rewards[name]
+        if not isinstance(reward, DifferentiableReward):
+            raise RewardError(
+                f"Reward '{name}' has no gradient: it does not score float images. Choose one that "
+                "`calibri rewards list` shows as differentiable, or use the black-box search."
+            )
+        return mean_over_frames(_scores_of(name, reward.score_float))
 
     def remember(self, prompts: Iterable[Prompt]) -> None:
         """Tell the rewards that ask for it what is known of prompts beside their texts."""
@@ -110,9 +127,54 @@ def used_rewards(config: RunConfig) -> tuple[str, ...]:
 
 def _features_of(reward: FeatureReward) -> Measure:
     def features(images: Tensor, prompts: Sequence[str]) -> Tensor:
-        return reward.features(images)
+        name = type(reward).__name__
+        found = _guarded(name, lambda: reward.features(images))
+        return _of_shape(name, found, len(prompts), axes=2)
 
     return features
+
+
+def _scores_of(name: str, score: Measure) -> Measure:
+    """Check a reward, which may be anybody's: nothing else may reach a journal."""
+
+    def checked(images: Tensor, prompts: Sequence[str]) -> Tensor:
+        found = _guarded(name, lambda: score(images, prompts))
+        return _of_shape(name, found, len(prompts), axes=1)
+
+    return checked
+
+
+def _guarded(name: str, call: Callable[[], Tensor]) -> Tensor:
+    """Call a reward; what goes wrong in it is its fault, and ends in words."""
+    try:
+        return call()
+    except CalibriError:
+        raise
+    except (Exception, SystemExit) as error:
+        if is_out_of_memory(error):
+            raise
+        what = f"{type(error).__name__}: {error}".removesuffix(": ")
+        raise RewardError(
+            f"Reward '{name}' failed with {what}. That is a fault of the reward or of its weights. "
+            "Everything before this is kept; mend the reward, and resume the run."
+        ) from error
+
+
+def _of_shape(name: str, found: object, rows: int, axes: int) -> Tensor:
+    wanted = f"{rows} numbers" if axes == 1 else f"{rows} rows of numbers"
+    if not isinstance(found, Tensor) or found.is_complex() or found.dtype == torch.bool:
+        kind = found.dtype if isinstance(found, Tensor) else type(found).__name__
+        raise RewardError(
+            f"Reward '{name}' returned {kind} in place of {wanted}, a torch tensor. "
+            "Everything before this is kept; mend the reward, and resume the run."
+        )
+    if found.ndim != axes or len(found) != rows:
+        raise RewardError(
+            f"Reward '{name}' returned an array of shape {tuple(found.shape)} for {rows} images, "
+            f"in place of {wanted}. Everything before this is kept; mend the reward, and resume "
+            "the run."
+        )
+    return found
 
 
 def _check_options(config: RunConfig, names: Iterable[str]) -> None:

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
-from torch import Tensor
 
 from calibri.scoring.backends.retry import Values, finished
 from calibri.scoring.bench import Bench
 from calibri.scoring.device_swap import PIPELINE, REWARDS, DeviceSwap, alternate
+from calibri.scoring.pictures import Pictures
 from calibri.scoring.units import Result, Row, Unit
 
 
@@ -37,16 +37,16 @@ class InOrder:
             RunError: one image alone does not fit into memory.
         """
         for index, unit in units:
-            images = self.sample(unit, unit.rows)
-            yield index, self.finish(unit, self.measure(unit, unit.rows, images))
+            pictures = self.sample(unit, unit.rows)
+            yield index, self.finish(unit, self.measure(unit, unit.rows, pictures))
 
-    def sample(self, unit: Unit, rows: Sequence[Row]) -> Tensor:
+    def sample(self, unit: Unit, rows: Sequence[Row]) -> Pictures:
         """Sample rows of a unit."""
         return self._bench.sample(unit, rows)
 
-    def measure(self, unit: Unit, rows: Sequence[Row], images: Tensor) -> Values:
+    def measure(self, unit: Unit, rows: Sequence[Row], pictures: Pictures) -> Values:
         """Measure images of rows of a unit."""
-        return self._bench.measure(unit, rows, images)
+        return self._bench.measure(unit, rows, pictures)
 
     def finish(self, unit: Unit, values: Values) -> Result:
         """Try again what failed, refuse what fails for good."""
@@ -75,26 +75,26 @@ class Overlapped(InOrder):
 
         for index, unit in units:
             try:
-                images = self.sample(unit, unit.rows)
+                pictures = self.sample(unit, unit.rows)
             except BaseException:  # a fault or Ctrl-C: keep what was measured meanwhile
                 yield from arrived()
                 raise
-            future = self._thread.submit(self._aside, unit, unit.rows, images)
+            future = self._thread.submit(self._aside, unit, unit.rows, pictures)
             yield from arrived()
             waiting.append((index, unit, future))
         yield from arrived()
 
-    def measure(self, unit: Unit, rows: Sequence[Row], images: Tensor) -> Values:
+    def measure(self, unit: Unit, rows: Sequence[Row], pictures: Pictures) -> Values:
         """Measure in the thread: rewards remember prompts, so two threads must not score."""
-        return self._thread.submit(self._aside, unit, rows, images).result()
+        return self._thread.submit(self._aside, unit, rows, pictures).result()
 
-    def _aside(self, unit: Unit, rows: Sequence[Row], images: Tensor) -> Values:
+    def _aside(self, unit: Unit, rows: Sequence[Row], pictures: Pictures) -> Values:
         """Measure on a stream of its own, so that the next unit's kernels need not wait."""
         if not torch.cuda.is_available():
-            return super().measure(unit, rows, images)
+            return super().measure(unit, rows, pictures)
         stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         with torch.cuda.stream(stream):
-            values = super().measure(unit, rows, images)
+            values = super().measure(unit, rows, pictures)
         stream.synchronize()
         return values
 
@@ -113,22 +113,22 @@ class Alternating(InOrder):
     def run(self, units: Iterable[tuple[int, Unit]]) -> Iterator[tuple[int, Result]]:
         """Yield the index of a unit and its scores in the order of the units."""
 
-        def sample(item: tuple[int, Unit]) -> Tensor:
+        def sample(item: tuple[int, Unit]) -> Pictures:
             return self.sample(item[1], item[1].rows).cpu()
 
-        def score(item: tuple[int, Unit], images: Tensor) -> tuple[int, Result]:
+        def score(item: tuple[int, Unit], pictures: Pictures) -> tuple[int, Result]:
             index, unit = item
-            return index, self.finish(unit, self.measure(unit, unit.rows, images))
+            return index, self.finish(unit, self.measure(unit, unit.rows, pictures))
 
         steps = (PIPELINE, sample), (REWARDS, score)
         yield from alternate(self._swap, units, *steps, size=lambda item: len(item[1].rows))
 
-    def sample(self, unit: Unit, rows: Sequence[Row]) -> Tensor:
+    def sample(self, unit: Unit, rows: Sequence[Row]) -> Pictures:
         """Bring the pipeline to the device, then sample."""
         self._swap.use(PIPELINE)
         return super().sample(unit, rows)
 
-    def measure(self, unit: Unit, rows: Sequence[Row], images: Tensor) -> Values:
+    def measure(self, unit: Unit, rows: Sequence[Row], pictures: Pictures) -> Values:
         """Bring the rewards to the device, then measure."""
         self._swap.use(REWARDS)
-        return super().measure(unit, rows, images)
+        return super().measure(unit, rows, pictures)

@@ -46,7 +46,7 @@ class Local:
                 yield from ((index, self._differentiator(unit)) for index, unit in group)
 
     def _images(self, unit: Unit) -> Result:
-        return {"images": encode_images(self._executor.sample(unit, unit.rows))}
+        return {"images": encode_images(self._executor.sample(unit, unit.rows).pixels)}
 
     def close(self) -> None:
         """Give back what was held."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from calibri.config import OnFailure
 from calibri.errors import RewardError
+from calibri.scoring.pictures import Pictures
 from calibri.scoring.plain_json import encode
 from calibri.scoring.units import Result, Row, Unit
 
@@ -20,8 +21,8 @@ def finished(
     unit: Unit,
     values: Values,
     policy: OnFailure,
-    sample: Callable[[Unit, Sequence[Row]], Tensor],
-    measure: Callable[[Unit, Sequence[Row], Tensor], Values],
+    sample: Callable[[Unit, Sequence[Row]], Pictures],
+    measure: Callable[[Unit, Sequence[Row], Pictures], Values],
 ) -> Result:
     """Turn what was measured into the result of a unit.
 
@@ -65,7 +66,7 @@ def _check_finite(name: str, scores: Tensor, rows: Sequence[Row]) -> None:
         first = int(bad[0])
         raise RewardError(
             f"Reward '{name}' returned {scores[first].tolist()} for the prompt "
-            f"'{rows[first][1].prompt.text}' ({len(bad)} of {len(rows)} images failed). A score "
-            "must be a finite number. Everything before this is kept; fix the reward and resume "
-            "the run."
+            f"'{rows[first][1].prompt.text}' ({len(bad)} of {len(rows)} images failed), or the "
+            "image itself was not finite. A score must be a finite number. Everything before this "
+            "is kept; fix the reward, or set rewards.on_failure to 'drop', and resume the run."
         )
