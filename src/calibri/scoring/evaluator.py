@@ -169,7 +169,7 @@ class Evaluator:
 
     def _records(self, key: tuple[str, int], units: Sequence[Unit]) -> list[Mapping[str, Any]]:
         """Find units in the ledger and compute the others."""
-        found = {i: self._ledger.find((*key, i), u.digest) for i, u in enumerate(units)}
+        found = {i: self._ledger.find((*key, i), u) for i, u in enumerate(units)}
         missing = [(i, units[i]) for i, record in found.items() if record is None]
         records = {i: record for i, record in found.items() if record is not None}
         for i, record in records.items():

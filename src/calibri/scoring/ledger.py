@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from calibri.errors import RunError
+import numpy as np
+
+from calibri.errors import JournalError, RunError
+from calibri.scoring.plain_json import decode
+from calibri.scoring.units import Unit
+
+# Phase, step and number of a unit.
+Key = tuple[str, int, int]
 
 
 class Records(Protocol):
@@ -33,32 +40,87 @@ class MemoryRecords:
 
 
 class Ledger:
-    """Finished units by (phase, step, unit), kept in a journal."""
+    """Finished units by (phase, step, unit), kept in a journal.
+
+    Args:
+        journal: keeps them, and has those of before.
+
+    Raises:
+        JournalError: a record is intact and yet no record of a unit.
+    """
 
     def __init__(self, journal: Records) -> None:
         self._journal = journal
-        self._units = {
-            (r["phase"], r["step"], r["unit"]): r for r in journal.records if r["kind"] == "unit"
-        }
+        self._units = {_key_of(r): r for r in journal.records if r.get("kind") == "unit"}
 
-    def find(self, key: tuple[str, int, int], digest: str) -> Mapping[str, Any] | None:
-        """Return a finished unit, or None when it must be computed.
+    def find(self, key: Key, unit: Unit) -> Mapping[str, Any] | None:
+        """Return the record of a finished unit, or None when it must be computed.
 
         Raises:
             RunError: the journal holds another unit under this key.
+            JournalError: it does not hold what a unit gives.
         """
         record = self._units.get(key)
-        if record is not None and record["digest"] != digest:
+        if record is None:
+            return None
+        if record["digest"] != unit.digest:
             raise RunError(
                 f"The journal's unit {key} was made for other candidates, prompts or settings. "
                 "This run was started by another version of Calibri or of its libraries, or its "
                 "configuration was edited. Start a new run."
             )
+        _check_result(key, record, unit)
         return record
 
-    def add(self, key: tuple[str, int, int], record: Mapping[str, Any]) -> None:
+    def add(self, key: Key, record: Mapping[str, Any]) -> None:
         """Keep a finished unit."""
         phase, step, unit = key
         entry = {"kind": "unit", "phase": phase, "step": step, "unit": unit, **record}
         self._journal.append(entry)
         self._units[key] = entry
+
+
+def _key_of(record: Mapping[str, Any]) -> Key:
+    phase, step, unit = (record.get(name) for name in ("phase", "step", "unit"))
+    if not (isinstance(phase, str) and isinstance(step, int) and isinstance(unit, int)):
+        raise _wrong(f"of phase {phase!r}, step {step!r} and number {unit!r}", "these are no key")
+    if not isinstance(record.get("digest"), str):
+        raise _wrong((phase, step, unit), "it has no digest")
+    return phase, step, unit
+
+
+def _check_result(key: Key, record: Mapping[str, Any], unit: Unit) -> None:
+    seconds = record.get("seconds")
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise _wrong(key, "it does not say how long it took")
+    for name in unit.measures:
+        _check_scores(key, record, name, len(unit.rows))
+        if unit.kind == "gradients":
+            _check_gradient(key, record, name)
+
+
+def _check_scores(key: Key, record: Mapping[str, Any], name: str, rows: int) -> None:
+    try:
+        stored = record["scores"][name]
+        scores = decode(stored)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise _wrong(key, f"it has no scores of '{name}'") from error
+    axes = 1 if isinstance(stored, list) else 2
+    if scores.dtype != np.float64 or scores.ndim != axes or len(scores) != rows:
+        raise _wrong(key, f"its scores of '{name}' are not {rows}")
+
+
+def _check_gradient(key: Key, record: Mapping[str, Any], name: str) -> None:
+    try:
+        finite = np.isfinite(np.array(record["gradients"][name], dtype=np.float64)).all()
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise _wrong(key, f"it has no gradient of '{name}'") from error
+    if not finite:
+        raise _wrong(key, f"its gradient of '{name}' is not finite")
+
+
+def _wrong(key: object, what: str) -> JournalError:
+    return JournalError(
+        f"The journal's unit {key} is not damaged, and yet none of ours: {what}. It was written by "
+        "another version of Calibri, or by hand. Restore the journal, or start a new run."
+    )
