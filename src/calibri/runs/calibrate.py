@@ -34,6 +34,7 @@ from calibri.runs.comparison import Comparer, sample_settings, verdict
 from calibri.runs.feedback import scale_prompts
 from calibri.runs.folder import RunFolder, check_run_name, check_unused
 from calibri.runs.gradients import check_gradient
+from calibri.runs.header import open_journal
 from calibri.runs.journal import Journal
 from calibri.runs.loop import ValidatedSearch
 from calibri.runs.objects import Given, configured
@@ -169,6 +170,7 @@ def _design(session: Session, images: Mapping[str, int]) -> Design | None:
 
 def _run(folder: RunFolder, session: Session, progress: Progress) -> RunSummary:
     with folder.lock(), Journal.open(folder.journal_path) as journal, _stop_politely(folder):
+        open_journal(journal, session.config, progress)
         planned = planned_images(session)
         ledger = Ledger(journal)
         with session.evaluator(ledger, progress.unit, sum(planned.values())) as evaluator:

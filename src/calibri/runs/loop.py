@@ -116,7 +116,8 @@ class SearchLoop(Iterator[Step]):
         return Step(self._method.result(), generation)
 
     def _update(self, number: int) -> Feedback:
-        candidates = share_shifts(self._session.space, self._method.ask())
+        asked = share_shifts(self._session.space, self._method.ask())
+        candidates = self._evaluator.pin("search", number, asked)
         feedback = self._judge(number, candidates, self._bucket(number))
         self._method.tell(candidates, feedback.told)
         return feedback
@@ -206,7 +207,8 @@ class ValidatedSearch:
                 self._stopped = f"the budget of {self._config.generations} generations is used up"
             done = len(self._loop.generations)
             if self._stopped or done % self._config.validate_every == 0:
-                self._checkpoints.add(step.vector, done, self._loop.scales)
+                (vector,) = self._evaluator.pin("validation", done, [step.vector])
+                self._checkpoints.add(vector, done, self._loop.scales)
                 self._stopped = self._stopped or self._checkpoints.stop_reason
             yield step
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calibri.arrays import Scores
+from calibri.arrays import Scores, Vector
 from calibri.coefficients import Coefficients
 from calibri.errors import NothingScoredError, RewardError
 from calibri.results import FULL, Fidelity
@@ -152,6 +152,10 @@ class Evaluator:
             for part in cut([(0, noise) for noise in noises], self._batch_size)
         ]
         return self._records((phase, step), units)
+
+    def pin(self, name: str, step: int, vectors: Sequence[Vector]) -> list[Vector]:
+        """Keep vectors before they are scored, or give those of the journal, see ``Ledger``."""
+        return self._ledger.pin(name, step, vectors)
 
     def sample(
         self, candidate: Coefficients, noises: Sequence[Noise], fidelity: Fidelity = FULL

@@ -7,8 +7,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from calibri.arrays import Vector
 from calibri.errors import JournalError, RunError
-from calibri.scoring.plain_json import decode
+from calibri.scoring.plain_json import decode, decode_exact, encode_exact
 from calibri.scoring.units import Unit
 
 # Phase, step and number of a unit.
@@ -52,6 +53,11 @@ class Ledger:
     def __init__(self, journal: Records) -> None:
         self._journal = journal
         self._units = {_key_of(r): r for r in journal.records if r.get("kind") == "unit"}
+        self._vectors = {
+            (r.get("name"), r.get("step")): r.get("vectors")
+            for r in journal.records
+            if r.get("kind") == "vectors"
+        }
 
     def find(self, key: Key, unit: Unit) -> Mapping[str, Any] | None:
         """Return the record of a finished unit, or None when it must be computed.
@@ -71,6 +77,36 @@ class Ledger:
             )
         _check_result(key, record, unit)
         return record
+
+    def pin(self, name: str, step: int, vectors: Sequence[Vector]) -> list[Vector]:
+        """Keep vectors that are to be scored, or give those that were kept before.
+
+        Linear algebra differs in its last bits, and eigenvectors in their signs, from one processor
+        and library to another. A search that is repeated from a journal takes what was asked from
+        there, so that it never depends on them.
+
+        Args:
+            name: what they are for.
+            step: number within that.
+            vectors: as they were computed now, float64 (n,) each.
+
+        Raises:
+            JournalError: what was kept is no such vectors.
+        """
+        stored = self._vectors.get((name, step))
+        if stored is None:
+            table = np.asarray(vectors, dtype=np.float64)
+            entry = {"kind": "vectors", "name": name, "step": step, "vectors": encode_exact(table)}
+            self._journal.append(entry)
+            self._vectors[name, step] = entry["vectors"]
+            return list(vectors)
+        try:
+            table = decode_exact(stored)
+        except (KeyError, TypeError, ValueError) as error:
+            raise _wrong((name, step), "it holds no vectors") from error
+        if table.shape != np.shape(vectors) or not np.isfinite(table).all():
+            raise _wrong((name, step), f"it does not hold {len(vectors)} vectors")
+        return list(table)
 
     def add(self, key: Key, record: Mapping[str, Any]) -> None:
         """Keep a finished unit."""

@@ -218,7 +218,8 @@ class Measurement:
         config = self._session.config
         search = config.search.model_copy(update={"popsize": self._design.candidates})
         own = config.model_copy(update={"seed": self._seed, "search": search})
-        return make_search(self._session.space, own, self._session.start).ask()
+        asked = make_search(self._session.space, own, self._session.start).ask()
+        return self._evaluator.pin(PHASE, 0, asked)
 
     def table(self, fidelity: Fidelity) -> Scores:
         """Scores at a fidelity, (original and candidates, prompts, seeds)."""
