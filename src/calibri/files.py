@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 from pathlib import Path
 
@@ -21,6 +22,9 @@ _ADVICE = {
     errno.ENOTDIR: "a file is in the way of a folder; move it or choose another folder",
     errno.ELOOP: "it is a symbolic link; put the real file there",
 }
+
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
 def plain_words(error: OSError) -> str:
@@ -86,6 +90,14 @@ def write_atomically(path: Path, data: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what writers that were killed left behind; no other may be writing there."""
+    for path in folder.rglob(".*.tmp"):
+        if _TEMPORARY.fullmatch(path.name):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _write_new(path: Path, data: bytes) -> None:

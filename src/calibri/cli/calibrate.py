@@ -24,6 +24,8 @@ from calibri.cli.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from calibri.config import RunConfig
+    from calibri.progress import Progress
+    from calibri.results import RunSummary
 
 
 _Pipeline = Annotated[
@@ -206,15 +208,21 @@ def calibrate(
 
 
 def _run(config: RunConfig, name: str | None, runs: Path) -> None:
-    from calibri import calibrate as calibrate_pipeline
-    from calibri.runs import default_run_name
+    from calibri.runs import reserved_run
 
-    name = name or default_run_name()
-    see_through(
-        runs / name,
-        config,
-        lambda progress: calibrate_pipeline(config, name=name, runs=runs, progress=progress),
-    )
+    if name is not None:
+        return _run_in(runs / name, config)
+    with reserved_run(runs) as path:
+        return _run_in(path, config)
+
+
+def _run_in(path: Path, config: RunConfig) -> None:
+    from calibri import calibrate as calibrate_pipeline
+
+    def work(progress: Progress) -> RunSummary:
+        return calibrate_pipeline(config, name=path.name, runs=path.parent, progress=progress)
+
+    see_through(path, config, work)
 
 
 def _show_plan(config: RunConfig) -> None:

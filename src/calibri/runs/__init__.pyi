@@ -1,10 +1,10 @@
 from .basis import search_basis as search_basis
 from .calibrate import check_search as check_search
-from .calibrate import default_run_name as default_run_name
 from .calibrate import planned_images as planned_images
 from .comparison import Comparer as Comparer
 from .comparison import verdict as verdict
 from .folder import RunFolder as RunFolder
+from .folder import reserved_run as reserved_run
 from .gradients import Gradients as Gradients
 from .inspect import Inspection as Inspection
 from .inspect import SpaceRecord as SpaceRecord

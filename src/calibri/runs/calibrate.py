@@ -32,7 +32,7 @@ from calibri.rewards import name_rewards, storable_options
 from calibri.runs.basis import check_start
 from calibri.runs.comparison import Comparer, sample_settings, verdict
 from calibri.runs.feedback import scale_prompts
-from calibri.runs.folder import RunFolder, check_run_name, check_unused
+from calibri.runs.folder import RunFolder, check_run_name, check_unused, reserved_run
 from calibri.runs.gradients import check_gradient
 from calibri.runs.header import open_journal
 from calibri.runs.journal import Journal
@@ -89,8 +89,15 @@ def calibrate(
         Interrupted: the user stopped the run; ``resume`` continues it.
     """
     config, given = configured(config, values, pipeline, rewards)
-    path = Path(runs) / check_run_name(name or default_run_name())
+    if name is None:
+        with reserved_run(Path(runs)) as path:
+            return _start(path, config, given, progress)
+    path = Path(runs) / check_run_name(name)
     check_unused(path)  # before a model is loaded, which can take minutes
+    return _start(path, config, given, progress)
+
+
+def _start(path: Path, config: RunConfig, given: Given, progress: Progress | None) -> RunSummary:
     session = Session(config, pipe=given.pipe, rewards=given.rewards)
     check_search(session)
     folder = RunFolder.create(path, session.config.model_dump(mode="json"), given.needed)
@@ -113,12 +120,15 @@ def resume(
         progress: is told what happens.
 
     Returns:
-        The same summary that an undisturbed run gives.
+        The same summary that an undisturbed run gives; that of a finished run as it stands.
 
     Raises:
         CalibriError: there is no such run, it is in use, or its journal is damaged.
     """
     folder = RunFolder.open(Path(run))
+    finished = folder.read_results()
+    if finished is not None and folder.calibration_path.is_dir():
+        return finished
     given = Given(pipeline, name_rewards(rewards)[1])
     given.check(folder.given)
     config = validate_config(folder.config)
@@ -131,11 +141,6 @@ def _finished(folder: RunFolder, session: Session, progress: Progress | None) ->
         return _run(folder, session, progress or Progress())
     finally:
         session.close()
-
-
-def default_run_name() -> str:
-    """Name a run by the time it starts."""
-    return datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
 
 
 def check_search(session: Session) -> None:
@@ -231,7 +236,7 @@ def _save_samples(
     if not prompts:
         return []
     noises = session.noises("evaluation", 0, prompts)
-    folder.images_path.mkdir(exist_ok=True)
+    folder.make_images_folder()
     images = sample_settings(session, evaluator, coefficients, noises, progress)
     rows = []
     for row, noise in enumerate(noises):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
+import itertools
 import json
 import os
 import re
@@ -14,7 +16,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from calibri.errors import ConfigError, RunError
-from calibri.files import fsync_folder, plain_words, write_atomically
+from calibri.files import fsync_folder, plain_words, remove_temporaries, write_atomically
 from calibri.results import RunSummary
 
 FORMAT_VERSION = 1
@@ -37,6 +39,44 @@ def check_run_name(name: str) -> str:
             "'-', not starting with '.' or '-'."
         )
     return name
+
+
+@contextlib.contextmanager
+def reserved_run(runs: Path) -> Iterator[Path]:
+    """Give a run without a name a folder named by the time, which no other run gets.
+
+    Args:
+        runs: where runs are kept.
+
+    Yields:
+        The empty folder. Where nothing was written into it, it is gone again at the end.
+
+    Raises:
+        RunError: it cannot be made.
+    """
+    is_new = not runs.exists()
+    path = _free_folder(runs)
+    try:
+        yield path
+    finally:
+        with contextlib.suppress(OSError):  # there is something in it
+            path.rmdir()
+            if is_new:
+                runs.rmdir()
+
+
+def _free_folder(runs: Path) -> Path:
+    name = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            path = runs / (name if number == 1 else f"{name}-{number}")
+            with contextlib.suppress(FileExistsError):
+                path.mkdir()  # of several in one second, one succeeds
+                return path
+    except OSError as error:
+        raise RunError(f"Could not create a run in {runs}: {plain_words(error)}.") from error
+    raise AssertionError("numbers do not end")
 
 
 class RunFolder:
@@ -115,6 +155,21 @@ class RunFolder:
             write_atomically(folder.config_path, text.encode())
         return folder
 
+    def make_images_folder(self) -> Path:
+        """Make the folder of the images that the report shows.
+
+        Raises:
+            RunError: it cannot be made.
+        """
+        try:
+            self.images_path.mkdir(exist_ok=True)
+        except OSError as error:
+            raise RunError(
+                f"Could not create {self.images_path}: {plain_words(error)}. Everything computed "
+                f"is kept; continue with: calibri resume {self.path}"
+            ) from error
+        return self.images_path
+
     @classmethod
     def open(cls, path: Path) -> RunFolder:
         """Open an existing run.
@@ -149,6 +204,7 @@ class RunFolder:
         except OSError as error:
             raise RunError(f"Could not lock the run {self.path}: {plain_words(error)}.") from error
         try:
+            remove_temporaries(self.path)
             holder = {"pid": os.getpid(), "host": socket.gethostname()}
             write_atomically(self.path / _HOLDER, json.dumps(holder).encode())
             yield
