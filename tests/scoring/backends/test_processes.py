@@ -28,6 +28,7 @@ from calibri.scoring.backends.choice import choose_pool
 from calibri.scoring.backends.executors import Overlapped
 from calibri.scoring.backends.local import Local
 from calibri.scoring.backends.processes import (
+    Pace,
     Worker,
     Workers,
     cores,
@@ -148,16 +149,87 @@ def test_a_killed_worker_is_started_again_and_nothing_is_lost(session, candidate
     alone = dict(Local(session.bench).run(units))
     before, killed = children(), set()
     pool = Workers(Idle(), [Worker(configured(2), "cpu", 1)], 1)
+    for _ in range(2):
+        (pid,) = children() - before
+        os.kill(pid, signal.SIGKILL)
+        assert dict(pool.run(units)) == alone
+        killed.add(pid)
+    pool.close()
+    assert len(killed) == 2
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_stuck_is_replaced_and_nothing_is_lost(session, candidates):
+    units = units_of(candidates)
+    alone = dict(Local(session.bench).run(units))
+    before, stuck = children(), set()
+    pace = Pace(least=2.0)
+    pool = Workers(Idle(), [Worker(configured(2), "cpu", 1, pace)], 1)
     found = {}
-    for index, scores in pool.run(units):
-        if len(found) in (1, 5):
+    for index, result in pool.run(units):
+        if len(found) == 1:
             (pid,) = children() - before
-            os.kill(pid, signal.SIGKILL)
-            killed.add(pid)
-        found[index] = scores
+            os.kill(pid, signal.SIGSTOP)
+            stuck.add(pid)
+        found[index] = result
     pool.close()
     assert found == alone
-    assert len(killed) == 2
+    assert not any(psutil.pid_exists(pid) and pid in children() for pid in stuck)
+
+
+def test_patience_is_a_multiple_of_what_units_took():
+    pace = Pace(least=1.0, first=50.0)
+    assert pace.patience == 50.0
+    pace.add(0.001)
+    assert pace.patience == 1.0
+    pace.add(3.0)
+    pace.add(2.0)
+    assert pace.patience == 60.0
+
+
+def test_one_that_takes_no_input_is_not_waited_for(candidates, monkeypatch, tmp_path):
+    """A message of a megabyte fills the pipe of a process that never reads."""
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\nexec sleep 60\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+
+    class Long:
+        rows = (1, 2)
+
+        def to_json(self):
+            return {"text": "x" * 2**20}
+
+    worker = Worker(configured(1), "cpu", 1, Pace(first=0.2))
+    with pytest.raises(RunError, match="died 3 times on the same 2 images.*no answer within 0 s"):
+        worker.compute(Long())
+    worker.stop()
+
+
+def test_one_process_leaves_the_others_their_share(candidates):
+    taken = {"here": [], "there": []}
+
+    class Greedy(Idle):
+        """Takes all it can before it gives anything, as one that alternates on a device."""
+
+        def run(self, units):
+            mine = list(units)
+            taken["here"] += mine
+            time.sleep(0.2)
+            yield from ((index, {}) for index, _ in mine)
+
+    class Other:
+        def compute(self, unit):
+            time.sleep(0.01)
+            taken["there"].append(unit)
+            return {}
+
+        def stop(self):
+            pass
+
+    units = units_of(candidates) * 4
+    assert len(list(Workers(Greedy(), [Other(), Other()], 1).run(units))) == len(units)
+    assert len(taken["there"]) >= len(units) // 2
 
 
 @pytest.mark.slow
@@ -333,8 +405,9 @@ def test_a_run_of_two_workers_ends_as_one_of_one(tmp_path):
             units = {
                 (r["phase"], r["step"], r["unit"]): (r["digest"], json.dumps(r["scores"]))
                 for r in journal.records
+                if r["kind"] == "unit"
             }
-            assert len(units) == len(journal.records)
+            assert len(units) == sum(r["kind"] == "unit" for r in journal.records)
         return summary, units
 
     (one, units), (two, same) = run(1), run(2)

@@ -10,6 +10,7 @@ from calibri.config import RunConfig
 from calibri.pipelines import pipeline_bytes
 from calibri.scoring.backends.local import Local
 from calibri.scoring.backends.processes import (
+    Pace,
     Worker,
     Workers,
     cores,
@@ -72,5 +73,6 @@ def make_backend(bench: Bench, config: RunConfig, images: int) -> Backend:
     pool = choose_pool(str(bench.device), pipeline_bytes(bench.pipe), images, asked)
     if pool.threads is None:
         return Local(bench)
-    others = [Worker(config, device, pool.threads) for device in pool.devices[1:]]
+    pace = Pace()
+    others = [Worker(config, device, pool.threads, pace) for device in pool.devices[1:]]
     return Workers(Local(bench), others, pool.threads)

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import itertools
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import IO, Any, Protocol
 
@@ -33,6 +36,7 @@ _Outcome = tuple[int, Result | CalibriError]
 _WORKER = "calibri.scoring.backends.worker"
 _MAIN = f"import sys; sys.path[:] = sys.argv[1:]; from {_WORKER} import main; main()"
 _ATTEMPTS = 3
+_PATIENCE = 20.0
 _MOST = 8
 # What a process costs beside its models, in units that pay it back.
 _LEAST_IMAGES = 3000
@@ -122,7 +126,7 @@ class Workers:
         done: SimpleQueue[_Outcome | None] = SimpleQueue()
         for worker in self._others:
             threading.Thread(target=_drain, args=(worker, todo, done), daemon=True).start()
-        here: Iterator[_Outcome] | None = self._here.run(_taken(todo))
+        here: Iterator[_Outcome] | None = self._local(todo)
         running = len(self._others)
         failed: list[CalibriError] = []
         while here is not None or running or not done.empty():
@@ -143,6 +147,12 @@ class Workers:
                     yield outcome[0], outcome[1]
         if failed:
             raise failed[0]
+
+    def _local(self, todo: _Todo) -> Iterator[_Outcome]:
+        # A back-end that samples many units before it scores them would leave the others none.
+        while todo:
+            share = -(-len(todo) // (len(self._others) + 1))
+            yield from self._here.run(itertools.islice(_taken(todo), share))
 
     def close(self) -> None:
         """Stop every other process, whatever it is doing."""
@@ -196,6 +206,46 @@ def _drain(worker: OtherProcess, todo: _Todo, done: SimpleQueue[_Outcome | None]
         done.put(None)  # without it the run would wait for ever
 
 
+@dataclass
+class Pace:
+    """How long units take, and so how long an answer may be waited for.
+
+    Attributes:
+        longest: seconds of the slowest unit so far; None before the first.
+        least: seconds that any unit may take.
+        first: seconds until the first answer, for models that are downloaded and loaded.
+    """
+
+    longest: float | None = None
+    least: float = 300.0
+    first: float = 7200.0
+
+    @property
+    def patience(self) -> float:
+        """Seconds after which a process is taken for stuck: a multiple of what units took."""
+        return self.first if self.longest is None else max(self.least, _PATIENCE * self.longest)
+
+    def add(self, seconds: float) -> None:
+        """Note how long a unit took."""
+        self.longest = max(self.longest or 0.0, seconds)
+
+
+def _listen(stream: IO[bytes], lines: SimpleQueue[bytes]) -> None:
+    """Pass on what a worker says, at last the part of a line that its death cut off."""
+    with contextlib.suppress(ValueError, OSError), stream:
+        for line in stream:
+            lines.put(line)
+    lines.put(b"")
+
+
+def _speak(stream: IO[bytes], messages: SimpleQueue[bytes | None]) -> None:
+    """Tell a worker what it is to be told, until it or the run ends."""
+    with contextlib.suppress(ValueError, OSError), stream:  # found out when it does not answer
+        while (message := messages.get()) is not None:
+            stream.write(message)
+            stream.flush()
+
+
 def worker_command() -> list[str]:
     """Say how a worker is started."""
     return [sys.executable, "-c", _MAIN, *sys.path]
@@ -220,12 +270,16 @@ class Worker:
         config: what it makes its bench of.
         device: of its own.
         threads: that torch uses there.
+        pace: how long units take, shared with the other workers of a run.
 
     Attributes:
         said: what it wrote on its standard error since its last answer.
     """
 
-    def __init__(self, config: RunConfig, device: str, threads: int) -> None:
+    def __init__(
+        self, config: RunConfig, device: str, threads: int, pace: Pace | None = None
+    ) -> None:
+        self._pace = pace or Pace()
         single = config.sampling.model_copy(update={"workers": 1})
         config = config.model_copy(update={"device": device, "sampling": single})
         self._greeting = {"config": config.model_dump(mode="json"), "threads": threads}
@@ -249,8 +303,15 @@ class Worker:
             env=os.environ | {"OMP_NUM_THREADS": str(self._greeting["threads"])},
             start_new_session=True,  # Ctrl-C is for the parent, which lets units finish or not
         )
-        with contextlib.suppress(BrokenPipeError):  # found out when it does not answer
-            self._write(self._greeting)
+        # A process that is stuck takes no input either: only threads may wait for it.
+        self._lines: SimpleQueue[bytes] = SimpleQueue()
+        self._messages: SimpleQueue[bytes | None] = SimpleQueue()
+        for talk, stream, queue in (
+            (_listen, self._process.stdout, self._lines),
+            (_speak, self._process.stdin, self._messages),
+        ):
+            threading.Thread(target=talk, args=(stream, queue), daemon=True).start()
+        self._write(self._greeting)
 
     def compute(self, unit: Unit) -> Result:
         """Send a unit and wait for its result, in a new process where one died of it.
@@ -261,15 +322,19 @@ class Worker:
         """
         last = ""
         for _ in range(_ATTEMPTS):
+            started = time.monotonic()
             try:
                 self._write(unit.to_json())
                 answer = self._read()
-            except (OSError, EOFError, ValueError):  # it died, or its streams were closed
+            except (Empty, EOFError, ValueError) as error:  # it is stuck, or it died
                 if self._stopped:
                     raise RunError("The workers were stopped.") from None
                 last = self._last_words()
+                if isinstance(error, Empty):
+                    last = f"no answer within {time.monotonic() - started:.0f} seconds"
                 self._restart()
                 continue
+            self._pace.add(time.monotonic() - started)
             self._forget_words()
             return result_of(answer)
         raise RunError(
@@ -279,13 +344,10 @@ class Worker:
         )
 
     def _write(self, message: Mapping[str, Any]) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(message).encode() + b"\n")
-        self._process.stdin.flush()
+        self._messages.put(json.dumps(message).encode() + b"\n")
 
     def _read(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        line = self._lines.get(timeout=self._pace.patience)
         if not line.endswith(b"\n"):
             raise EOFError
         answer: dict[str, Any] = json.loads(line)
@@ -314,7 +376,6 @@ class Worker:
         self._close()
 
     def _close(self) -> None:
-        for stream in (self._process.stdin, self._process.stdout, self.said):
-            if stream is not None:
-                with contextlib.suppress(OSError):  # what was not yet sent cannot be
-                    stream.close()
+        self._messages.put(None)
+        with contextlib.suppress(OSError):
+            self.said.close()
