@@ -213,7 +213,7 @@ class Pace:
     Attributes:
         longest: seconds of the slowest unit so far; None before the first.
         least: seconds that any unit may take.
-        first: seconds until the first answer, for models that are downloaded and loaded.
+        first: seconds until the first answer of a process, which downloads and loads its models.
     """
 
     longest: float | None = None
@@ -306,6 +306,7 @@ class Worker:
         # A process that is stuck takes no input either: only threads may wait for it.
         self._lines: SimpleQueue[bytes] = SimpleQueue()
         self._messages: SimpleQueue[bytes | None] = SimpleQueue()
+        self._has_answered = False
         for talk, stream, queue in (
             (_listen, self._process.stdout, self._lines),
             (_speak, self._process.stdin, self._messages),
@@ -334,7 +335,9 @@ class Worker:
                     last = f"no answer within {time.monotonic() - started:.0f} seconds"
                 self._restart()
                 continue
-            self._pace.add(time.monotonic() - started)
+            if self._has_answered:  # the first answer took the loading of models too
+                self._pace.add(time.monotonic() - started)
+            self._has_answered = True
             self._forget_words()
             return result_of(answer)
         raise RunError(
@@ -347,7 +350,8 @@ class Worker:
         self._messages.put(json.dumps(message).encode() + b"\n")
 
     def _read(self) -> dict[str, Any]:
-        line = self._lines.get(timeout=self._pace.patience)
+        patience = self._pace.patience if self._has_answered else self._pace.first
+        line = self._lines.get(timeout=patience)
         if not line.endswith(b"\n"):
             raise EOFError
         answer: dict[str, Any] = json.loads(line)
