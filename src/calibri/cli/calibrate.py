@@ -18,7 +18,7 @@ from calibri.cli.options import (
     DtypeName,
     GranularityName,
 )
-from calibri.cli.outcome import see_through
+from calibri.cli.outcome import run_with_progress
 from calibri.cli.paths import RUNS, calibration_source
 from calibri.cli.quiet import quiet_libraries
 
@@ -210,7 +210,7 @@ def _run(config: RunConfig, name: str | None, runs: Path) -> None:
     from calibri.runs import default_run_name
 
     name = name or default_run_name()
-    see_through(
+    run_with_progress(
         runs / name,
         config,
         lambda progress: calibrate_pipeline(config, name=name, runs=runs, progress=progress),
@@ -227,8 +227,8 @@ def _show_plan(config: RunConfig) -> None:
         session = Session(config)
     check_search(session)
     console = out()
-    settled = session.config.model_dump(mode="json")
-    text = yaml.safe_dump(settled, sort_keys=False, allow_unicode=True)
+    resolved = session.config.model_dump(mode="json")
+    text = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
     verbatim(console, text)
     planned = planned_images(session)
     facts = {
