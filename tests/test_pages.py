@@ -92,6 +92,9 @@ def test_the_page_of_the_architecture_has_the_rooms_and_the_order_of_the_imports
     rooms = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", text, re.MULTILINE))
     packages = [path.parent.name for path in SOURCE.glob("*/__init__.py")]
     assert rooms == {name: importlib.import_module(f"calibri.{name}").__doc__ for name in packages}
+    floor = text.split("**ground floor**")[1].split("\n\n")[0]
+    modules = {path.stem for path in SOURCE.glob("*.py")} - {"__init__"}
+    assert set(re.findall(r"`(\w+)`", floor)) == modules
     contract = (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("layers = [")[1]
     layers = re.findall(r'^  "(.*)",$', contract.split("]")[0], re.MULTILINE)
     assert "\n".join(f"      {layer}" for layer in layers) in text
