@@ -17,6 +17,7 @@ PAGES = [
 NAMED = re.compile(r"\bcalibri(?:\.[A-Za-z_]\w*)+")
 IMPORTED = re.compile(r"\bfrom (calibri[\w.]*) import ([\w, ]+)")
 LINKED = re.compile(r"\]\((?!\w+:)([^)#\s]*)#?([^)\s]*)\)")
+PLACED = re.compile(r"(?<![\w/.])(?:benchmarks|docs|src|tests|training)/[\w/.-]*\w")
 FILE = re.compile(r"`(\w[\w/]*\.py)`")
 # A file of the package and what the same line says is in it.
 ROW = re.compile(r"^\| `([\w/]+\.py)` \| ([^|]+) \|", re.MULTILINE)
@@ -69,6 +70,8 @@ def test_names_and_links_of_a_page_lead_somewhere(page):
     for module, names in IMPORTED.findall(text):
         for name in names.split(","):
             found(f"{module}.{name.strip()}")
+    for path in PLACED.findall(text):
+        assert (ROOT / path).exists(), path
     for path, anchor in LINKED.findall(re.sub("`[^`\n]*`", "", text)):
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), path
