@@ -7,7 +7,6 @@ from .columns import OUTPUT as OUTPUT
 from .columns import Place as Place
 from .columns import scaled_places as scaled_places
 from .presets import PRESETS as PRESETS
-from .presets import Window as Window
 from .presets import preset as preset
 from .resolution import Capabilities as Capabilities
 from .resolution import ResolvedConfig as ResolvedConfig
