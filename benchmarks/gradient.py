@@ -37,7 +37,7 @@ REWARDS = ("shapes", "shapes-judge")
 Gains = dict[str, NDArray[np.float64]]
 
 
-def make_engine(guidance: float, seed: int, generations: int) -> Session:
+def make_session(guidance: float, seed: int, generations: int) -> Session:
     return Session(
         load_config(
             values={
@@ -63,7 +63,7 @@ def make_engine(guidance: float, seed: int, generations: int) -> Session:
 
 def run(method: str, guidance: float, seed: int, generations: int) -> dict[str, Any]:
     """Search once; scores on held-out prompts of the original and of what was found."""
-    session = make_engine(guidance, seed, generations)
+    session = make_session(guidance, seed, generations)
     evaluator = session.evaluator(Ledger(MemoryRecords()))
     started = time.process_time()
     search = ValidatedSearch(session, evaluator, Progress(), method=METHODS[method])
@@ -87,7 +87,7 @@ def run(method: str, guidance: float, seed: int, generations: int) -> dict[str, 
 
 def cost_of_a_gradient(guidance: float, repeats: int = 3) -> list[float]:
     """Processor time of images with a gradient, in that of the same images without."""
-    session = make_engine(guidance, 0, 1)
+    session = make_session(guidance, 0, 1)
     evaluator = session.evaluator(Ledger(MemoryRecords()))
     gradients, start = Gradients(session, evaluator), session.space.start
     noises = session.noises("cost", 0, session.prompts.train[:16])

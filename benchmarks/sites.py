@@ -2,7 +2,7 @@
 
 python -m benchmarks.sites
 
-Runs a tiny random model of every class that the tests know (tests/sites/zoo).
+Runs a tiny random model of every class that the tests know (tests/pipelines/zoo).
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ Use a calibration:
     preset(name, pipe, ...)             known guidance as coefficients
 
 Look at a model:
-    inspect(pipeline, ...)              its sites, and what a search has
+    inspect(pipeline, ...)              its sites, and the numbers a search has
     models()                            what diffusers has
     discover(transformer, run)          sites by measurement
 

@@ -10,6 +10,7 @@ from .artifact.generate import generate as generate
 from .artifact.import_ import ImportedCalibration as ImportedCalibration
 from .artifact.import_ import import_ as import_
 from .artifact.publish import publish as publish
+from .coefficients.presets import Window as Window
 from .coefficients.presets import preset as preset
 from .config import RunConfig as RunConfig
 from .config import load_config as load_config

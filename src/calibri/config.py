@@ -119,8 +119,8 @@ class RewardConfig(_Section):
         on_failure: what a score that is not finite leads to: ``"retry"`` samples and scores the
             image once more and then stops the run, ``"drop"`` leaves its prompt and seed out for
             all candidates alike, ``"fail"`` stops the run at once.
-        offload: the pipeline and the rewards take turns on the device, for cards that cannot hold
-            both; each waits on the CPU for its turn.
+        offload: the pipeline and the rewards alternate on the device, for cards that cannot hold
+            both; the one that is not used waits on the CPU.
     """
 
     objective: str = "shapes"
@@ -138,8 +138,8 @@ class PromptConfig(_Section):
 
     Attributes:
         train: prompts for the buckets: a file, ``"shapes"`` for the shipped world,
-            ``"compositional"`` for generated ones (``prompts.compositional``), or the name of
-            a set such as ``"t2i-compbench:train"`` (``calibri.prompts.sets``).
+            ``"compositional"`` for generated ones (``calibri.prompts.compositional``), or the name
+            of a set such as ``"t2i-compbench:train"`` (``calibri.prompts.sets``).
         held_out: prompts for selection and for the final figures, given in the same ways; None
             holds out a fifth of ``train`` by content, or takes the held-out ones of a generator.
     """

@@ -18,7 +18,7 @@ class Progress:
         """A generation of the search is complete."""
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
-        """A tail-averaged mean was validated."""
+        """A result of the search so far was validated."""
 
     def message(self, text: str) -> None:
         """Something a person should read."""

@@ -111,7 +111,7 @@ class Generation(Record):
 
 
 class Checkpoint(Record):
-    """A tail-averaged mean, scored against the baseline on the validation prompts.
+    """A result of the search so far, scored against the baseline on the validation prompts.
 
     Attributes:
         difference: of the objective, paired.
@@ -146,7 +146,7 @@ class VarianceComponents(Record):
 
 
 class Fidelity(Record):
-    """How images are sampled where it is not the full way: cheaper, or at more steps.
+    """How images are sampled where that differs from ``sampling``: cheaper, or at more steps.
 
     Attributes:
         num_inference_steps: None for those of ``sampling``, like all that follows.
@@ -164,17 +164,17 @@ class Fidelity(Record):
     cache_interval: int | None = Field(None, ge=2, le=100)
 
     def updated(self, other: Fidelity) -> Fidelity:
-        """Change what another one says."""
+        """Copy with the values that ``other`` gives in place of these."""
         return self.model_copy(update=other.model_dump(exclude_none=True))
 
     def evaluations(self, num_inference_steps: int) -> int:
-        """Steps at which the transformer runs, of so many unless this says others."""
+        """Count the evaluations of an image that has so many steps, unless this gives others."""
         steps = self.num_inference_steps or num_inference_steps
         return math.ceil(steps / (self.cache_interval or 1))
 
     @property
     def label(self) -> str:
-        """What it says, for people."""
+        """The values it gives, for people."""
         parts = {
             "{} steps": self.num_inference_steps,
             "height {}": self.height,

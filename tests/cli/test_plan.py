@@ -47,7 +47,7 @@ def test_plan_refuses_what_it_cannot_find(calibri, tmp_path):
     [
         (50.3, 33.7, 23.8, "Not even"),
         (50.3, 33.7, 21.5, "One network"),
-        (33.7, 21.5, 16.8, "Pipeline and rewards in turns"),
+        (33.7, 21.5, 16.8, "Pipeline and rewards, alternating"),
         (21.5, 9.0, 9.0, "Everything fits on"),
     ],
 )

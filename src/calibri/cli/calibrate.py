@@ -18,7 +18,7 @@ from calibri.cli.options import (
     DtypeName,
     GranularityName,
 )
-from calibri.cli.outcome import see_through
+from calibri.cli.outcome import run_with_progress
 from calibri.cli.paths import RUNS, calibration_source
 from calibri.cli.quiet import quiet_libraries
 
@@ -222,7 +222,7 @@ def _run_in(path: Path, config: RunConfig) -> None:
     def work(progress: Progress) -> RunSummary:
         return calibrate_pipeline(config, name=path.name, runs=path.parent, progress=progress)
 
-    see_through(path, config, work)
+    run_with_progress(path, config, work)
 
 
 def _show_plan(config: RunConfig) -> None:
@@ -235,8 +235,8 @@ def _show_plan(config: RunConfig) -> None:
         session = Session(config)
     check_search(session)
     console = out()
-    settled = session.config.model_dump(mode="json")
-    text = yaml.safe_dump(settled, sort_keys=False, allow_unicode=True)
+    resolved = session.config.model_dump(mode="json")
+    text = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
     verbatim(console, text)
     planned = planned_images(session)
     facts = {

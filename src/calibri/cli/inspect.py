@@ -68,7 +68,7 @@ def inspect(
     sites: _Sites = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the blocks of a pipeline, the sites in them, and what a search of it has.
+    """List the blocks of a pipeline, the sites in them, and the numbers that a search of it has.
 
     A site is one output that a block adds to the stream; calibrating scales it.
 

@@ -44,7 +44,7 @@ def models(
     console.print(_table(found))
     console.print()
     known = sum(status.status == "table" for status in found)
-    say(console, f"{known} of {len(found)} classes have their sites in the table.")
+    say(console, f"{known} of {len(found)} classes have known sites.")
 
 
 def _table(found: list[ModelStatus]) -> Table:

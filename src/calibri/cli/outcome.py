@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 EXAMPLE_PROMPT = "a red circle above a blue square"
 
 
-def see_through(path: Path, config: RunConfig, work: Callable[[Progress], RunSummary]) -> None:
+def run_with_progress(
+    path: Path, config: RunConfig, work: Callable[[Progress], RunSummary]
+) -> None:
     """Run ``work`` under a progress display, then print its outcome and what to do next.
 
     Args:

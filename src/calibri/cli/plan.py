@@ -221,9 +221,9 @@ def memory_lines(planned: Plan) -> list[str]:
     """Say what the weights take, and on a known machine whether they fit."""
     parts = ", ".join(f"{c.name} {c.gigabytes:.2g}" for c in planned.components)
     everything = f"{planned.resident_gigabytes:.3g} GB with everything on the device"
-    turns = f"{planned.in_turns_gigabytes:.3g} GB when pipeline and rewards take turns"
+    alternating = f"{planned.in_turns_gigabytes:.3g} GB when pipeline and rewards alternate"
     largest = f"{planned.offloaded_gigabytes:.3g} GB with one network at a time"
-    lines = [f"Memory of the weights: {everything}, {turns}, {largest} ({parts})."]
+    lines = [f"Memory of the weights: {everything}, {alternating}, {largest} ({parts})."]
     if planned.machine and planned.machine_gigabytes:
         lines.append(f"{_fits(planned)} on the {planned.machine_gigabytes} GB of one.")
     return lines
@@ -234,6 +234,6 @@ def _fits(planned: Plan) -> str:
     if planned.resident_gigabytes < room:
         return "Everything fits"
     if planned.in_turns_gigabytes < room:
-        return "Pipeline and rewards in turns (rewards.offload) fit"
+        return "Pipeline and rewards, alternating (rewards.offload), fit"
     offloaded = planned.offloaded_gigabytes < room
     return "One network at a time fits" if offloaded else "Not even the largest network fits"

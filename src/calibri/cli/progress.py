@@ -89,7 +89,7 @@ class PlainProgress(_Watcher):
         self._line(f"{name}: {most}{images} images")
 
     def unit(self, images: int, new: bool) -> None:
-        """Say when another quarter of a phase is done; a search speaks by its generations."""
+        """Say when another quarter of a phase is done; a search reports its generations."""
         super().unit(images, new)
         phase = self._tally.current
         quarters = int(self._tally.fraction(phase) * _QUARTERS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from calibri.cli.display import loading
 from calibri.cli.options import RunArgument
-from calibri.cli.outcome import see_through
+from calibri.cli.outcome import run_with_progress
 from calibri.cli.paths import run_path
 from calibri.cli.quiet import quiet_libraries
 
@@ -27,4 +27,4 @@ def resume(run: RunArgument) -> None:
 
         config = validate_config(folder.config)
         quiet_libraries()
-    see_through(path, config, lambda progress: resume_run(path, progress=progress))
+    run_with_progress(path, config, lambda progress: resume_run(path, progress=progress))

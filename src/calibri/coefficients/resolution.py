@@ -74,12 +74,12 @@ class ResolvedConfig(RunConfig):
 
 
 def resolve(config: RunConfig, capabilities: Capabilities) -> ResolvedConfig:
-    """Search what pays under classifier-free guidance, where that was left open.
+    """Resolve what a configuration leaves open: it is searched where that pays.
 
-    There a guidance that changes over the trajectory and the shift of the schedule gain more than
-    all constant scales together (docs/search.md). Ensembles, scales with knots of their own,
-    searches without output weights and presets, which are points of the paper's space, stay as they
-    are; so does the paper's procedure.
+    Under classifier-free guidance a guidance that changes over the trajectory and the shift of the
+    schedule gain more than all constant scales together (docs/search.md). Ensembles, scales with
+    knots of their own, searches without output weights and presets, which are points of the paper's
+    space, stay as they are; so does the paper's procedure.
 
     Args:
         config: of a run.
@@ -105,7 +105,7 @@ def resolve(config: RunConfig, capabilities: Capabilities) -> ResolvedConfig:
 
 
 def build_space(config: ResolvedConfig, capabilities: Capabilities) -> SearchSpace:
-    """Lay the vector of a search out over the sites of a pipeline.
+    """Build the space of a search over the sites of a pipeline.
 
     Raises:
         ConfigError: see ``SearchSpace.build``.

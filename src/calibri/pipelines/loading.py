@@ -94,10 +94,11 @@ def pipeline_bytes(pipe: Pipeline) -> int:
 
 
 def compile_transformers(pipe: Pipeline, backend: Any = "inductor") -> None:
-    """Compile every block of the transformers: in them is the time, and no decision of ours.
+    """Compile every block of the transformers, which take nearly all of the time.
 
-    What comes before the blocks, which rows are conditional for one, differs from batch to batch
-    and would be compiled again. Call this after hooks were put on: torch ignores later ones.
+    What happens around the blocks, such as telling which rows are conditional, differs from batch
+    to batch and would be compiled again. Call this after hooks were put on: torch ignores later
+    ones.
 
     Args:
         pipe: a diffusers pipeline.

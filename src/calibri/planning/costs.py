@@ -116,8 +116,8 @@ def plan(
     Args:
         config: of the run, as ``calibri.calibrate`` takes it; for a model of the paper, what it
             leaves open is as in the paper.
-        machine: a name of ``throughput.MACHINES``; None for this one if it is there, and for a
-            model of the paper an H100.
+        machine: ``"h100"`` or another that ``calibri plan --help`` names; None for this one if
+            it is among them, and for a model of the paper an H100.
         tflops: throughput that was measured elsewhere, in TFLOP/s.
         measured: time a few batches here.
         values: keys of the configuration, which win over ``config`` (``calibri.calibrate``).
@@ -155,7 +155,7 @@ def plan(
         image_teraflop=counted.image(),
         components=components,
         resident_gigabytes=sum(component.gigabytes for component in components),
-        in_turns_gigabytes=_in_turns(components),
+        in_turns_gigabytes=_alternating(components),
         offloaded_gigabytes=max(component.gigabytes for component in components),
         machine=chosen.title if chosen else None,
         machine_gigabytes=chosen.gigabytes if chosen else None,
@@ -191,8 +191,8 @@ def _machine(name: str | None, geometry: Geometry) -> Machine | None:
         return machine_here() or (MACHINES["h100"] if geometry.defaults else None)
     if name.lower() not in MACHINES:
         raise ConfigError(
-            f"No throughput is known of '{name}', only of {', '.join(MACHINES)}. Give --tflops, or "
-            "--measure it."
+            f"No throughput is known for '{name}', only for {', '.join(MACHINES)}. Give --tflops, "
+            "or --measure it."
         )
     return MACHINES[name.lower()]
 
@@ -223,7 +223,7 @@ def _sizes(networks: Mapping[str, nn.Module], config: RunConfig) -> list[Compone
     ]
 
 
-def _in_turns(components: Sequence[ComponentSize]) -> float:
+def _alternating(components: Sequence[ComponentSize]) -> float:
     rewards = sum(c.gigabytes for c in components if c.name.startswith(_REWARD))
     return max(rewards, sum(c.gigabytes for c in components) - rewards)
 

@@ -92,7 +92,7 @@ def _shards(checkpoint: Checkpoint, index: str) -> list[str]:
 def load_pretrained(
     cls: Any, checkpoint: Checkpoint, leave_out: tuple[str, ...] = (), **options: Any
 ) -> nn.Module:
-    """Load a model of transformers strictly; it maps the key layouts of its own past itself.
+    """Load a model of transformers strictly; the library maps its older key layouts itself.
 
     Args:
         cls: a class with ``from_pretrained``.

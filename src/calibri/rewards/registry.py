@@ -2,7 +2,7 @@
 
 A package adds a reward by an entry point of the group ``calibri.rewards``; its name is what users
 type, its value the class or function that makes the reward. A file is named with what to take from
-it, ``./brightness.py:Brightness``. In Python a reward may also be given itself.
+it, ``./brightness.py:Brightness``. In Python a reward may also be given as an object.
 """
 
 from __future__ import annotations

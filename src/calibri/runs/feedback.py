@@ -87,7 +87,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Feedback:
-    """What is made of the candidates of one update.
+    """What one update says of its candidates.
 
     Attributes:
         told: for ``SearchMethod.tell``, float64 (candidates,) or (candidates, n).
@@ -103,7 +103,7 @@ Judge = Callable[[int, Sequence[Vector], Sequence[Noise]], Feedback]
 
 
 class Race:
-    """Score candidates on a bucket, those that lose on its first prompts on these alone.
+    """Score all candidates on the first prompts of a bucket, the better ones on the rest too.
 
     Args:
         objective: scores them.
@@ -130,7 +130,7 @@ class Race:
     def _scores(
         self, number: int, candidates: Sequence[Vector], noises: Sequence[Noise]
     ) -> tuple[Scores, Scores]:
-        """The scores to tell; and of the original and the candidates that stayed, the others'."""
+        """Scores to tell; and those of the original and of who stayed, on the other prompts."""
         objective, config = self._objective, self._config
         vectors, count = [self._original, *candidates], config.images_per_prompt
         first = count * first_prompts(len(noises) // count, config.race_first, config.race_keep)

@@ -113,8 +113,8 @@ class Gradients:
     """Gradients of rewards with respect to the flat vector, kept in the journal unit by unit.
 
     Args:
-        session: its pipeline samples; the weights of the pipeline no longer ask for gradients.
-        evaluator: keeps what was computed.
+        session: its objective is differentiated.
+        evaluator: has units computed and keeps what comes of it.
         last_steps: steps of the sampler that carry a gradient, which bounds memory; None for all.
 
     Raises:

@@ -54,7 +54,7 @@ class Inspection(Record):
         counts: granularity to number of scalars, output weights not included.
         output: name of the site that scales the model's output.
         discovery: how the sites were found, when they were measured or read from a file.
-        space: what a search has; None where there is no pipeline to sample from.
+        space: the numbers a search has; None where there is no pipeline to sample from.
     """
 
     pipeline: str

@@ -163,7 +163,7 @@ def _check_workers(config: RunConfig, *, alone: bool) -> None:
 def _check_groups(
     config: RunConfig, measures: Measures, searched: Sequence[str], prompts: PromptSets
 ) -> None:
-    """Refuse settings that give a measure which compares images only one of them."""
+    """Refuse settings under which a measure that compares images is given only one."""
     counts = {"evaluation": config.evaluation.images_per_prompt}
     if prompts.train:
         counts["search"] = config.search.images_per_prompt

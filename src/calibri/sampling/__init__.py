@@ -1,4 +1,4 @@
-"""(prompt, seed) to images; the only package that touches hooks or weights."""
+"""(prompt, seed) to images, with scales on the model: hooks that come off, or folded weights."""
 
 import lazy_loader
 

@@ -68,7 +68,7 @@ class PromptEncoder(ABC):
     @property
     @abstractmethod
     def max_sequence_length(self) -> int | None:
-        """Tokens of a prompt unless told others; None where the pipeline takes no such number."""
+        """Tokens of a prompt by default; None where the pipeline takes no such number."""
 
     def tokens(self, prompt: Prompt, max_sequence_length: int | None = None) -> int | None:
         """Tokens that the transformer sees of a prompt; None where that is not known."""

@@ -141,7 +141,7 @@ class Sampler:
 
     @property
     def max_sequence_length(self) -> int | None:
-        """Tokens of a prompt unless told others; None where the pipeline takes no such number."""
+        """Tokens of a prompt by default; None where the pipeline takes no such number."""
         return self._encoder.max_sequence_length
 
     def text_tokens(self, prompt: Prompt, max_sequence_length: int | None = None) -> int | None:

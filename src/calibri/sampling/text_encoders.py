@@ -49,7 +49,7 @@ class TextEncoders:
 
     @contextmanager
     def staying(self) -> Iterator[None]:
-        """Let them stay to the end of this, once they are needed inside."""
+        """Once they were needed inside, leave them on the device until the end."""
         home = self._home
         self._staying = True
         try:

@@ -1,7 +1,8 @@
-"""Networks that take turns on one device: the pipeline while images are sampled, then the rewards.
+"""Networks that alternate on one device: the pipeline while images are sampled, then the rewards.
 
 FLUX (24 GB) and HPSv3 (16 GB) do not fit on a card of 40 GB together. Moving 24 GB takes seconds,
-so turns should be long: sample many images, keep them as uint8 in host memory, then score them.
+so it should be done seldom: sample many images, keep them as uint8 in host memory, then score
+them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from calibri.memory import is_out_of_memory
 from calibri.pipelines import movable_modules
 from calibri.rewards import ModelReward, Reward
 
-# uint8 images held in host memory between the turns: 0.8 GB at 512 x 512, 3.2 GB at 1024 x 1024.
+# uint8 images in host memory that wait to be scored: 0.8 GB at 512 x 512, 3.2 GB at 1024 x 1024.
 MOST_IMAGES = 1024
 PIPELINE, REWARDS = "pipeline", "rewards"
 
@@ -142,7 +143,7 @@ def _parts(items: Iterable[Item], size: Callable[[Item], int], most: int) -> Ite
 
 
 def share_device(pipe: Any, rewards: Iterable[Reward], device: torch.device) -> DeviceSwap:
-    """Let a pipeline and the rewards on its device take turns on it.
+    """Let a pipeline and the rewards on its device alternate on it.
 
     Args:
         pipe: a diffusers pipeline on ``device``; left alone where ``movable_modules`` is empty. Its

@@ -1,4 +1,4 @@
-"""How many candidates a generation has, where no one says so."""
+"""How many candidates a generation has, where none is configured."""
 
 from __future__ import annotations
 

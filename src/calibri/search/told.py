@@ -1,4 +1,4 @@
-"""What a method may be told."""
+"""Scores as a method may be told them."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ UNGATED = ("attn: attn1~v -> attn1.to_out.0", CROSS, "mlp: ff~v -> ff.net.2")
 
 @dataclass(frozen=True)
 class Branch:
-    """One branch of a table row; paths are relative to the block."""
+    """One branch of a row; paths are relative to the block."""
 
     layer: str
     path: str
@@ -59,7 +59,7 @@ _BRANCH = re.compile(
 
 
 def parse_row(row: str) -> list[Branch]:
-    """Split one table row into its branches."""
+    """Split a row into its branches."""
     layer, _, branches = row.partition(": ")
     return [_parse_branch(layer, branch) for branch in branches.split(", ")]
 

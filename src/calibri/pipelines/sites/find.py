@@ -51,7 +51,7 @@ def find_sites(transformer: nn.Module, *, auxiliary: bool = False) -> tuple[Site
         auxiliary: also list the blocks beside the trunk, such as refiners and control branches.
 
     Returns:
-        Sites ordered by block, then as the block's table row lists them.
+        Sites ordered by block, then as the family lists them.
 
     Raises:
         UnsupportedModelError: no family knows a block of the model.

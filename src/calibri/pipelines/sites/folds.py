@@ -1,4 +1,4 @@
-"""From the fold of a table row to the weights of one block."""
+"""From the fold of a branch to the weights of one block."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _PART = re.compile(r"(?P<path>[\w.*-]+?)(?:\[(?P<part>\d+)/(?P<parts>\d+)\])?")
 
 
 def fold_of(block: nn.Module, block_path: str, rule: str) -> tuple[Fold, ...]:
-    """Resolve a fold rule of the table in one block.
+    """Resolve a fold rule in one block.
 
     Args:
         block: the block; weights may be on the meta device.
         block_path: its path in the transformer, "" for the transformer itself.
-        rule: ``"a + b[2/6] | c"``, see the table.
+        rule: ``"a + b[2/6] | c"``, see ``calibri.pipelines.families.notation``.
 
     Returns:
         Targets of the first alternative that this block has; none when it has none of them.

@@ -160,7 +160,7 @@ def _tokens(session: Session, fidelity: Fidelity) -> float | None:
 
 
 def check_fidelity(session: Session) -> None:
-    """Refuse a configured fidelity that is none or does not work, before any work.
+    """Refuse a configured fidelity that is not cheaper or does not work, before any work.
 
     Raises:
         ConfigError: it is larger than the full one, the pipeline does not take it, or one image

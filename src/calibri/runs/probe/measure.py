@@ -307,7 +307,7 @@ class Measurement:
         return search.population(self._session.space.size), search.bucket_size
 
     def split(self, components: VarianceComponents) -> tuple[int, int]:
-        """Candidates and prompts of the first generation, as measured; a named population stays."""
+        """Candidates and prompts of the first generation, as measured; a given population stays."""
         session = self._session
         popsize, bucket_size = self.configured
         if session.config.search.popsize is not None:

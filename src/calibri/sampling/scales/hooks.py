@@ -66,7 +66,7 @@ class NetworkHooks:
         return Constant(self._sites, self._layout)
 
     def set(self, behaviour: Behaviour, scales: Tensor) -> None:
-        """Let the following forwards behave so, with these scales of the shape it was made for."""
+        """Give the following forwards a behaviour, and it scales of the shape it was chosen for."""
         self._forward.run_through(None)
         self._behaviour = behaviour
         behaviour.use(scales.to(_device(self._transformer), torch.float32))

@@ -55,7 +55,7 @@ class Scaler:
     def apply(
         self, candidates: Sequence[Coefficients], images: Sequence[int] | None = None
     ) -> None:
-        """Let the following forwards have the scales and guidance of coefficients.
+        """Give the following forwards the scales and guidance of coefficients.
 
         Args:
             candidates: alike in their members and knots.

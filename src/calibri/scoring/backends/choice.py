@@ -1,4 +1,4 @@
-"""Which back-end pays for a run."""
+"""Which back-end computes the units of a run."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from calibri.scoring.units import Result, Row, Unit
 
 
 def make_executor(bench: Bench) -> InOrder:
-    """Choose what pays on the device of a bench."""
+    """Choose what suits the device of a bench."""
     if bench.swap is not None:
         return Alternating(bench, bench.swap)
     # A GPU that samples leaves the host idle.

@@ -18,7 +18,7 @@ class Local:
 
     Args:
         bench: samples and measures.
-        executor: in which order; None for what pays on the bench's device.
+        executor: in which order; None for what suits the bench's device.
     """
 
     def __init__(self, bench: Bench, executor: InOrder | None = None) -> None:
