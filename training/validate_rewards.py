@@ -12,7 +12,9 @@ from torch import Tensor
 
 from calibri.rewards import Reward, make_reward
 from calibri.seeds import derive_seed
-from calibri.shapes import DAMAGES, NEAR_MISSES, Scene, parse_caption, render_batch, sample_prompts
+from calibri.shapes import parse_caption, render_batch, sample_prompts
+from calibri.shapes.scenes import Scene
+from calibri.shapes.variations import DAMAGES, NEAR_MISSES
 
 Case = tuple[str, list[int], Tensor]
 """A name, the scenes it is about, and their pictures."""

@@ -12,7 +12,6 @@ from .mixing import Mixture as Mixture
 from .mixing import Scale as Scale
 from .mixing import parse_mixture as parse_mixture
 from .mixing import scale_of as scale_of
-from .registry import RewardSource as RewardSource
 from .registry import check_measures as check_measures
 from .registry import make_reward as make_reward
 from .registry import name_rewards as name_rewards
@@ -20,7 +19,6 @@ from .reward import BatchedReward as BatchedReward
 from .reward import DifferentiableReward as DifferentiableReward
 from .reward import FeatureReward as FeatureReward
 from .reward import ModelReward as ModelReward
-from .reward import PromptCache as PromptCache
 from .reward import Reward as Reward
 from .reward import RewardInfo as RewardInfo
 from .reward import UsesMetadata as UsesMetadata

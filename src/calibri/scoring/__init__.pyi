@@ -10,10 +10,6 @@ from .evaluator import ignore as ignore
 from .evaluator import sample_images as sample_images
 from .ledger import Ledger as Ledger
 from .ledger import MemoryRecords as MemoryRecords
-from .ledger import Records as Records
 from .measures import Measures as Measures
 from .measures import used_rewards as used_rewards
 from .plain_json import decode as decode
-from .units import Backend as Backend
-from .units import Result as Result
-from .units import Unit as Unit

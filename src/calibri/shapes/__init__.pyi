@@ -12,14 +12,6 @@ from .scenes import COLORS as COLORS
 from .scenes import RELATIONS as RELATIONS
 from .scenes import SHAPES as SHAPES
 from .scenes import SIZES as SIZES
-from .scenes import VOCABULARY as VOCABULARY
-from .scenes import Scene as Scene
 from .scenes import Thing as Thing
-from .scenes import caption as caption
-from .scenes import held_out as held_out
 from .scenes import parse_caption as parse_caption
 from .scenes import sample_prompts as sample_prompts
-from .scenes import sample_scene as sample_scene
-from .variations import DAMAGES as DAMAGES
-from .variations import NEAR_MISSES as NEAR_MISSES
-from .variations import wrong_relation as wrong_relation
