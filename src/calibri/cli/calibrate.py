@@ -220,7 +220,7 @@ def _run(config: RunConfig, name: str | None, runs: Path) -> None:
 def _show_plan(config: RunConfig) -> None:
     import yaml
 
-    from calibri.pipelines import transformer_of
+    from calibri.pipelines import networks_of
     from calibri.runs import Session, check_search, planned_images
 
     with loading(f"Loading {config.pipeline}"):
@@ -232,7 +232,7 @@ def _show_plan(config: RunConfig) -> None:
     verbatim(console, text)
     planned = planned_images(session)
     facts = {
-        "transformer": type(transformer_of(session.bench.pipe)).__name__,
+        "transformer": type(networks_of(session.bench.pipe)[0].transformer).__name__,
         "sites": f"{len(session.bench.scaler.sites)} and the output",
         "parameters": f"{session.space.size}",
         "popsize": f"{config.search.population(session.space.size)}",

@@ -11,13 +11,11 @@ from calibri.coefficients.presets import PRESETS
 from calibri.coefficients.space import SearchSpace
 from calibri.config import RunConfig, SpaceConfig
 from calibri.pipelines import (
-    Network,
     PipelineOrTransformer,
     Site,
     check_embedded_guidance,
     check_shift,
     has_shift,
-    knows_timesteps,
     networks_of,
     sites_of,
 )
@@ -51,13 +49,9 @@ class Capabilities:
         return cls(
             sites=sites_of(networks),
             guidance_scale=guidance_scale,
-            timesteps_known=all(map(_knows_timesteps, networks)),
+            timesteps_known=all(network.knows_timesteps for network in networks),
             shift_known=has_shift(pipe),
         )
-
-
-def _knows_timesteps(network: Network) -> bool:
-    return knows_timesteps(network.transformer, network.scheduler)
 
 
 class ResolvedSpace(SpaceConfig):

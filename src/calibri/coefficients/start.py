@@ -10,8 +10,9 @@ import numpy as np
 from calibri.arrays import Vector
 from calibri.coefficients.coefficients import Coefficients
 from calibri.coefficients.space import SearchSpace
+from calibri.config import GRANULARITIES
 from calibri.errors import ConfigError
-from calibri.pipelines import GRANULARITIES, Site, parameter_name
+from calibri.pipelines import Site
 
 
 def warm_start(space: SearchSpace, sites: Sequence[Site], found: Coefficients) -> Vector:
@@ -69,9 +70,7 @@ def _names(space: SearchSpace, sites: Sequence[Site], found: Coefficients) -> di
             f"A search by {space.granularity} cannot start from a calibration by "
             f"{found.granularity}, which is finer. Set space.granularity to {found.granularity}."
         )
-    own = {
-        parameter_name(s, space.granularity): parameter_name(s, found.granularity) for s in sites
-    }
+    own = {s.parameter(space.granularity): s.parameter(found.granularity) for s in sites}
     if missing := sorted(set(own.values()) - found.scales[0].keys()):
         raise ConfigError(
             f"The calibration to start from has no scale for {', '.join(missing[:3])}: it belongs "

@@ -13,16 +13,13 @@ from calibri.configure import ConfigLike, merge_config
 from calibri.errors import ConfigError
 from calibri.pipelines import (
     Geometry,
-    ImageFlops,
-    build,
-    count_parameters,
+    build_networks,
     find_geometry,
-    find_sites,
     forward_of,
-    image_flops,
-    image_size,
-    knows_timesteps,
+    networks_of,
+    sites_of,
 )
+from calibri.planning.flops import ImageFlops, count_parameters, image_flops, image_size
 from calibri.planning.procedures import (
     REWARD_COSTS,
     TERA,
@@ -130,7 +127,7 @@ def plan(
     config = merge_config(config, values, ("machine", "tflops", "measured"))
     geometry = find_geometry(config.pipeline, config.revision)
     config = with_defaults(config, geometry)
-    networks = {role: build(component) for role, component in geometry.components.items()}
+    networks = build_networks(geometry)
     flops = image_flops(geometry, networks, config)
     height, width = image_size(networks, config)
     guidance = _guidance(networks, config)
@@ -178,8 +175,8 @@ def _sizes_of_searches(
     """Numbers that the paper's procedure and ours search."""
     # There is no scheduler to ask here: models whose operations can be counted follow a flow with
     # a shift.
-    known = knows_timesteps(transformer)
-    capabilities = Capabilities(find_sites(transformer), guidance, known, known)
+    known = networks_of(transformer)[0].knows_timesteps
+    capabilities = Capabilities(sites_of(transformer), guidance, known, known)
     ours = resolve(config, capabilities)
     papers = ours.space.model_copy(update={"output_knots": 1, "shift": False})
     paper = ours.model_copy(update={"space": papers})

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from calibri.config import RunConfig, SearchConfig
-from calibri.pipelines import Geometry, ImageFlops
+from calibri.pipelines import Geometry
+from calibri.planning.flops import ImageFlops
 from calibri.planning.throughput import Speed
 from calibri.results import Record
 from calibri.rewards import parse_mixture

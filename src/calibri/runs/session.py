@@ -22,8 +22,9 @@ from calibri.coefficients import (
     warm_start,
 )
 from calibri.config import RunConfig
+from calibri.devices import resolve_device
 from calibri.errors import ConfigError
-from calibri.pipelines import Networks, Site, resolve_device
+from calibri.pipelines import Network, Site
 from calibri.prompts import Prompt, PromptSets, prompt_sets
 from calibri.results import FULL, Fidelity
 from calibri.rewards import Reward, parse_mixture, resolve_files
@@ -178,7 +179,7 @@ def _check_groups(
             )
 
 
-def _check_branches(config: RunConfig, networks: Networks) -> None:
+def _check_branches(config: RunConfig, networks: Sequence[Network]) -> None:
     apart = all(network.branch is not None for network in networks)
     if apart and config.space.branches == "separate" and config.space.members == 1:
         raise ConfigError(

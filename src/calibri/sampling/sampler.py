@@ -23,7 +23,6 @@ from calibri.pipelines import (
     embeds_guidance,
     family_of,
     networks_of,
-    transformer_of,
 )
 from calibri.prompts import Prompt
 from calibri.results import FULL, Fidelity
@@ -95,14 +94,14 @@ class Sampler:
             "guidance_scale": self.config.guidance_scale,
             "true_cfg_scale": self.config.true_cfg_scale,
         }
-        embedded = embeds_guidance(transformer_of(self.pipe))
+        embedded = embeds_guidance(networks_of(self.pipe)[0].transformer)
         if "true_cfg_scale" in self._call and not embedded:
             del scales["guidance_scale"]
         return {name: scale for name, scale in scales.items() if name in self._call}
 
     @property
     def _family(self) -> Family:
-        return family_of(transformer_of(self.pipe))
+        return family_of(networks_of(self.pipe)[0].transformer)
 
     @property
     def _frames(self) -> str | None:

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from calibri.config import RunConfig
+from calibri.devices import resolve_device
 from calibri.errors import RunError
 from calibri.memory import Halving, is_out_of_memory
-from calibri.pipelines import compile_transformers, load_pipeline, networks_of, resolve_device
+from calibri.pipelines import load_pipeline, networks_of
 from calibri.sampling import BranchResolver, Sampler, Scaler
+from calibri.scoring.compilation import compile_transformers
 from calibri.scoring.device_swap import DeviceSwap, share_device
 from calibri.scoring.measures import Grouped, Measure, Measures
 from calibri.scoring.units import Row, Unit

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from calibri.config import RunConfig
+from calibri.devices import resolve_device
 from calibri.errors import ConfigError
-from calibri.pipelines import resolve_device
 from calibri.prompts import Prompt
 from calibri.rewards import (
     DIVERSITY,
