@@ -20,15 +20,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from calibri.rewards.shapes_judge import (
+from calibri.seeds import derive_seed
+from calibri.shapes.judge_network import (
     CONFIG_FILE,
     FORMAT,
     WEIGHTS_FILE,
     JudgeNetwork,
     encode_captions,
 )
-from calibri.seeds import derive_seed
-from calibri.shapes import render_batch
+from calibri.shapes.render import render_batch
 from calibri.shapes.scenes import Scene, caption, held_out, sample_scene
 from calibri.shapes.variations import DAMAGES, NEAR_MISSES, wrong_relation
 from parallel import Log, Optimizer, join, train

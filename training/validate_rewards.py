@@ -12,8 +12,9 @@ from torch import Tensor
 
 from calibri.rewards import Reward, make_reward
 from calibri.seeds import derive_seed
-from calibri.shapes import parse_caption, render_batch, sample_prompts
-from calibri.shapes.scenes import Scene
+from calibri.shapes import sample_prompts
+from calibri.shapes.render import render_batch
+from calibri.shapes.scenes import Scene, parse_caption
 from calibri.shapes.variations import DAMAGES, NEAR_MISSES
 
 Case = tuple[str, list[int], Tensor]
