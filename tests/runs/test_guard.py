@@ -12,7 +12,7 @@ from calibri.results import Checkpoint, Figure
 from calibri.rewards.reward import BatchedReward, RewardInfo
 from calibri.runs.calibrate import calibrate, planned_images, resume
 from calibri.runs.checkpoints import guard_reason
-from calibri.runs.comparison import evaluate
+from calibri.runs.evaluate import evaluate
 from calibri.runs.session import Session
 from calibri.sampling.sampler import Noise
 from calibri.scoring.measures import DIVERSITY, used_rewards

@@ -1,6 +1,4 @@
 from .branches import BranchResolver as BranchResolver
-from .frames import film_strip as film_strip
-from .frames import mean_over_frames as mean_over_frames
 from .sampler import Noise as Noise
 from .sampler import Sampler as Sampler
 from .scales.fold import Fused as Fused

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from calibri.errors import RewardError, RunError
 from calibri.memory import Halving, is_out_of_memory
 from calibri.rewards import DifferentiableReward
-from calibri.sampling import mean_over_frames
 from calibri.scoring.bench import Bench
+from calibri.scoring.frames import mean_over_frames
 from calibri.scoring.plain_json import encode
 from calibri.scoring.units import Result, Row, Unit
 

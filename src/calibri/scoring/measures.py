@@ -23,7 +23,7 @@ from calibri.rewards import (
     make_reward,
     parse_mixture,
 )
-from calibri.sampling import mean_over_frames
+from calibri.scoring.frames import mean_over_frames
 
 # From images (uint8, N x 3 x H x W) and N prompts to one row of numbers per image.
 Measure = Callable[[Tensor, Sequence[str]], Tensor]
