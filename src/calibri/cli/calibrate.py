@@ -39,7 +39,8 @@ _Reward = Annotated[
     typer.Option(
         "--reward",
         metavar="NAME",
-        help="Reward to maximise; repeat it for rewards that only watch.",
+        help="Reward to maximise, or ./PATH.py:NAME of your own; repeat it for rewards that only "
+        "watch.",
         rich_help_panel=DATA,
     ),
 ]

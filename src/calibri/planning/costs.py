@@ -21,7 +21,6 @@ from calibri.pipelines import (
 )
 from calibri.planning.flops import ImageFlops, count_parameters, image_flops, image_size
 from calibri.planning.procedures import (
-    REWARD_COSTS,
     TERA,
     Counted,
     Procedure,
@@ -38,6 +37,7 @@ from calibri.planning.throughput import (
     measure,
 )
 from calibri.results import FULL, Record
+from calibri.rewards import reward_cost
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _REWARD = "reward"  # what the names of rewards' networks begin with
@@ -211,9 +211,8 @@ def _sizes(networks: Mapping[str, nn.Module], config: RunConfig) -> list[Compone
     width = _BYTES[config.dtype]
     counts = {role: count_parameters(network) for role, network in networks.items()}
     for name in reward_names(config)[1]:
-        billions = REWARD_COSTS.get(name, (0.0, 0.0))[1]
-        if billions:
-            counts[f"{_REWARD} {name}"] = int(billions * 1e9)
+        if (cost := reward_cost(name)) and cost.billions:
+            counts[f"{_REWARD} {name}"] = int(cost.billions * 1e9)
     return [
         ComponentSize(name=name, parameters=count, gigabytes=count * width / 1e9)
         for name, count in counts.items()
@@ -226,7 +225,7 @@ def _in_turns(components: Sequence[ComponentSize]) -> float:
 
 
 def _notes(config: RunConfig, size: int) -> list[str]:
-    unknown = [name for name in reward_names(config)[1] if name not in REWARD_COSTS]
+    unknown = [name for name in reward_names(config)[1] if reward_cost(name) is None]
     notes = ["Memory is that of the weights; activations come on top and grow with the batch."]
     if measures_first(config.search, sum(images_by_phase(config, size).values())):
         notes.append(

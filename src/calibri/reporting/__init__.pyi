@@ -1,1 +1,2 @@
+from .metrics import METRICS as METRICS
 from .page import report as report

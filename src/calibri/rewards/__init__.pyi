@@ -15,6 +15,7 @@ from .mixing import scale_of as scale_of
 from .registry import check_measures as check_measures
 from .registry import make_reward as make_reward
 from .registry import name_rewards as name_rewards
+from .registry import reward_cost as reward_cost
 from .reward import BatchedReward as BatchedReward
 from .reward import DifferentiableReward as DifferentiableReward
 from .reward import FeatureReward as FeatureReward
@@ -25,5 +26,4 @@ from .reward import UsesMetadata as UsesMetadata
 from .server.adapter import serve_reward as serve_reward
 from .stored_options import check_stored_names as check_stored_names
 from .stored_options import join_stored_options as join_stored_options
-from .stored_options import parse_option as parse_option
 from .stored_options import storable_options as storable_options

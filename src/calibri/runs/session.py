@@ -22,7 +22,6 @@ from calibri.coefficients import (
     warm_start,
 )
 from calibri.config import RunConfig
-from calibri.devices import resolve_device
 from calibri.errors import ConfigError
 from calibri.pipelines import Network, Site
 from calibri.prompts import Prompt, PromptSets, prompt_sets
@@ -36,10 +35,10 @@ from calibri.scoring import (
     Local,
     Measures,
     OnUnit,
+    check_workers,
     ignore,
     make_backend,
     sample_images,
-    worker_devices,
 )
 from calibri.seeds import derive_seed
 
@@ -153,7 +152,7 @@ def _guards(config: RunConfig, measures: Measures) -> list[str]:
 
 def _check_workers(config: RunConfig, *, alone: bool) -> None:
     count = config.sampling.workers or 1
-    worker_devices(str(resolve_device(config.device)), count)
+    check_workers(config)
     if alone and count > 1:
         raise ConfigError(
             f"sampling.workers is {count}, but a pipeline or a reward was given as an object, "

@@ -6,4 +6,3 @@ from .scales.layout import Layout as Layout
 from .scales.scaler import Scaler as Scaler
 from .shift import change_shift as change_shift
 from .signatures import call_arguments as call_arguments
-from .step_cache import check_cache as check_cache

@@ -30,7 +30,7 @@ from calibri.sampling.encoding import make_encoder
 from calibri.sampling.frames import evenly_spaced
 from calibri.sampling.shift import changed_shift
 from calibri.sampling.signatures import NEGATIVE, call_arguments, required_arguments
-from calibri.sampling.step_cache import step_cache
+from calibri.sampling.step_cache import check_cache, step_cache
 
 # What pipelines call the number of frames of a video.
 _FRAMES = ("num_frames", "video_length", "frames")
@@ -154,9 +154,13 @@ class Sampler:
         """Keep the text encoders on the CPU; they visit the device to encode new prompts."""
         self._encoder.encoders.offload()
 
-    def restore_encoders(self) -> None:
-        """Put the text encoders back on the device of the pipeline."""
-        self._encoder.encoders.restore()
+    def check_cache(self) -> None:
+        """Refuse a pipeline whose steps cannot be told apart.
+
+        Raises:
+            UnsupportedModelError: a transformer takes no timestep.
+        """
+        check_cache(networks_of(self.pipe))
 
     def sample(
         self,

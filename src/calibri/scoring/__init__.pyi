@@ -1,8 +1,7 @@
+from .backends.choice import check_workers as check_workers
 from .backends.choice import make_backend as make_backend
 from .backends.local import Local as Local
-from .backends.processes import worker_devices as worker_devices
 from .bench import Bench as Bench
-from .device_swap import REWARDS as REWARDS
 from .evaluator import Evaluator as Evaluator
 from .evaluator import OnUnit as OnUnit
 from .evaluator import complete as complete

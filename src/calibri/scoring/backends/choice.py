@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from calibri.config import RunConfig
+from calibri.devices import resolve_device
 from calibri.pipelines import Pipeline
 from calibri.scoring.backends.local import Local
 from calibri.scoring.backends.processes import (
@@ -56,6 +57,15 @@ def choose_pool(device: str, model_bytes: int, images: int, asked: int | None) -
     else:
         threads = torch.get_num_threads() if count > 1 else None
     return Pool(tuple(worker_devices(device, count)), threads)
+
+
+def check_workers(config: RunConfig) -> None:
+    """Refuse more workers than there are devices for.
+
+    Raises:
+        ConfigError: there are fewer GPUs than workers, or the device does not exist.
+    """
+    worker_devices(str(resolve_device(config.device)), config.sampling.workers or 1)
 
 
 def make_backend(bench: Bench, config: RunConfig, images: int) -> Backend:
