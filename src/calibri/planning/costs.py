@@ -132,8 +132,7 @@ def plan(
     height, width = image_size(networks, config)
     guidance = _guidance(networks, config)
     chosen = _machine(machine, geometry)
-    speeds = [measure(config, _measured_flops(flops, guidance))] if measured else []
-    speeds = speeds or _speeds(chosen, tflops)
+    speeds = _measured(config, flops, guidance) if measured else _speeds(chosen, tflops)
     paper, size = _sizes_of_searches(networks["transformer"], config, guidance)
     components, branches = _sizes(networks, config), 2 if guidance > 1.0 else 1
     per_step = branches * config.space.members
@@ -156,10 +155,7 @@ def plan(
         offloaded_gigabytes=max(component.gigabytes for component in components),
         machine=chosen.title if chosen else None,
         machine_gigabytes=chosen.gigabytes if chosen else None,
-        procedures=[
-            counted.paper(geometry, paper, speeds),
-            counted.ours(size, speeds),
-        ],
+        procedures=[counted.paper(geometry, paper, speeds), counted.ours(size, speeds)],
         notes=_notes(config, size),
     )
 
@@ -194,9 +190,9 @@ def _machine(name: str | None, geometry: Geometry) -> Machine | None:
     return MACHINES[name.lower()]
 
 
-def _measured_flops(flops: ImageFlops, guidance: float) -> int:
+def _measured(config: RunConfig, flops: ImageFlops, guidance: float) -> list[Speed]:
     branches = 2 if guidance > 1.0 else 1
-    return MEASURED_STEPS * branches * flops.forward + flops.decode
+    return [measure(config, MEASURED_STEPS * branches * flops.forward + flops.decode)]
 
 
 def _speeds(machine: Machine | None, tflops: float | None) -> list[Speed]:

@@ -1,2 +1,1 @@
 from .metrics import METRICS as METRICS
-from .page import report as report

@@ -10,14 +10,12 @@ from torch import Tensor
 from calibri.arrays import Vector
 from calibri.artifact import Calibration
 from calibri.coefficients import (
-    PRESETS,
     Capabilities,
     Coefficients,
-    ResolvedConfig,
     SearchSpace,
     build_space,
     check_factors,
-    preset,
+    preset_start,
     resolve,
     warm_start,
 )
@@ -87,7 +85,7 @@ class Session:
         self.bench = Bench(config, measures, pipe)
         _check_branches(config, self.bench.scaler.networks)
         capabilities = Capabilities.of(self.bench.pipe, self.bench.sampler.cfg_scale)
-        self.config: ResolvedConfig = resolve(config, capabilities)
+        self.config = resolve(config, capabilities)
         self.space: SearchSpace = build_space(self.config, capabilities)
         check_factors(self.space.factors, self.bench.pipe)
         self.start: Vector = _start(self.config, self.space, self.bench.pipe, capabilities.sites)
@@ -187,37 +185,12 @@ def _check_branches(config: RunConfig, networks: Sequence[Network]) -> None:
         )
 
 
-def _start(config: ResolvedConfig, space: SearchSpace, pipe: Any, sites: Sequence[Site]) -> Vector:
+def _start(config: RunConfig, space: SearchSpace, pipe: Any, sites: Sequence[Site]) -> Vector:
     """Where the search starts: the original model, a preset, or another calibration."""
     source = config.space.start
     if source is None:
         return space.start
-    if source in PRESETS:
-        return _preset(source, space, pipe)
-    found = Calibration.from_pretrained(source)
-    return warm_start(space, sites, found.coefficients)
-
-
-def _preset(name: str, space: SearchSpace, pipe: Any) -> Vector:
-    """Find the vector of a preset, which must lie in the space."""
-    found = preset(
-        name,
-        pipe,
-        guidance_scale=space.start_weights[0],  # 1 without guidance
-        granularity=space.granularity,
-    )
-    original = space.coefficients(space.start)
-    if (space.knots, space.output_knots) != (1, 1):
-        raise ConfigError(
-            f"The preset '{name}' has scales that do not change over the sampling steps. Set "
-            "space.knots to 1 and space.output_knots to 1."
-        )
-    alike = (found.branches, len(found.scales)) == (original.branches, len(original.scales))
-    if not alike or not space.search_output:
-        count = found.member_branches.count(0)
-        raise ConfigError(
-            f"The preset '{name}' has members with scales of their own, {count} of them for "
-            f"the prompt. Set space.members to {count}, space.output_weights to true and, "
-            "under guidance, space.branches to 'separate'."
-        )
-    return space.vector(found)
+    known = preset_start(source, space, pipe)
+    if known is not None:
+        return known
+    return warm_start(space, sites, Calibration.from_pretrained(source).coefficients)
