@@ -50,7 +50,7 @@ EXAMPLES = {
     "search method": r'RandomSearch|methods\.random|"random"',  # asks, tells, has no settings
     "fidelity": r"cache_interval|step_?cache|StepCache|check_cache",  # a key, a try, a sampler
     "metric": r"[Ff]rechet",  # a number about the images of a setting, printed and drawn
-    "export": r"ia3|IA3",  # a file of another tool
+    "export": r'ia3|IA3|"peft"',  # a file of another tool
     "back-end": r"\bWorkers\b|backends\.processes",  # computes units elsewhere
 }
 

@@ -149,6 +149,11 @@ def import_authors_vector(
     )
 
 
+def write_authors(calibration: Calibration, transformer: nn.Module, output: Path) -> None:
+    """Write the JSON vector of a calibration; errors as of ``export_authors_vector``."""
+    export_authors_vector(calibration.coefficients, transformer).write(output)
+
+
 def export_authors_vector(coefficients: Coefficients, transformer: nn.Module) -> AuthorsFile:
     """Write coefficients in the authors' order; the inverse of ``import_authors_vector``.
 
