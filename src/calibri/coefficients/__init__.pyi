@@ -6,9 +6,9 @@ from .coefficients import Member as Member
 from .columns import OUTPUT as OUTPUT
 from .columns import Place as Place
 from .columns import scaled_places as scaled_places
+from .factors import check_factors as check_factors
 from .resolution import Capabilities as Capabilities
 from .resolution import build_space as build_space
-from .resolution import check_factors as check_factors
 from .resolution import resolve as resolve
 from .space import SearchSpace as SearchSpace
 from .start import preset_start as preset_start

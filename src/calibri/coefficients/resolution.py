@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from calibri.coefficients.coefficients import Factor
+from calibri.coefficients.factors import has_shift
 from calibri.coefficients.presets import PRESETS
 from calibri.coefficients.space import SearchSpace
 from calibri.config import RunConfig, SpaceConfig
 from calibri.pipelines import (
     PipelineOrTransformer,
     Site,
-    check_embedded_guidance,
-    check_shift,
-    has_shift,
     networks_of,
     sites_of,
 )
@@ -117,20 +113,3 @@ def build_space(config: ResolvedConfig, capabilities: Capabilities) -> SearchSpa
         search_guidance=space.guidance,
         search_shift=space.shift,
     )
-
-
-def check_factors(factors: Iterable[Factor], pipe: PipelineOrTransformer) -> None:
-    """Refuse factors on what a pipeline does not have.
-
-    Args:
-        factors: those that are searched or that a calibration changes.
-        pipe: a pipeline, or a bare transformer.
-
-    Raises:
-        UnsupportedModelError: it embeds no guidance, or its scheduler has no known shift.
-    """
-    if "guidance" in factors:
-        for network in networks_of(pipe):
-            check_embedded_guidance(network.transformer)
-    if "shift" in factors:
-        check_shift(pipe)

@@ -2,14 +2,9 @@ from .blueprints import build_networks as build_networks
 from .blueprints import find_geometry as find_geometry
 from .blueprints import forward_of as forward_of
 from .calls import Call as Call
-from .capabilities import check_embedded_guidance as check_embedded_guidance
-from .capabilities import check_shift as check_shift
-from .capabilities import embeds_guidance as embeds_guidance
-from .capabilities import has_shift as has_shift
 from .discovery.discover import discover as discover
 from .discovery.findings import Discovery as Discovery
 from .families.family import AuthorsVector as AuthorsVector
-from .families.family import Family as Family
 from .families.lookup import classes_where as classes_where
 from .families.lookup import family_of as family_of
 from .families.timesteps import Schedule as Schedule

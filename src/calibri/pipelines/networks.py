@@ -10,6 +10,8 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from calibri.errors import UnsupportedModelError
+from calibri.pipelines.families.family import Family
+from calibri.pipelines.families.lookup import family_of
 from calibri.pipelines.families.timesteps import Schedule
 from calibri.pipelines.pipeline import Pipeline, PipelineOrTransformer
 from calibri.pipelines.sites.find import find_output_sites, find_sites
@@ -58,6 +60,16 @@ class Network:
             UnsupportedModelError: that is not known, see ``schedule_of``.
         """
         return schedule_of(self.transformer, self.scheduler)
+
+    @property
+    def family(self) -> Family:
+        """What is known of its class."""
+        return family_of(self.transformer)
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether it is distilled to take its guidance as an input."""
+        return bool(getattr(getattr(self.transformer, "config", None), "guidance_embeds", False))
 
     @property
     def knows_timesteps(self) -> bool:

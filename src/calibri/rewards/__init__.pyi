@@ -1,10 +1,6 @@
 from .convert import convert_checkpoint as convert_checkpoint
 from .golden import GoldenCheck as GoldenCheck
 from .golden import check_reward as check_reward
-from .image_sets import DIVERSITY as DIVERSITY
-from .image_sets import FEATURES as FEATURES
-from .image_sets import diversity as diversity
-from .image_sets import frechet_distance as frechet_distance
 from .listing import ListedReward as ListedReward
 from .listing import list_rewards as list_rewards
 from .local_files import resolve_files as resolve_files

@@ -14,9 +14,9 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, NamedTuple, TypeAlias
 
 from calibri.errors import CalibriError, RewardError
+from calibri.results import DIVERSITY, FEATURES
 from calibri.rewards.arguments import arguments
 from calibri.rewards.functions import FunctionReward, scores_itself
-from calibri.rewards.image_sets import DIVERSITY, FEATURES
 from calibri.rewards.local_files import is_file_spec, load_from_file
 from calibri.rewards.reward import PLAIN_NAME, Reward, RewardInfo
 

@@ -12,17 +12,11 @@ from calibri.arrays import Scores
 from calibri.coefficients import Coefficients
 from calibri.progress import Progress
 from calibri.prompts import Prompt
-from calibri.results import Comparison, Evaluation, Fidelity, SettingResult
-from calibri.rewards import (
-    DIVERSITY,
-    FEATURES,
-    Mixture,
-    Scale,
-    frechet_distance,
-)
+from calibri.results import DIVERSITY, FEATURES, Comparison, Evaluation, Fidelity, SettingResult
+from calibri.rewards import Mixture, Scale
 from calibri.runs.session import Session
 from calibri.sampling import Noise
-from calibri.scoring import Evaluator, complete
+from calibri.scoring import Evaluator, complete, frechet_distance
 from calibri.seeds import derive_seed
 from calibri.statistics import bootstrap_mean, paired_difference
 

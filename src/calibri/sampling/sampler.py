@@ -18,10 +18,8 @@ from torch import Tensor
 from calibri.config import SamplingConfig
 from calibri.errors import ConfigError, UnsupportedModelError
 from calibri.pipelines import (
-    Family,
+    Network,
     Pipeline,
-    embeds_guidance,
-    family_of,
     networks_of,
 )
 from calibri.prompts import Prompt
@@ -80,8 +78,10 @@ class Sampler:
             raise ConfigError(
                 f"{name} makes images, so sampling.num_frames has no effect. Leave it out."
             )
-        if self._family.unsampled:
-            raise UnsupportedModelError(f"{name} {self._family.unsampled}. Use another pipeline.")
+        if self._network.family.unsampled:
+            raise UnsupportedModelError(
+                f"{name} {self._network.family.unsampled}. Use another pipeline."
+            )
         if "guidance_scale" not in self._scales() and self.config.guidance_scale > 1.0:
             raise ConfigError(
                 f"guidance_scale is {self.config.guidance_scale}, but this model of {name} has no "
@@ -94,14 +94,14 @@ class Sampler:
             "guidance_scale": self.config.guidance_scale,
             "true_cfg_scale": self.config.true_cfg_scale,
         }
-        embedded = embeds_guidance(networks_of(self.pipe)[0].transformer)
+        embedded = self._network.embeds_guidance
         if "true_cfg_scale" in self._call and not embedded:
             del scales["guidance_scale"]
         return {name: scale for name, scale in scales.items() if name in self._call}
 
     @property
-    def _family(self) -> Family:
-        return family_of(networks_of(self.pipe)[0].transformer)
+    def _network(self) -> Network:
+        return networks_of(self.pipe)[0]
 
     @property
     def _frames(self) -> str | None:
@@ -117,7 +117,7 @@ class Sampler:
             return 1.0
         scales = self._scales()
         scale = scales.get("true_cfg_scale", scales.get("guidance_scale", 1.0))
-        return self._family.guidance.scale(scale)
+        return self._network.family.guidance.scale(scale)
 
     @property
     def guided(self) -> bool:

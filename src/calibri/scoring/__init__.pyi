@@ -7,6 +7,7 @@ from .evaluator import OnUnit as OnUnit
 from .evaluator import complete as complete
 from .evaluator import ignore as ignore
 from .evaluator import sample_images as sample_images
+from .image_sets import frechet_distance as frechet_distance
 from .ledger import Ledger as Ledger
 from .ledger import MemoryRecords as MemoryRecords
 from .measures import Measures as Measures

@@ -11,19 +11,18 @@ from calibri.config import RunConfig
 from calibri.devices import resolve_device
 from calibri.errors import ConfigError
 from calibri.prompts import Prompt
+from calibri.results import DIVERSITY, FEATURES
 from calibri.rewards import (
-    DIVERSITY,
-    FEATURES,
     FeatureReward,
     ModelReward,
     Reward,
     UsesMetadata,
     check_measures,
-    diversity,
     make_reward,
     parse_mixture,
 )
 from calibri.scoring.frames import mean_over_frames
+from calibri.scoring.image_sets import diversity
 
 # From images (uint8, N x 3 x H x W) and N prompts to one row of numbers per image.
 Measure = Callable[[Tensor, Sequence[str]], Tensor]
