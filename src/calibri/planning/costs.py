@@ -26,7 +26,6 @@ from calibri.planning.procedures import (
     Procedure,
     images_by_phase,
     measures_first,
-    reward_names,
 )
 from calibri.planning.throughput import (
     MACHINES,
@@ -37,7 +36,7 @@ from calibri.planning.throughput import (
     measure,
 )
 from calibri.results import FULL, Record
-from calibri.rewards import reward_cost
+from calibri.rewards import reward_cost, used_rewards
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _REWARD = "reward"  # what the names of rewards' networks begin with
@@ -206,7 +205,7 @@ def _speeds(machine: Machine | None, tflops: float | None) -> list[Speed]:
 def _sizes(networks: Mapping[str, nn.Module], config: RunConfig) -> list[ComponentSize]:
     width = _BYTES[config.dtype]
     counts = {role: count_parameters(network) for role, network in networks.items()}
-    for name in reward_names(config)[1]:
+    for name in used_rewards(config):
         if (cost := reward_cost(name)) and cost.billions:
             counts[f"{_REWARD} {name}"] = int(cost.billions * 1e9)
     return [
@@ -221,7 +220,7 @@ def _in_turns(components: Sequence[ComponentSize]) -> float:
 
 
 def _notes(config: RunConfig, size: int) -> list[str]:
-    unknown = [name for name in reward_names(config)[1] if reward_cost(name) is None]
+    unknown = [name for name in used_rewards(config) if reward_cost(name) is None]
     notes = ["Memory is that of the weights; activations come on top and grow with the batch."]
     if measures_first(config.search, sum(images_by_phase(config, size).values())):
         notes.append(

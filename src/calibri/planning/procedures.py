@@ -9,7 +9,7 @@ from calibri.pipelines import Geometry
 from calibri.planning.flops import ImageFlops
 from calibri.planning.throughput import Speed
 from calibri.results import Record
-from calibri.rewards import parse_mixture, reward_cost
+from calibri.rewards import Mixture, reward_cost, used_rewards
 from calibri.search import bucket_size, images_of_generation
 
 TERA, PETA = 1e12, 1e15
@@ -96,13 +96,6 @@ def bucket_sizes(search: SearchConfig) -> list[int]:
     return [bucket_size(first, last, generation, count) for generation in range(count)]
 
 
-def reward_names(config: RunConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Name the rewards of the objective, and all of them."""
-    rewards = config.rewards
-    names = parse_mixture(rewards.objective, rewards.mixing, rewards.constraints).names
-    return tuple(names), tuple(dict.fromkeys((*names, *rewards.held_out)))
-
-
 class Counted:
     """FLOPs of the phases of a run.
 
@@ -129,7 +122,7 @@ class Counted:
         self._nfe = per_step * steps
         self._searched_nfe = per_step * config.search.fidelity.evaluations(steps)
         self._branches = branches  # the negative prompt is encoded beside each prompt
-        self._objective, self._all = reward_names(config)
+        self._objective, self._all = Mixture.of(config.rewards).names, used_rewards(config)
 
     def image(self) -> dict[str, float]:
         """One image at full fidelity, scored for the search, by part, in TFLOP."""

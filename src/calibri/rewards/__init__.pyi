@@ -8,6 +8,7 @@ from .mixing import Mixture as Mixture
 from .mixing import Scale as Scale
 from .mixing import parse_mixture as parse_mixture
 from .mixing import scale_of as scale_of
+from .mixing import used_rewards as used_rewards
 from .registry import check_measures as check_measures
 from .registry import make_reward as make_reward
 from .registry import name_rewards as name_rewards

@@ -24,7 +24,7 @@ from calibri.errors import ConfigError
 from calibri.pipelines import Network, Site
 from calibri.prompts import Prompt, PromptSets, prompt_sets
 from calibri.results import FULL, Fidelity
-from calibri.rewards import Reward, parse_mixture, resolve_files
+from calibri.rewards import Mixture, Reward, resolve_files
 from calibri.sampling import Noise
 from calibri.scoring import (
     Bench,
@@ -76,9 +76,7 @@ class Session:
             config = config.model_copy(update={"device": str(pipe.device)})
         _check_workers(config, alone=pipe is not None or bool(rewards))
         self.prompts = prompts or prompt_sets(config)
-        self.mixture = parse_mixture(
-            config.rewards.objective, config.rewards.mixing, config.rewards.constraints
-        )
+        self.mixture = Mixture.of(config.rewards)
         # Cheap checks come first: a pipeline can take minutes to load.
         measures = Measures.of(config, rewards)
         _check_groups(config, measures, self._searched(config, measures), self.prompts)

@@ -11,5 +11,4 @@ from .image_sets import frechet_distance as frechet_distance
 from .ledger import Ledger as Ledger
 from .ledger import MemoryRecords as MemoryRecords
 from .measures import Measures as Measures
-from .measures import used_rewards as used_rewards
 from .plain_json import decode as decode

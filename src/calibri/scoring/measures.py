@@ -19,7 +19,7 @@ from calibri.rewards import (
     UsesMetadata,
     check_measures,
     make_reward,
-    parse_mixture,
+    used_rewards,
 )
 from calibri.scoring.frames import mean_over_frames
 from calibri.scoring.image_sets import diversity
@@ -98,13 +98,6 @@ class Measures:
     def feature_reward(self) -> FeatureReward | None:
         """The first reward that gives features for a Frechet distance."""
         return next((r for r in self.rewards.values() if isinstance(r, FeatureReward)), None)
-
-
-def used_rewards(config: RunConfig) -> tuple[str, ...]:
-    """List what a run measures by name, the parts of its objective first."""
-    rewards = config.rewards
-    mixture = parse_mixture(rewards.objective, rewards.mixing, rewards.constraints)
-    return tuple(dict.fromkeys((*mixture.names, *rewards.held_out)))
 
 
 def _features_of(reward: FeatureReward) -> Measure:
