@@ -20,7 +20,8 @@ from calibri.coefficients import Coefficients
 from calibri.config import load_config
 from calibri.progress import Progress
 from calibri.results import Comparison
-from calibri.runs import Comparer, Session
+from calibri.runs import Session
+from calibri.runs.comparison import Comparer
 from calibri.scoring import Ledger, MemoryRecords
 
 SWEEP = np.arange(0.80, 1.61, 0.05)

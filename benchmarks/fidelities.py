@@ -15,7 +15,9 @@ import torch
 from calibri.arrays import Scores
 from calibri.config import SearchConfig, load_config
 from calibri.results import FULL, Fidelity, FidelityResult, Figure
-from calibri.runs import Design, Measurement, Session, variance_components
+from calibri.runs import Session
+from calibri.runs.probe.measure import Design, Measurement
+from calibri.runs.probe.variance import variance_components
 from calibri.scoring import Evaluator, Ledger, MemoryRecords
 
 

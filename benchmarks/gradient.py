@@ -27,7 +27,9 @@ from benchmarks import machine
 from calibri.config import load_config
 from calibri.progress import Progress
 from calibri.results import Figure
-from calibri.runs import Gradients, Session, ValidatedSearch
+from calibri.runs import Session
+from calibri.runs.gradients import Gradients
+from calibri.runs.loop import ValidatedSearch
 from calibri.scoring import Ledger, MemoryRecords
 from calibri.search import method_info
 from calibri.statistics import bootstrap_mean, paired_difference

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from calibri.pipelines import find_sites
+from calibri.pipelines.sites.find import find_sites
 from calibri.sampling import Fused, Scaler
 
 # Blocks of the width of SD3.5 Medium and half that of FLUX.1-dev, and enough of them for more than

@@ -39,10 +39,11 @@ from calibri.coefficients import Coefficients
 from calibri.config import RunConfig, load_config
 from calibri.progress import Progress
 from calibri.results import Figure
-from calibri.runs import Session, Step, ValidatedSearch
+from calibri.runs import Session
+from calibri.runs.loop import Step, ValidatedSearch
 from calibri.sampling import Noise
 from calibri.scoring import Evaluator, Ledger, MemoryRecords
-from calibri.search import tail_mean
+from calibri.search.averaging import tail_mean
 from calibri.statistics import bootstrap_mean
 
 Curve = list[dict[str, float]]

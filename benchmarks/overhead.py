@@ -15,8 +15,12 @@ from numpy.typing import NDArray
 
 from benchmarks.machine import Row, Spread
 from calibri.progress import Progress
-from calibri.runs import Journal, Session, ValidatedSearch
-from calibri.scoring import Evaluator, Ledger, MemoryRecords, Records, Result, Unit
+from calibri.runs import Session
+from calibri.runs.journal import Journal
+from calibri.runs.loop import ValidatedSearch
+from calibri.scoring import Evaluator, Ledger, MemoryRecords
+from calibri.scoring.ledger import Records
+from calibri.scoring.units import Result, Unit
 from calibri.seeds import derive_seed
 
 

@@ -17,15 +17,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from calibri.pipelines import (
-    GRANULARITIES,
-    classes_where,
-    family_of,
-    find_sites,
-    parameter_names,
-)
+from calibri.config import GRANULARITIES
+from calibri.pipelines import classes_where, family_of, parameter_names
 from calibri.pipelines.classes import transformer_classes
 from calibri.pipelines.families.lookup import block_family
+from calibri.pipelines.sites.find import find_sites
 from calibri.sampling import Fused
 from tests.pipelines.test_agreement import by_block, measured
 from tests.pipelines.test_site_contract import distance, random_scales, scaled

@@ -17,8 +17,11 @@ python -m benchmarks.structure [--root PATH] [--revision REV] [--against REV] [-
   something imported from the package, or on a string that names it.
 * A poke: ``obj._name`` where obj is not self or cls, nor a module of others; also such a name
   handed to ``getattr``, ``setattr`` or a patch.
+* A name of a face is used if another room or top-level module imports it from there, or a document
+  tells users to.
 * Places to touch: source files (tests and documents apart) that name one example of a kind, by
-  their own name or in code; comments and docstrings do not count. The examples are EXAMPLES.
+  their own name or in code; comments and docstrings do not count. The examples are EXAMPLES: what
+  adding another like them takes now. A revision from before an example has no places for it.
 """
 
 from __future__ import annotations
@@ -40,15 +43,15 @@ from typing import Any
 from benchmarks.import_graph import PACKAGE, Source, longest_chain, parse
 
 # One example of each kind that is added to, by the names that code has for it: a regular expression
-# that an identifier, a dotted module or a string constant has to contain.
+# that an identifier, a dotted module or a string constant, in double quotes, has to contain.
 EXAMPLES = {
     "family": r"Qwen-?Image|qwen_?image",  # a transformer with costs, loading and foreign formats
-    "reward": r"jpeg-|rewards\.jpeg|Jpeg",
-    "search method": r"Adam|Gradient(Optimiser|Search)|^learning_rate$|^last_steps$",
-    "fidelity": r"cache_interval|step_?cache|StepCache|check_cache",
-    "metric": r"[Ff]rechet",
-    "export": r"ia3|IA3",
-    "back-end": r"\bWorkers\b|backends\.processes",
+    "reward": r"jpeg-|rewards\.jpeg|Jpeg",  # scores images, costs nothing beside the pipeline
+    "search method": r'RandomSearch|methods\.random|"random"',  # asks, tells, has no settings
+    "fidelity": r"cache_interval|step_?cache|StepCache|check_cache",  # a key, a try, a sampler
+    "metric": r"[Ff]rechet",  # a number about the images of a setting, printed and drawn
+    "export": r'ia3|IA3|"peft"',  # a file of another tool
+    "back-end": r"\bWorkers\b|backends\.processes",  # computes units elsewhere
 }
 
 _PRIVATE = re.compile(r"_[A-Za-z]\w*$")
@@ -152,7 +155,7 @@ def words(tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             if id(node) not in documents:
-                yield node.value
+                yield f'"{node.value}"'
             continue
         for name in ("id", "attr", "name", "arg", "module", "asname"):
             if isinstance(value := getattr(node, name, None), str):
@@ -174,6 +177,40 @@ def places(source: Source) -> dict[str, list[str]]:
     return {
         kind: [path for path, found in text.items() if any(re.search(names, w) for w in found)]
         for kind, names in EXAMPLES.items()
+    }
+
+
+def face_names(source: Source) -> dict[str, dict[str, bool]]:
+    """For every room the names of its face, and whether anybody uses them."""
+    taken = set()
+    for module in source.modules.values():
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                taken |= {(module.top, f"{node.module}.{alias.name}") for alias in node.names}
+    documents = [*sorted((source.root / "docs").rglob("*.md")), source.root / "README.md"]
+    for path in documents:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        for room, names in re.findall(rf"from ({source.package}\.\w+) import ([\w, ]+)", text):
+            taken |= {("", f"{room}.{name.strip()}") for name in names.split(",")}
+    return {
+        room.top: {
+            name: any(n == f"{room.name}.{name}" and where != room.top for where, n in taken)
+            for name in source.face(room)
+        }
+        for room in source.rooms
+    }
+
+
+def _faces(faces: dict[str, dict[str, bool]]) -> dict[str, str]:
+    sizes = sorted(map(len, faces.values()), reverse=True)
+    widest = max(faces, key=lambda room: len(faces[room]), default="none")
+    return {
+        "names on faces": str(sum(sizes)),
+        "median face": f"{statistics.median(sizes or [0]):g}",
+        "widest face": f"{max(sizes, default=0)} ({widest})",
+        "names on faces that nobody uses": str(
+            sum(not used for names in faces.values() for used in names.values())
+        ),
     }
 
 
@@ -204,7 +241,7 @@ def figures(source: Source) -> dict[str, Any]:
     between = source.between()
     tests = _trees(source.root, "tests")
     outside = tests + _trees(source.root, "benchmarks")
-    named = places(source)
+    named, faces = places(source), face_names(source)
     return {
         "rooms": len(source.rooms),
         "modules outside of rooms": len(source.ground),
@@ -218,6 +255,7 @@ def figures(source: Source) -> dict[str, Any]:
         "connected pairs at any time, of rooms alone": _rooms_alone(source, between),
         "imports between them": sum(len(names) for names in between.values()),
         "imports past a face": len(source.past_faces()),
+        **_faces(faces),
         "longest function": "{} ({})".format(*max(lengths, default=(0, "none"))),
         "median function": f"{statistics.median(length for length, _ in lengths or [(0, '')]):g}",
         "longest file": f"{lines[longest_file]} ({longest_file.partition('.')[2]})",
@@ -233,6 +271,7 @@ def figures(source: Source) -> dict[str, Any]:
         ),
         **{f"places to touch: {kind}": len(paths) for kind, paths in named.items()},
         "places": named,
+        "faces": faces,
     }
 
 
@@ -276,7 +315,7 @@ def table(columns: dict[str, dict[str, Any]]) -> str:
     """The figures of one or two checkouts side by side."""
     rows = [["", *columns]]
     for label in next(iter(columns.values())):
-        if label != "places":
+        if label not in ("places", "faces"):
             rows.append([label, *(str(column[label]) for column in columns.values())])
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     return "\n".join(
@@ -295,7 +334,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--root", type=Path, default=Path(__file__).parents[1])
     parser.add_argument("--revision", help="count this revision, not the files as they are")
     parser.add_argument("--against", help="count this revision too, before the other")
-    parser.add_argument("--json", action="store_true", help="also which files are the places")
+    parser.add_argument("--json", action="store_true", help="also the places and the faces")
     options = parser.parse_args(arguments)
     columns = {}
     if options.against:

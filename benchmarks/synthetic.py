@@ -36,8 +36,8 @@ from calibri.search import (
     reached_plateau,
     select,
     survivors,
-    tail_mean,
 )
+from calibri.search.averaging import tail_mean
 from calibri.seeds import derive_seed
 
 RESULTS = Path(__file__).parent / "results" / "synthetic.json"

@@ -26,7 +26,8 @@ from calibri.config import load_config
 from calibri.pipelines import load_pipeline
 from calibri.progress import Progress
 from calibri.rewards import Reward
-from calibri.runs import SearchLoop, Session, planned_images
+from calibri.runs import Session, planned_images
+from calibri.runs.loop import SearchLoop
 from calibri.scoring import Evaluator, Ledger, Local, MemoryRecords
 
 

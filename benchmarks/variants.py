@@ -30,7 +30,9 @@ from calibri.config import RunConfig, load_config
 from calibri.planning import images_by_phase
 from calibri.progress import Progress
 from calibri.results import Fidelity, Figure
-from calibri.runs import SearchLoop, Session, search_basis
+from calibri.runs import Session
+from calibri.runs.basis import search_basis
+from calibri.runs.loop import SearchLoop
 from calibri.scoring import Ledger, MemoryRecords
 from calibri.statistics import paired_difference
 

@@ -23,7 +23,8 @@ from transformers import (
     FunnelConfig,
 )
 
-from calibri.shapes import IMAGE_SIZE, VOCABULARY
+from calibri.shapes import IMAGE_SIZE
+from calibri.shapes.scenes import VOCABULARY
 
 MAX_TOKENS = 12  # the longest caption has ten words; two more for begin and end
 NULL_TOKENS = 2  # what the third text encoder makes of 256 tokens

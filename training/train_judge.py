@@ -20,24 +20,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from calibri.rewards.shapes_judge import (
+from calibri.seeds import derive_seed
+from calibri.shapes.judge_network import (
     CONFIG_FILE,
     FORMAT,
     WEIGHTS_FILE,
     JudgeNetwork,
     encode_captions,
 )
-from calibri.seeds import derive_seed
-from calibri.shapes import (
-    DAMAGES,
-    NEAR_MISSES,
-    Scene,
-    caption,
-    held_out,
-    render_batch,
-    sample_scene,
-    wrong_relation,
-)
+from calibri.shapes.render import render_batch
+from calibri.shapes.scenes import Scene, caption, held_out, sample_scene
+from calibri.shapes.variations import DAMAGES, NEAR_MISSES, wrong_relation
 from parallel import Log, Optimizer, join, train
 
 LEARNING_RATE = 1.5e-3

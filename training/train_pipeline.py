@@ -15,7 +15,8 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from calibri.seeds import derive_seed
-from calibri.shapes import caption, held_out, render_batch, sample_scene
+from calibri.shapes.render import render_batch
+from calibri.shapes.scenes import caption, held_out, sample_scene
 from components import (
     MAX_TOKENS,
     NULL_TOKENS,

@@ -12,7 +12,10 @@ from torch import Tensor
 
 from calibri.rewards import Reward, make_reward
 from calibri.seeds import derive_seed
-from calibri.shapes import DAMAGES, NEAR_MISSES, Scene, parse_caption, render_batch, sample_prompts
+from calibri.shapes import sample_prompts
+from calibri.shapes.render import render_batch
+from calibri.shapes.scenes import Scene, parse_caption
+from calibri.shapes.variations import DAMAGES, NEAR_MISSES
 
 Case = tuple[str, list[int], Tensor]
 """A name, the scenes it is about, and their pictures."""

@@ -27,7 +27,7 @@ from .results import RunSummary as RunSummary
 from .rewards.server.adapter import serve_reward as serve_reward
 from .runs.calibrate import calibrate as calibrate
 from .runs.calibrate import resume as resume
-from .runs.comparison import evaluate as evaluate
+from .runs.evaluate import evaluate as evaluate
 from .runs.inspect import Inspection as Inspection
 from .runs.inspect import inspect as inspect
 from .version import __version__ as __version__

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -25,6 +25,7 @@ SHIPPED = "shapes"
 COMPOSITIONAL = "compositional"
 
 Granularity = Literal["block", "layer", "gate"]
+GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 Branches = Literal["shared", "separate"]
 OnFailure = Literal["retry", "drop", "fail"]
 Guard = Literal["off", "veto", "stop"]

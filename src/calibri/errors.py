@@ -83,3 +83,8 @@ def suggestion(name: str, known: Collection[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     meant = f"Did you mean '{near[0]}'? " if near else ""
     return f"{meant}Known are {', '.join(known)}."
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error of another library says, without its full stop."""
+    return (str(error).strip().splitlines() or [repr(error)])[0].rstrip(".")

@@ -25,6 +25,10 @@ class Figure(Record):
     n: int
 
 
+DIVERSITY, FEATURES = "diversity", "features"
+"""Measures that are no rewards: of the pixels of a prompt's images, and for a Frechet distance."""
+
+
 class SettingResult(Record):
     """One way of sampling, scored on the held-out prompts.
 

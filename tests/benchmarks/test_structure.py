@@ -127,6 +127,7 @@ def test_imports_past_a_face(root):
 def test_every_figure(root):
     counted = structure.figures(Source(root))
     del counted["places"]
+    assert counted.pop("faces") == {"b": {"run": True}, "c": {}, "prompts": {"first": True}}
     assert counted == {
         "rooms": 3,
         "modules outside of rooms": 1,
@@ -141,6 +142,10 @@ def test_every_figure(root):
         "connected pairs at any time, of rooms alone": 3,
         "imports between them": 5,
         "imports past a face": 2,
+        "names on faces": "2",
+        "median face": "1",
+        "widest face": "1 (b)",
+        "names on faces that nobody uses": "0",
         "longest function": "4 (second)",
         "median function": "4",
         "longest file": "12 (prompts.inner)",

@@ -6,8 +6,8 @@ from pydantic import ValidationError
 
 from calibri.coefficients.coefficients import Coefficients
 from calibri.coefficients.space import SearchSpace
+from calibri.config import GRANULARITIES
 from calibri.errors import CalibrationError, ConfigError
-from calibri.pipelines.granularity import GRANULARITIES
 from calibri.pipelines.sites.find import find_sites
 from calibri.pipelines.sites.site import Site
 from tests.tiny import tiny_flux, tiny_sd3

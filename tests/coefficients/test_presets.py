@@ -10,10 +10,9 @@ import calibri
 from calibri.artifact.apply import load
 from calibri.coefficients.presets import PRESETS, Window, autoguidance, preset, skip_layer_guidance
 from calibri.coefficients.space import SearchSpace
-from calibri.config import validate_config
+from calibri.config import GRANULARITIES, validate_config
 from calibri.errors import ConfigError, UnsupportedModelError
 from calibri.pipelines.families.timesteps import Schedule
-from calibri.pipelines.granularity import GRANULARITIES
 from calibri.pipelines.loading import load_pipeline
 from calibri.pipelines.sites.find import find_sites
 from calibri.runs.session import Session

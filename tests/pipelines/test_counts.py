@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from calibri.config import GRANULARITIES
 from calibri.pipelines.classes import transformer_classes
-from calibri.pipelines.granularity import GRANULARITIES, parameter_names
+from calibri.pipelines.granularity import parameter_names
 from calibri.pipelines.sites.find import find_sites
 from tests.pipelines.zoo import QUIET
 from tests.tiny import FLUX_DEV, SD35_MEDIUM

@@ -2,8 +2,9 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DModel
 
+from calibri.config import GRANULARITIES
 from calibri.errors import UnsupportedModelError
-from calibri.pipelines.granularity import GRANULARITIES, parameter_names
+from calibri.pipelines.granularity import parameter_names
 from calibri.pipelines.sites.find import find_output_sites, find_sites
 from tests.tiny import FLUX_DEV, SD35_MEDIUM, tiny_flux, tiny_sd3
 

@@ -9,10 +9,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from calibri.config import SamplingConfig, load_config
 from calibri.errors import ConfigError, UnsupportedModelError
-from calibri.pipelines.flops import build, count_parameters, find_geometry, image_flops, image_size
+from calibri.pipelines.blueprints import build, find_geometry
 from calibri.pipelines.geometries import Component
 from calibri.pipelines.loading import load_pipeline
 from calibri.planning.costs import with_defaults
+from calibri.planning.flops import count_parameters, image_flops, image_size
 from calibri.prompts.files import make_prompts
 from calibri.results import Fidelity
 from calibri.sampling.sampler import Noise, Sampler

@@ -2,7 +2,7 @@ import pytest
 
 from calibri.config import load_config
 from calibri.errors import ConfigError
-from calibri.pipelines.flops import find_geometry
+from calibri.pipelines.blueprints import find_geometry
 from calibri.planning.costs import Plan, plan, with_defaults
 
 pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")

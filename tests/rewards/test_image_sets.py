@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from calibri.rewards.image_sets import diversity, frechet_distance
+from calibri.scoring.image_sets import diversity, frechet_distance
 
 
 def test_diversity_is_the_mean_pairwise_rms_distance():

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from calibri.errors import RewardError
 from calibri.rewards.reward import Reward
-from calibri.rewards.shapes_judge import ShapesJudge, encode_captions, load_judge
+from calibri.rewards.shapes_judge import ShapesJudge
+from calibri.shapes.judge_network import encode_captions, load_judge
 from calibri.shapes.paths import JUDGE_PATH
 from calibri.shapes.render import render_batch
 from calibri.shapes.scenes import all_captions, parse_caption, sample_prompts

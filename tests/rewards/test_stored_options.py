@@ -2,13 +2,9 @@ import json
 
 import pytest
 
+from calibri.cli.evaluate import parse_option
 from calibri.errors import RewardError
-from calibri.rewards.stored_options import (
-    check_stored_names,
-    join_stored_options,
-    parse_option,
-    storable_options,
-)
+from calibri.rewards.stored_options import check_stored_names, join_stored_options, storable_options
 
 LOOPBACK = "http://127.0.0.1:8765"
 

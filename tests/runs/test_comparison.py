@@ -3,9 +3,10 @@ import torch
 
 from calibri.pipelines.loading import load_pipeline
 from calibri.results import Comparison, Evaluation, Figure, SettingResult
-from calibri.rewards.image_sets import frechet_distance
 from calibri.rewards.registry import make_reward
-from calibri.runs.comparison import evaluate, verdict
+from calibri.runs.comparison import verdict
+from calibri.runs.evaluate import evaluate
+from calibri.scoring.image_sets import frechet_distance
 from calibri.shapes.render import render_batch
 from calibri.shapes.scenes import parse_caption, sample_prompts
 from tests.artifact.test_apply import calibration

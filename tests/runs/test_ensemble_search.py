@@ -12,7 +12,7 @@ from calibri.pipelines.sites.find import find_sites
 from calibri.reporting.page import report
 from calibri.runs.basis import make_search
 from calibri.runs.calibrate import calibrate
-from calibri.runs.comparison import evaluate
+from calibri.runs.evaluate import evaluate
 from calibri.runs.session import Session
 from calibri.search.method import MethodInfo
 from tests.tiny import tiny_sd3

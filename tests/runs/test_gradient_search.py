@@ -10,13 +10,13 @@ import torch
 
 from calibri.config import load_config
 from calibri.progress import Progress
+from calibri.rewards.mixing import used_rewards
 from calibri.rewards.reward import BatchedReward, RewardInfo
 from calibri.runs.calibrate import calibrate
 from calibri.runs.journal import read_journal
 from calibri.runs.loop import ValidatedSearch, updates_per_generation
 from calibri.runs.session import Session
 from calibri.scoring.ledger import Ledger, MemoryRecords
-from calibri.scoring.measures import used_rewards
 
 TINY = {
     "device": "cpu",

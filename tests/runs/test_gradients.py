@@ -12,12 +12,12 @@ from torch import Tensor
 from calibri.coefficients.space import SearchSpace
 from calibri.config import load_config
 from calibri.errors import ConfigError, RewardError, RunError, UnsupportedModelError
+from calibri.rewards.mixing import used_rewards
 from calibri.rewards.registry import make_reward
 from calibri.rewards.reward import BatchedReward, DifferentiableReward, RewardInfo
 from calibri.runs.gradients import Gradients, jacobian
 from calibri.runs.session import Session
 from calibri.scoring.ledger import Ledger, MemoryRecords
-from calibri.scoring.measures import used_rewards
 from calibri.shapes.render import render_batch
 from calibri.shapes.scenes import parse_caption
 

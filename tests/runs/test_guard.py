@@ -8,14 +8,14 @@ from calibri.config import load_config, validate_config
 from calibri.errors import ConfigError, Interrupted
 from calibri.progress import Progress
 from calibri.prompts.files import make_prompts
-from calibri.results import Checkpoint, Figure
+from calibri.results import DIVERSITY, Checkpoint, Figure
+from calibri.rewards.mixing import used_rewards
 from calibri.rewards.reward import BatchedReward, RewardInfo
 from calibri.runs.calibrate import calibrate, planned_images, resume
 from calibri.runs.checkpoints import guard_reason
-from calibri.runs.comparison import evaluate
+from calibri.runs.evaluate import evaluate
 from calibri.runs.session import Session
 from calibri.sampling.sampler import Noise
-from calibri.scoring.measures import DIVERSITY, used_rewards
 from calibri.scoring.units import cut
 
 TINY = {

@@ -7,7 +7,7 @@ from calibri.config import load_config
 from calibri.errors import Interrupted
 from calibri.progress import Progress
 from calibri.runs.calibrate import calibrate, planned_images, resume
-from calibri.runs.comparison import evaluate
+from calibri.runs.evaluate import evaluate
 from calibri.runs.loop import SearchLoop, ValidatedSearch
 from calibri.runs.session import Session
 from calibri.scoring.ledger import Ledger, MemoryRecords

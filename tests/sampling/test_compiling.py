@@ -6,13 +6,14 @@ from torch._dynamo.testing import CompileCounter
 
 from calibri.config import SamplingConfig
 from calibri.errors import ConfigError
-from calibri.pipelines.loading import compile_transformers, load_pipeline
+from calibri.pipelines.loading import load_pipeline
 from calibri.pipelines.networks import networks_of
 from calibri.prompts.files import make_prompts
 from calibri.results import Fidelity
 from calibri.sampling.branches import BranchResolver
 from calibri.sampling.sampler import Noise, Sampler
 from calibri.sampling.scales.scaler import Scaler
+from calibri.scoring.compilation import compile_transformers
 
 PROMPTS = make_prompts(["a red circle", "two small green triangles"])
 NOISES = [Noise(prompt, 10 + i) for i, prompt in enumerate(PROMPTS)]

@@ -11,10 +11,12 @@ from calibri.coefficients.coefficients import Coefficients
 from calibri.config import SamplingConfig
 from calibri.errors import ConfigError, UnsupportedModelError
 from calibri.prompts.files import make_prompts
-from calibri.rewards.image_sets import diversity
-from calibri.sampling.frames import evenly_spaced, film_strip, mean_over_frames
+from calibri.runs.comparison import film_strip
+from calibri.sampling.frames import evenly_spaced
 from calibri.sampling.sampler import Noise, Sampler
 from calibri.sampling.scales.scaler import Scaler
+from calibri.scoring.frames import mean_over_frames
+from calibri.scoring.image_sets import diversity
 from tests.sampling.pipelines import RIGS, Decoder
 
 PROMPTS = make_prompts(["a red circle", "two blue squares here"])

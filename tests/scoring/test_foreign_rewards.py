@@ -9,8 +9,7 @@ from calibri.config import validate_config
 from calibri.errors import RewardError
 from calibri.pipelines.loading import load_pipeline
 from calibri.prompts.files import make_prompts
-from calibri.results import Fidelity
-from calibri.rewards.image_sets import DIVERSITY, FEATURES
+from calibri.results import DIVERSITY, FEATURES, Fidelity
 from calibri.rewards.reward import RewardInfo
 from calibri.sampling.sampler import Noise
 from calibri.scoring.backends.executors import Alternating, InOrder, Overlapped

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibri.errors import ConfigError
-from calibri.search import METHODS, Setup, method_info, methods, tail_mean
+from calibri.search import METHODS, Setup, method_info, methods
+from calibri.search.averaging import tail_mean
 
 N = 5
 BASIS = np.array(

@@ -1,41 +1,13 @@
-"""A calibration in the formats of other tools, one file each."""
+"""A calibration in the formats of other tools."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-from torch import nn
 
 from calibri.artifact.calibration import Calibration
-from calibri.artifact.formats.authors import export_authors_vector
-from calibri.artifact.formats.ia3 import write_ia3
-from calibri.artifact.formats.lora import write_lora
+from calibri.artifact.formats.registry import EXPORTERS, Format
 from calibri.errors import RunError
 from calibri.pipelines import load_skeleton, load_transformer
-
-Format = Literal["authors", "comfyui", "peft"]
-
-
-def _write_authors(calibration: Calibration, transformer: nn.Module, output: Path) -> None:
-    export_authors_vector(calibration.coefficients, transformer).write(output)
-
-
-@dataclass(frozen=True)
-class _Exporter:
-    """How a format is written, and whether that needs the weights of the model."""
-
-    write: Callable[[Calibration, nn.Module, Path], None]
-    needs_weights: bool = False
-
-
-EXPORTERS: dict[Format, _Exporter] = {
-    "authors": _Exporter(_write_authors),
-    "comfyui": _Exporter(write_lora, needs_weights=True),
-    "peft": _Exporter(write_ia3),
-}
 
 
 def export(

@@ -41,7 +41,8 @@ _Reward = Annotated[
     typer.Option(
         "--reward",
         metavar="NAME",
-        help="Reward to maximise; repeat it for rewards that only watch.",
+        help="Reward to maximise, or ./PATH.py:NAME of your own; repeat it for rewards that only "
+        "watch.",
         rich_help_panel=DATA,
     ),
 ]
@@ -228,7 +229,7 @@ def _run_in(path: Path, config: RunConfig) -> None:
 def _show_plan(config: RunConfig) -> None:
     import yaml
 
-    from calibri.pipelines import transformer_of
+    from calibri.pipelines import networks_of
     from calibri.runs import Session, check_search, planned_images
 
     with loading(f"Loading {config.pipeline}"):
@@ -240,7 +241,7 @@ def _show_plan(config: RunConfig) -> None:
     verbatim(console, text)
     planned = planned_images(session)
     facts = {
-        "transformer": type(transformer_of(session.bench.pipe)).__name__,
+        "transformer": type(networks_of(session.bench.pipe)[0].transformer).__name__,
         "sites": f"{len(session.bench.scaler.sites)} and the output",
         "parameters": f"{session.space.size}",
         "popsize": f"{config.search.population(session.space.size)}",

@@ -12,6 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from calibri.reporting import METRICS
 from calibri.results import Evaluation, Figure, SettingResult
 
 _WIDTH_IN_A_FILE = 120
@@ -111,11 +112,8 @@ def _setting_row(setting: SettingResult, evaluation: Evaluation) -> _Row:
         _reward_label(name, evaluation): Text(_unsigned(figure))
         for name, figure in setting.scores.items()
     }
-    others = {
-        "diversity": setting.diversity,
-        "Frechet": setting.frechet,
-        "s/image": setting.seconds_per_image,
-    }
+    others = {metric.label: getattr(setting, metric.name) for metric in METRICS}
+    others["s/image"] = setting.seconds_per_image
     cells |= {name: Text("-" if x is None else _fixed(x)) for name, x in others.items()}
     return Text(printable(setting.label), style="bold" if setting.calibrated else ""), cells
 

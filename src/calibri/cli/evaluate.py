@@ -13,6 +13,7 @@ from calibri.cli.paths import calibration_source
 from calibri.cli.progress import watching
 from calibri.cli.quiet import quiet_libraries
 from calibri.cli.tally import Tally
+from calibri.errors import RewardError
 
 _Prompts = Annotated[
     str | None,
@@ -102,9 +103,30 @@ def evaluate(
 
 
 def _options(texts: list[str]) -> dict[str, dict[str, Any]]:
-    from calibri.rewards import parse_option
-
     options: dict[str, dict[str, Any]] = {}
     for name, key, value in map(parse_option, texts):
         options.setdefault(name, {})[key] = value
     return options
+
+
+def parse_option(text: str) -> tuple[str, str, Any]:
+    """Read ``NAME.KEY=VALUE``; the value is YAML, and a name may have dots, as ``hpsv2.1``.
+
+    Returns:
+        Name, key and value.
+
+    Raises:
+        RewardError: it is of another form.
+    """
+    import yaml
+
+    where, separator, value = text.partition("=")
+    name, _, key = where.strip().rpartition(".")
+    if not (separator and name and key):
+        raise RewardError(
+            f"'{text}' is not of the form NAME.KEY=VALUE, e.g. judge.base_url=http://127.0.0.1:1/v1"
+        )
+    try:
+        return name, key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RewardError(f"Cannot read the value of '{text}' as YAML: {error}") from error

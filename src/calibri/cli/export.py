@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from calibri.artifact import EXPORTERS, Format
 from calibri.cli.display import err, loading, out, say, verbatim
 from calibri.cli.options import CalibrationArgument, PipelineOption, StrengthOption
 from calibri.cli.paths import calibration_source
 from calibri.cli.quiet import quiet_libraries
-
-_NEXT = {
-    "authors": "It is what the authors' code loads; `calibri import` reads it back.",
-    "comfyui": "Put it into ComfyUI's models/loras and load it with the LoRA loader.",
-    "peft": "Load it with peft.PeftModel.from_pretrained(pipe.transformer, folder).",
-}
 
 
 def export(
@@ -25,7 +20,7 @@ def export(
         Path, typer.Option("--output", metavar="PATH", help="What to write; must not exist.")
     ],
     format: Annotated[
-        Literal["authors", "comfyui", "peft"],
+        Format,
         typer.Option(
             "--format",
             help="The authors' JSON vector, a file for ComfyUI's LoRA loader, or a PEFT folder.",
@@ -49,4 +44,4 @@ def export(
             source, output, format=format, pipeline=pipeline, strength=strength
         )
     verbatim(out(), str(written))
-    say(err(), _NEXT[format])
+    say(err(), EXPORTERS[format].advice)

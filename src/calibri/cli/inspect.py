@@ -17,8 +17,8 @@ from calibri.errors import ConfigError
 from calibri.results import SiteRecord
 
 if TYPE_CHECKING:
-    from calibri.pipelines import Discovery
-    from calibri.runs import Inspection, SpaceRecord
+    from calibri import Discovery, Inspection
+    from calibri.runs import SpaceRecord
 
 _STREAM_STYLES = {"visual": "cyan", "text": "magenta", "joint": "yellow", "audio": "green"}
 

@@ -14,7 +14,7 @@ from calibri.cli.options import JsonOption
 from calibri.cli.quiet import quiet_libraries
 
 if TYPE_CHECKING:
-    from calibri.pipelines import ModelStatus
+    from calibri import ModelStatus
 
 _STYLES = {"table": "green", "discover": "yellow", "refused": "red"}
 

@@ -23,7 +23,8 @@ from calibri.cli.options import (
 from calibri.cli.quiet import quiet_libraries
 
 if TYPE_CHECKING:
-    from calibri.planning import Hours, Plan, Procedure
+    from calibri import Plan
+    from calibri.planning import Hours, Procedure
 
 _Row = tuple[str, list[str]]
 

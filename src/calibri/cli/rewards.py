@@ -84,7 +84,7 @@ def check(
     calibri rewards check pickscore --checkpoint my-pickscore --device cuda
     """
     with loading(f"Scoring with {name}"):
-        from calibri.pipelines import resolve_device
+        from calibri.devices import resolve_device
         from calibri.rewards import check_reward
 
         quiet_libraries()

@@ -6,12 +6,10 @@ from .coefficients import Member as Member
 from .columns import OUTPUT as OUTPUT
 from .columns import Place as Place
 from .columns import scaled_places as scaled_places
-from .presets import PRESETS as PRESETS
-from .presets import preset as preset
+from .factors import check_factors as check_factors
 from .resolution import Capabilities as Capabilities
-from .resolution import ResolvedConfig as ResolvedConfig
 from .resolution import build_space as build_space
-from .resolution import check_factors as check_factors
 from .resolution import resolve as resolve
 from .space import SearchSpace as SearchSpace
+from .start import preset_start as preset_start
 from .start import warm_start as warm_start

@@ -13,7 +13,7 @@ from calibri.arrays import Vector
 from calibri.coefficients.columns import OUTPUT
 from calibri.config import Granularity
 from calibri.errors import CalibrationError
-from calibri.pipelines import Site, parameter_name, parameter_names
+from calibri.pipelines import Site, parameter_names
 from calibri.results import Record
 
 Branch = Literal["conditional", "unconditional"]
@@ -275,7 +275,7 @@ class Coefficients(Record):
             CalibrationError: the names do not match the sites.
         """
         self._check_names(sites)
-        names = [parameter_name(site, self.granularity) for site in sites]
+        names = [site.parameter(self.granularity) for site in sites]
         scales = [[[knot[n] for n in names] for knot in member.scales] for member in self.members]
         table = np.empty((len(scales), self.trajectory_knots, len(names) + 1))
         table[..., :OUTPUT] = scales

@@ -7,11 +7,12 @@ for the output weight. All outputs of all transformers share that one.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from torch import nn
 
-from calibri.pipelines import Networks, Site, as_networks, find_output_sites, find_sites
+from calibri.pipelines import Network, Site, networks_of
 
 # The output weight is the last column, however many sites there are.
 OUTPUT: Final = -1
@@ -29,7 +30,7 @@ class Place(NamedTuple):
     column: int
 
 
-def scaled_places(networks: nn.Module | Networks) -> tuple[tuple[Place, ...], ...]:
+def scaled_places(networks: nn.Module | Sequence[Network]) -> tuple[tuple[Place, ...], ...]:
     """List what a table of scales multiplies.
 
     Args:
@@ -41,11 +42,12 @@ def scaled_places(networks: nn.Module | Networks) -> tuple[tuple[Place, ...], ..
     Raises:
         UnsupportedModelError: no sites are known.
     """
-    transformers = [network.transformer for network in as_networks(networks)]
+    # Each alone, so that paths are its own.
+    alone = [networks_of(network.transformer)[0] for network in networks_of(networks)]
     columns = itertools.count()
-    inner = [[Place(site, next(columns)) for site in find_sites(model)] for model in transformers]
+    inner = [[Place(site, next(columns)) for site in network.sites] for network in alone]
     last = next(columns)
     return tuple(
-        (*places, *[Place(site, last) for site in find_output_sites(model)])
-        for model, places in zip(transformers, inner, strict=True)
+        (*places, *[Place(site, last) for site in network.outputs])
+        for network, places in zip(alone, inner, strict=True)
     )

@@ -21,7 +21,7 @@ from calibri.coefficients.coefficients import BRANCHES, Coefficients, Member
 from calibri.config import Granularity
 from calibri.errors import ConfigError
 from calibri.pipelines import (
-    Networks,
+    Network,
     PipelineOrTransformer,
     Schedule,
     Site,
@@ -226,7 +226,7 @@ _Scales = dict[str, float]
 
 
 def _full_and_weaker(
-    networks: Networks, blocks: Sequence[int], granularity: Granularity
+    networks: Sequence[Network], blocks: Sequence[int], granularity: Granularity
 ) -> tuple[_Scales, _Scales]:
     sites = sites_of(networks)
     left_out = {path for network in networks for path in _paths(network.sites, blocks)}

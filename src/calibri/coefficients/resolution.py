@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from calibri.coefficients.coefficients import Factor
+from calibri.coefficients.factors import has_shift
 from calibri.coefficients.presets import PRESETS
 from calibri.coefficients.space import SearchSpace
 from calibri.config import RunConfig, SpaceConfig
 from calibri.pipelines import (
-    Network,
     PipelineOrTransformer,
     Site,
-    check_embedded_guidance,
-    check_shift,
-    has_shift,
-    knows_timesteps,
     networks_of,
     sites_of,
 )
@@ -51,13 +45,9 @@ class Capabilities:
         return cls(
             sites=sites_of(networks),
             guidance_scale=guidance_scale,
-            timesteps_known=all(map(_knows_timesteps, networks)),
+            timesteps_known=all(network.knows_timesteps for network in networks),
             shift_known=has_shift(pipe),
         )
-
-
-def _knows_timesteps(network: Network) -> bool:
-    return knows_timesteps(network.transformer, network.scheduler)
 
 
 class ResolvedSpace(SpaceConfig):
@@ -123,20 +113,3 @@ def build_space(config: ResolvedConfig, capabilities: Capabilities) -> SearchSpa
         search_guidance=space.guidance,
         search_shift=space.shift,
     )
-
-
-def check_factors(factors: Iterable[Factor], pipe: PipelineOrTransformer) -> None:
-    """Refuse factors on what a pipeline does not have.
-
-    Args:
-        factors: those that are searched or that a calibration changes.
-        pipe: a pipeline, or a bare transformer.
-
-    Raises:
-        UnsupportedModelError: it embeds no guidance, or its scheduler has no known shift.
-    """
-    if "guidance" in factors:
-        for network in networks_of(pipe):
-            check_embedded_guidance(network.transformer)
-    if "shift" in factors:
-        check_shift(pipe)

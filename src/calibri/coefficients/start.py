@@ -1,4 +1,4 @@
-"""Start a search from another calibration: of the same model, or coarser, or at other guidance."""
+"""Start a search from a preset or another calibration: coarser, say, or at other guidance."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import numpy as np
 
 from calibri.arrays import Vector
 from calibri.coefficients.coefficients import Coefficients
+from calibri.coefficients.presets import PRESETS, preset
 from calibri.coefficients.space import SearchSpace
+from calibri.config import GRANULARITIES
 from calibri.errors import ConfigError
-from calibri.pipelines import GRANULARITIES, Site, parameter_name
+from calibri.pipelines import PipelineOrTransformer, Site
 
 
 def warm_start(space: SearchSpace, sites: Sequence[Site], found: Coefficients) -> Vector:
@@ -69,9 +71,7 @@ def _names(space: SearchSpace, sites: Sequence[Site], found: Coefficients) -> di
             f"A search by {space.granularity} cannot start from a calibration by "
             f"{found.granularity}, which is finer. Set space.granularity to {found.granularity}."
         )
-    own = {
-        parameter_name(s, space.granularity): parameter_name(s, found.granularity) for s in sites
-    }
+    own = {s.parameter(space.granularity): s.parameter(found.granularity) for s in sites}
     if missing := sorted(set(own.values()) - found.scales[0].keys()):
         raise ConfigError(
             f"The calibration to start from has no scale for {', '.join(missing[:3])}: it belongs "
@@ -113,3 +113,39 @@ def _ratios(found: Coefficients, space: SearchSpace) -> Vector:
             "many (space.output_knots, space.members), or start from one."
         )
     return np.broadcast_to(ratios, (members, knots))
+
+
+def preset_start(name: str, space: SearchSpace, pipe: PipelineOrTransformer) -> Vector | None:
+    """Find the vector of a preset, which must lie in the space.
+
+    Args:
+        name: of a preset; anything else is none.
+        space: of the search.
+        pipe: what it is searched on.
+
+    Raises:
+        ConfigError: the preset lies outside of the space, or the model has none.
+    """
+    if name not in PRESETS:
+        return None
+    found = preset(
+        name,
+        pipe,
+        guidance_scale=space.start_weights[0],  # 1 without guidance
+        granularity=space.granularity,
+    )
+    original = space.coefficients(space.start)
+    if (space.knots, space.output_knots) != (1, 1):
+        raise ConfigError(
+            f"The preset '{name}' has scales that do not change over the sampling steps. Set "
+            "space.knots to 1 and space.output_knots to 1."
+        )
+    alike = (found.branches, len(found.scales)) == (original.branches, len(original.scales))
+    if not alike or not space.search_output:
+        count = found.member_branches.count(0)
+        raise ConfigError(
+            f"The preset '{name}' has members with scales of their own, {count} of them for "
+            f"the prompt. Set space.members to {count}, space.output_weights to true and, "
+            "under guidance, space.branches to 'separate'."
+        )
+    return space.vector(found)

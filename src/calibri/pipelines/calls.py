@@ -23,11 +23,11 @@ class Call:
             args, kwargs = copy.copy(self.args), dict(self.kwargs)
             return module(*args, **kwargs)
 
-
-def batch_size(call: Call) -> int:
-    """Count the rows of a forward: diffusers calls the latents hidden_states, or x."""
-    named = [call.kwargs[name] for name in ("hidden_states", "x") if name in call.kwargs]
-    for value in (*named, *call.args, *call.kwargs.values()):
-        if isinstance(value, list | tuple) or (isinstance(value, Tensor) and value.ndim):
-            return len(value)
-    return 1
+    @property
+    def batch_size(self) -> int:
+        """Rows of the forward: diffusers calls the latents hidden_states, or x."""
+        named = [self.kwargs[name] for name in ("hidden_states", "x") if name in self.kwargs]
+        for value in (*named, *self.args, *self.kwargs.values()):
+            if isinstance(value, list | tuple) or (isinstance(value, Tensor) and value.ndim):
+                return len(value)
+        return 1

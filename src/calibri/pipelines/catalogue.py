@@ -8,11 +8,11 @@ from typing import Literal
 import torch
 from torch import nn
 
-from calibri.config import Granularity
+from calibri.config import GRANULARITIES, Granularity
 from calibri.errors import UnsupportedModelError
 from calibri.pipelines.classes import transformer_classes
 from calibri.pipelines.families.lookup import block_family, family_of
-from calibri.pipelines.granularity import GRANULARITIES, parameter_names
+from calibri.pipelines.granularity import parameter_names
 from calibri.pipelines.sites.find import find_sites
 from calibri.results import Record
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import nn
 
 from calibri.errors import UnsupportedModelError
+from calibri.pipelines.families.family import Family
+from calibri.pipelines.families.lookup import family_of
 from calibri.pipelines.families.timesteps import Schedule
-from calibri.pipelines.pipeline import PipelineOrTransformer
+from calibri.pipelines.pipeline import Pipeline, PipelineOrTransformer
 from calibri.pipelines.sites.find import find_output_sites, find_sites
 from calibri.pipelines.sites.site import Site
-from calibri.pipelines.trajectory import Trajectory, schedule_of, trajectory_of
+from calibri.pipelines.trajectory import Trajectory, knows_timesteps, schedule_of, trajectory_of
 
 # What pipelines call their transformers, the one that bears the plain names first.
 _TRANSFORMERS = ("transformer", "transformer_2", "unconditional_transformer")
@@ -59,6 +61,21 @@ class Network:
         """
         return schedule_of(self.transformer, self.scheduler)
 
+    @property
+    def family(self) -> Family:
+        """What is known of its class."""
+        return family_of(self.transformer)
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether it is distilled to take its guidance as an input."""
+        return bool(getattr(getattr(self.transformer, "config", None), "guidance_embeds", False))
+
+    @property
+    def knows_timesteps(self) -> bool:
+        """Whether its scales can change over the sampling steps; see ``schedule_of``."""
+        return knows_timesteps(self.transformer, self.scheduler)
+
     @cached_property
     def trajectory(self) -> Trajectory:
         """The timesteps it is called with.
@@ -81,34 +98,41 @@ class Network:
         return f"{self.name}.{inner}" if self.name else inner
 
 
-Networks = Sequence[Network]
+Model: TypeAlias = PipelineOrTransformer | Sequence[Network]
 
 
-def as_networks(model: nn.Module | Networks) -> tuple[Network, ...]:
-    """Take a bare transformer as the only network."""
-    return (Network(model),) if isinstance(model, nn.Module) else tuple(model)
-
-
-def sites_of(networks: Networks) -> tuple[Site, ...]:
+def sites_of(model: Model) -> tuple[Site, ...]:
     """List the residual-branch sites of all networks, in their order.
 
+    Args:
+        model: see ``networks_of``.
+
     Raises:
-        UnsupportedModelError: the blocks of one of them are not known.
+        UnsupportedModelError: there are no networks, or the blocks of one of them are not known.
     """
-    return tuple(site for network in networks for site in network.sites)
+    return tuple(site for network in networks_of(model) for site in network.sites)
 
 
-def networks_of(pipe: PipelineOrTransformer) -> tuple[Network, ...]:
+def networks_of(model: Model) -> tuple[Network, ...]:
     """List the transformers of a pipeline; a bare transformer is the only one.
 
     Wan 2.2 runs one while there is much noise and another while there is little; Ideogram 4 has one
     for each branch of guidance.
 
+    Args:
+        model: a pipeline, a transformer, or the networks of one, which are returned as they are.
+
     Raises:
         UnsupportedModelError: the pipeline has none (a UNet, say).
     """
-    if isinstance(pipe, nn.Module):
-        return (Network(pipe),)
+    if isinstance(model, nn.Module):
+        return (Network(model),)
+    if isinstance(model, Sequence):
+        return tuple(model)
+    return _networks_of_pipeline(model)
+
+
+def _networks_of_pipeline(pipe: Pipeline) -> tuple[Network, ...]:
     parts = {name: getattr(pipe, name, None) for name in _TRANSFORMERS}
     if parts["transformer_2"] is not None and getattr(pipe.config, "boundary_ratio", 1) is None:
         del parts["transformer_2"]  # which the pipeline then never runs

@@ -9,7 +9,7 @@ from diffusers import SD3Transformer2DModel
 from torch import nn
 
 from calibri.config import SHIPPED
-from calibri.errors import UnsupportedModelError
+from calibri.errors import UnsupportedModelError, first_line
 from calibri.pipelines.classes import transformer_classes
 from calibri.shapes import PIPELINE_PATH
 
@@ -50,7 +50,7 @@ def load_transformer(name: str, *, revision: str | None = None) -> nn.Module:
         loaded: nn.Module = kind.from_pretrained(_path(name), subfolder=_FOLDER, revision=revision)
     except (OSError, ValueError) as error:
         raise UnsupportedModelError(
-            f"Cannot read the transformer's weights of '{name}': {_reason(error)}. Check the "
+            f"Cannot read the transformer's weights of '{name}': {first_line(error)}. Check the "
             "folder, or download the repository again."
         ) from error
     return loaded
@@ -65,14 +65,10 @@ def _configured(name: str, revision: str | None) -> tuple[Any, Any]:
         return transformer_classes()[config["_class_name"]], config
     except (OSError, ValueError, KeyError) as error:
         raise UnsupportedModelError(
-            f"Cannot read the transformer's configuration of '{name}': {_reason(error)}. Pass a "
+            f"Cannot read the transformer's configuration of '{name}': {first_line(error)}. Pass a "
             "diffusers folder or a repository id whose transformer is one of `calibri models`."
         ) from error
 
 
 def _path(name: str) -> str:
     return str(PIPELINE_PATH) if name == SHIPPED else name
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [repr(error)])[0].rstrip(".")

@@ -13,24 +13,19 @@ from calibri.configure import ConfigLike, merge_config
 from calibri.errors import ConfigError
 from calibri.pipelines import (
     Geometry,
-    ImageFlops,
-    build,
-    count_parameters,
+    build_networks,
     find_geometry,
-    find_sites,
     forward_of,
-    image_flops,
-    image_size,
-    knows_timesteps,
+    networks_of,
+    sites_of,
 )
+from calibri.planning.flops import ImageFlops, count_parameters, image_flops, image_size
 from calibri.planning.procedures import (
-    REWARD_COSTS,
     TERA,
     Counted,
     Procedure,
     images_by_phase,
     measures_first,
-    reward_names,
 )
 from calibri.planning.throughput import (
     MACHINES,
@@ -41,6 +36,7 @@ from calibri.planning.throughput import (
     measure,
 )
 from calibri.results import FULL, Record
+from calibri.rewards import reward_cost, used_rewards
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _REWARD = "reward"  # what the names of rewards' networks begin with
@@ -130,13 +126,12 @@ def plan(
     config = merge_config(config, values, ("machine", "tflops", "measured"))
     geometry = find_geometry(config.pipeline, config.revision)
     config = with_defaults(config, geometry)
-    networks = {role: build(component) for role, component in geometry.components.items()}
+    networks = build_networks(geometry)
     flops = image_flops(geometry, networks, config)
     height, width = image_size(networks, config)
     guidance = _guidance(networks, config)
     chosen = _machine(machine, geometry)
-    speeds = [measure(config, _measured_flops(flops, guidance))] if measured else []
-    speeds = speeds or _speeds(chosen, tflops)
+    speeds = _measured(config, flops, guidance) if measured else _speeds(chosen, tflops)
     paper, size = _sizes_of_searches(networks["transformer"], config, guidance)
     components, branches = _sizes(networks, config), 2 if guidance > 1.0 else 1
     per_step = branches * config.space.members
@@ -159,10 +154,7 @@ def plan(
         offloaded_gigabytes=max(component.gigabytes for component in components),
         machine=chosen.title if chosen else None,
         machine_gigabytes=chosen.gigabytes if chosen else None,
-        procedures=[
-            counted.paper(geometry, paper, speeds),
-            counted.ours(size, speeds),
-        ],
+        procedures=[counted.paper(geometry, paper, speeds), counted.ours(size, speeds)],
         notes=_notes(config, size),
     )
 
@@ -178,8 +170,8 @@ def _sizes_of_searches(
     """Numbers that the paper's procedure and ours search."""
     # There is no scheduler to ask here: models whose operations can be counted follow a flow with
     # a shift.
-    known = knows_timesteps(transformer)
-    capabilities = Capabilities(find_sites(transformer), guidance, known, known)
+    known = networks_of(transformer)[0].knows_timesteps
+    capabilities = Capabilities(sites_of(transformer), guidance, known, known)
     ours = resolve(config, capabilities)
     papers = ours.space.model_copy(update={"output_knots": 1, "shift": False})
     paper = ours.model_copy(update={"space": papers})
@@ -197,9 +189,9 @@ def _machine(name: str | None, geometry: Geometry) -> Machine | None:
     return MACHINES[name.lower()]
 
 
-def _measured_flops(flops: ImageFlops, guidance: float) -> int:
+def _measured(config: RunConfig, flops: ImageFlops, guidance: float) -> list[Speed]:
     branches = 2 if guidance > 1.0 else 1
-    return MEASURED_STEPS * branches * flops.forward + flops.decode
+    return [measure(config, MEASURED_STEPS * branches * flops.forward + flops.decode)]
 
 
 def _speeds(machine: Machine | None, tflops: float | None) -> list[Speed]:
@@ -213,10 +205,9 @@ def _speeds(machine: Machine | None, tflops: float | None) -> list[Speed]:
 def _sizes(networks: Mapping[str, nn.Module], config: RunConfig) -> list[ComponentSize]:
     width = _BYTES[config.dtype]
     counts = {role: count_parameters(network) for role, network in networks.items()}
-    for name in reward_names(config)[1]:
-        billions = REWARD_COSTS.get(name, (0.0, 0.0))[1]
-        if billions:
-            counts[f"{_REWARD} {name}"] = int(billions * 1e9)
+    for name in used_rewards(config):
+        if (cost := reward_cost(name)) and cost.billions:
+            counts[f"{_REWARD} {name}"] = int(cost.billions * 1e9)
     return [
         ComponentSize(name=name, parameters=count, gigabytes=count * width / 1e9)
         for name, count in counts.items()
@@ -229,7 +220,7 @@ def _alternating(components: Sequence[ComponentSize]) -> float:
 
 
 def _notes(config: RunConfig, size: int) -> list[str]:
-    unknown = [name for name in reward_names(config)[1] if name not in REWARD_COSTS]
+    unknown = [name for name in used_rewards(config) if reward_cost(name) is None]
     notes = ["Memory is that of the weights; activations come on top and grow with the batch."]
     if measures_first(config.search, sum(images_by_phase(config, size).values())):
         notes.append(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from calibri.config import RunConfig, SearchConfig
-from calibri.pipelines import Geometry, ImageFlops
+from calibri.pipelines import Geometry
+from calibri.planning.flops import ImageFlops
 from calibri.planning.throughput import Speed
 from calibri.results import Record
-from calibri.rewards import parse_mixture
+from calibri.rewards import Mixture, reward_cost, used_rewards
 from calibri.search import bucket_size, images_of_generation
 
 TERA, PETA = 1e12, 1e15
@@ -18,19 +19,6 @@ _PAPER_VALIDATION = 496
 WORTHWHILE_IMAGES = 20_000
 # Beside what is counted, the host, the reward's preparation and waiting: at most this much more.
 OVERHEAD = 1.25
-
-# (TFLOP of an image, billions of parameters). HPSv3: 256 visual and about 330 text tokens through
-# Qwen2-VL-7B. The others: two FLOPs for each weight and token of their published geometry.
-REWARD_COSTS: dict[str, tuple[float, float]] = {
-    "shapes": (0.0, 0.0),
-    "shapes-judge": (0.0, 0.0),
-    "jpeg-compressibility": (0.0, 0.0),
-    "jpeg-incompressibility": (0.0, 0.0),
-    "hpsv3": (9.2, 8.29),
-    "pickscore": (0.38, 0.99),
-    "hpsv2.1": (0.38, 0.99),
-    "imagereward": (0.13, 0.45),
-}
 
 
 class Hours(Record):
@@ -108,13 +96,6 @@ def bucket_sizes(search: SearchConfig) -> list[int]:
     return [bucket_size(first, last, generation, count) for generation in range(count)]
 
 
-def reward_names(config: RunConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Name the rewards of the objective, and all of them."""
-    rewards = config.rewards
-    names = parse_mixture(rewards.objective, rewards.mixing, rewards.constraints).names
-    return tuple(names), tuple(dict.fromkeys((*names, *rewards.held_out)))
-
-
 class Counted:
     """FLOPs of the phases of a run.
 
@@ -141,7 +122,7 @@ class Counted:
         self._nfe = per_step * steps
         self._searched_nfe = per_step * config.search.fidelity.evaluations(steps)
         self._branches = branches  # the negative prompt is encoded beside each prompt
-        self._objective, self._all = reward_names(config)
+        self._objective, self._all = Mixture.of(config.rewards).names, used_rewards(config)
 
     def image(self) -> dict[str, float]:
         """One image at full fidelity, scored for the search, by part, in TFLOP."""
@@ -153,7 +134,7 @@ class Counted:
         }
 
     def _reward(self, names: Sequence[str]) -> float:
-        return sum(REWARD_COSTS.get(name, (0.0, 0.0))[0] for name in names)
+        return sum(cost.teraflop for cost in map(reward_cost, names) if cost)
 
     def paper(self, geometry: Geometry, size: int, speeds: list[Speed]) -> Procedure:
         """The paper's loop as its authors run it: every image encodes its prompt again."""

@@ -1,12 +1,6 @@
-from .compositional import compositional_prompts as compositional_prompts
 from .files import Prompt as Prompt
 from .files import bucket as bucket
-from .files import check_disjoint as check_disjoint
-from .files import load_prompts as load_prompts
 from .files import make_prompts as make_prompts
-from .files import wording as wording
-from .sets import is_prompt_set as is_prompt_set
-from .sets import load_prompt_set as load_prompt_set
 from .sources import PromptSets as PromptSets
 from .sources import prompt_sets as prompt_sets
 from .sources import prompts_from as prompts_from

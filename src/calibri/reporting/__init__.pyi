@@ -1,1 +1,1 @@
-from .page import report as report
+from .metrics import METRICS as METRICS

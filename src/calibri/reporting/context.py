@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from calibri.reporting.charts import Point, tone
+from calibri.reporting.metrics import METRICS
 from calibri.reporting.text import count, duration, general, interval, mean
 from calibri.results import Comparison, Evaluation, Figure, RunSummary, SampleRow, SettingResult
 
@@ -159,17 +160,13 @@ def _cost_number(summary: RunSummary) -> KeyNumber:
 
 
 def trends(evaluation: Evaluation) -> list[Trend]:
-    """Every reward, then diversity and Frechet distance where measured, against steps."""
+    """Every reward, then the figures about sets of images where measured, against steps."""
     settings = evaluation.settings
     rewards = [
         Trend(name, role, tuple(_point(s, s.scores[name]) for s in settings if name in s.scores))
         for name, role in rewards_of(evaluation).items()
     ]
-    extra = [
-        Trend("Diversity", "between images of a prompt", _points(settings, "diversity")),
-        Trend("Fr\xe9chet distance", "to reference images; lower is better",
-              _points(settings, "frechet")),
-    ]  # fmt: skip
+    extra = [Trend(*metric.title, _points(settings, metric.name)) for metric in METRICS]
     return [trend for trend in [*rewards, *extra] if trend.points]
 
 

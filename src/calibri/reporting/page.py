@@ -13,6 +13,7 @@ from markupsafe import Markup
 from calibri.errors import RunError
 from calibri.files import write_atomically
 from calibri.reporting import charts, context, text
+from calibri.reporting.metrics import METRICS
 from calibri.reporting.network import Network, place_coefficients
 from calibri.results import Evaluation, RunSummary
 from calibri.runs import RunFolder
@@ -117,10 +118,11 @@ def _evaluation_parts(evaluation: Evaluation | None) -> dict[str, object]:
     return {
         "settings": context.ordered_settings(evaluation),
         "rewards": context.rewards_of(evaluation),
-        "has": {
-            name: any(getattr(setting, name) is not None for setting in evaluation.settings)
-            for name in ("diversity", "frechet")
-        },
+        "metrics": [
+            metric
+            for metric in METRICS
+            if any(getattr(setting, metric.name) is not None for setting in evaluation.settings)
+        ],
         "forests": [
             (name, _both(partial(charts.forest, rows, name), _columns(len(forests))))
             for name, rows in forests.items()

@@ -17,7 +17,7 @@ from torch import Tensor
 from calibri.errors import RewardError
 from calibri.rewards.registry import RewardSource, make_reward
 from calibri.rewards.reward import ModelReward, RewardInfo
-from calibri.shapes import IMAGE_SIZE, parse_caption, render_batch
+from calibri.shapes import IMAGE_SIZE, draw_captions
 
 STORED_PATH: Path = Path(__file__).parent / "golden.json"
 """Figures by reward and variant."""
@@ -67,8 +67,7 @@ def golden_pictures(enlargement: int = ENLARGEMENT) -> GoldenPictures:
         enlargement: each pixel of a scene becomes a square of this side; the gradient and the
             noise are made at the final size, 24 times this number.
     """
-    scenes = [parse_caption(shown) for _, shown in _SCENES.values()]
-    drawn = render_batch(scenes, torch.Generator().manual_seed(0))
+    drawn = draw_captions([shown for _, shown in _SCENES.values()], seed=0)
     enlarged = drawn.repeat_interleave(enlargement, 2).repeat_interleave(enlargement, 3)
     size = IMAGE_SIZE * enlargement
     images = torch.cat([enlarged, torch.stack([_gradient(size), _noise(size)])])

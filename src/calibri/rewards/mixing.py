@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 
 from calibri.arrays import Scores
+from calibri.config import RewardConfig, RunConfig
 from calibri.errors import ConfigError, RewardError
 
 Method = Literal["zscore", "rank", "min"]
@@ -62,6 +63,11 @@ class Mixture:
     weights: Mapping[str, float]
     method: Method = "zscore"
     constraints: tuple[Constraint, ...] = ()
+
+    @classmethod
+    def of(cls, rewards: RewardConfig) -> Mixture:
+        """Read the objective of a configuration; errors as of ``parse_mixture``."""
+        return parse_mixture(rewards.objective, rewards.mixing, rewards.constraints)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -136,6 +142,11 @@ def scale_of(name: str, table: Scores) -> Scale:
             f"{mean:g}, so it has no spread to be measured in. Leave it out of the mixture."
         )
     return Scale(mean, spread)
+
+
+def used_rewards(config: RunConfig) -> tuple[str, ...]:
+    """List what a run measures by name, the parts of its objective first."""
+    return tuple(dict.fromkeys((*Mixture.of(config.rewards).names, *config.rewards.held_out)))
 
 
 def parse_mixture(spec: str, method: Method = "zscore", constraints: Sequence[str] = ()) -> Mixture:

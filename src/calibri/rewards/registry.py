@@ -11,12 +11,12 @@ import functools
 import importlib
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from calibri.errors import CalibriError, RewardError
+from calibri.results import DIVERSITY, FEATURES
 from calibri.rewards.arguments import arguments
 from calibri.rewards.functions import FunctionReward, scores_itself
-from calibri.rewards.image_sets import DIVERSITY, FEATURES
 from calibri.rewards.local_files import is_file_spec, load_from_file
 from calibri.rewards.reward import PLAIN_NAME, Reward, RewardInfo
 
@@ -28,32 +28,66 @@ RewardSource: TypeAlias = str | Reward | Callable[..., Any]
 # Columns of results that are no rewards.
 _RESERVED = (DIVERSITY, FEATURES, "seconds")
 
-# Name to module and class; a reward's module is imported only when it is asked for.
-_REWARDS: dict[str, tuple[str, str]] = {
-    "aesthetic": ("calibri.rewards.aesthetic", "Aesthetic"),
-    "blip-vqa": ("calibri.rewards.blip_vqa", "BlipVqa"),
-    "clipscore": ("calibri.rewards.clipscore", "ClipScore"),
-    "clipscore-original": ("calibri.rewards.clipscore", "OriginalClipScore"),
-    "compbench-attribute": ("calibri.rewards.compbench", "CompBenchAttribute"),
-    "compbench-clip": ("calibri.rewards.clipscore", "CompBenchClip"),
-    "dino-diversity": ("calibri.rewards.dino", "DinoDiversity"),
-    "geneval": ("calibri.rewards.geneval", "GenEval"),
-    "geneval-soft": ("calibri.rewards.geneval", "GenEvalSoft"),
-    "hpsv2.1": ("calibri.rewards.hpsv2", "HpsV21"),
-    "hpsv3": ("calibri.rewards.hpsv3", "HPSv3Reward"),
-    "imagereward": ("calibri.rewards.imagereward", "ImageReward"),
-    "jpeg-compressibility": ("calibri.rewards.jpeg", "JpegCompressibility"),
-    "jpeg-incompressibility": ("calibri.rewards.jpeg", "JpegIncompressibility"),
-    "judge": ("calibri.rewards.endpoint", "JudgeReward"),
-    "pickscore": ("calibri.rewards.pickscore", "PickScore"),
-    "qalign": ("calibri.rewards.qalign", "QAlignReward"),
-    "qalign-aesthetics": ("calibri.rewards.qalign", "QAlignAesthetics"),
-    "remote": ("calibri.rewards.remote", "RemoteReward"),
-    "shapes": ("calibri.rewards.shapes", "ShapesReward"),
-    "shapes-judge": ("calibri.rewards.shapes_judge", "ShapesJudge"),
-    "unifiedreward": ("calibri.rewards.endpoint", "UnifiedReward"),
-    "vqascore": ("calibri.rewards.vqascore", "VqaScore"),
+
+class RewardCost(NamedTuple):
+    """What a reward takes beside the pipeline.
+
+    Attributes:
+        teraflop: of one image.
+        billions: of parameters.
+    """
+
+    teraflop: float
+    billions: float
+
+
+class _Row(NamedTuple):
+    """Where a reward of ours is, imported only when it is asked for; its cost where known."""
+
+    module: str
+    class_name: str
+    cost: RewardCost | None = None
+
+    @property
+    def path(self) -> str:
+        return f"calibri.rewards.{self.module}"
+
+
+_FREE = RewardCost(0.0, 0.0)
+
+# HPSv3: 256 visual and about 330 text tokens through Qwen2-VL-7B. Other costs: two FLOPs for each
+# weight and token of the published geometry.
+_REWARDS: dict[str, _Row] = {
+    "aesthetic": _Row("aesthetic", "Aesthetic"),
+    "blip-vqa": _Row("blip_vqa", "BlipVqa"),
+    "clipscore": _Row("clipscore", "ClipScore"),
+    "clipscore-original": _Row("clipscore", "OriginalClipScore"),
+    "compbench-attribute": _Row("compbench", "CompBenchAttribute"),
+    "compbench-clip": _Row("clipscore", "CompBenchClip"),
+    "dino-diversity": _Row("dino", "DinoDiversity"),
+    "geneval": _Row("geneval", "GenEval"),
+    "geneval-soft": _Row("geneval", "GenEvalSoft"),
+    "hpsv2.1": _Row("hpsv2", "HpsV21", RewardCost(0.38, 0.99)),
+    "hpsv3": _Row("hpsv3", "HPSv3Reward", RewardCost(9.2, 8.29)),
+    "imagereward": _Row("imagereward", "ImageReward", RewardCost(0.13, 0.45)),
+    "jpeg-compressibility": _Row("jpeg", "JpegCompressibility", _FREE),
+    "jpeg-incompressibility": _Row("jpeg", "JpegIncompressibility", _FREE),
+    "judge": _Row("endpoint", "JudgeReward"),
+    "pickscore": _Row("pickscore", "PickScore", RewardCost(0.38, 0.99)),
+    "qalign": _Row("qalign", "QAlignReward"),
+    "qalign-aesthetics": _Row("qalign", "QAlignAesthetics"),
+    "remote": _Row("remote", "RemoteReward"),
+    "shapes": _Row("shapes", "ShapesReward", _FREE),
+    "shapes-judge": _Row("shapes_judge", "ShapesJudge", _FREE),
+    "unifiedreward": _Row("endpoint", "UnifiedReward"),
+    "vqascore": _Row("vqascore", "VqaScore"),
 }
+
+
+def reward_cost(name: str) -> RewardCost | None:
+    """Tell what a reward takes; None where that is not known."""
+    row = _REWARDS.get(name)
+    return row.cost if row else None
 
 
 def reward_names() -> tuple[str, ...]:
@@ -202,7 +236,8 @@ def _check_own_name(reward: Reward) -> None:
             f"'{name}' is no plain name of a reward. Use letters, digits, '.', '_' and '-' in its "
             "info, and give a function a name."
         )
-    known = (origin.__module__, origin.__name__) == _REWARDS.get(name)
+    row = _REWARDS.get(name)
+    known = row is not None and (origin.__module__, origin.__name__) == (row.path, row.class_name)
     known = known or origin.__module__ in {point.module for point in _points(name)}
     if name in _RESERVED or (name in reward_names() and not known):
         raise RewardError(
@@ -217,8 +252,8 @@ def _own(name: str) -> Callable[..., Any]:
             f"{_distributions(clashes)} adds a reward '{name}', which is one of Calibri's own, so "
             "it is not clear which one is meant. Uninstall that package."
         )
-    module, attribute = _REWARDS[name]
-    factory: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    row = _REWARDS[name]
+    factory: Callable[..., Any] = getattr(importlib.import_module(row.path), row.class_name)
     return factory
 
 

@@ -11,8 +11,6 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-import yaml
-
 from calibri.errors import RewardError
 from calibri.http_client import is_loopback
 from calibri.rewards.local_files import is_file_spec
@@ -129,24 +127,3 @@ def _stays_here(key: str, value: Any) -> bool:
         return all(map(is_loopback, _texts(value)))
     except ValueError:
         return False
-
-
-def parse_option(text: str) -> tuple[str, str, Any]:
-    """Read ``NAME.KEY=VALUE``; the value is YAML, and a name may have dots, as ``hpsv2.1``.
-
-    Returns:
-        Name, key and value.
-
-    Raises:
-        RewardError: it is of another form.
-    """
-    where, separator, value = text.partition("=")
-    name, _, key = where.strip().rpartition(".")
-    if not (separator and name and key):
-        raise RewardError(
-            f"'{text}' is not of the form NAME.KEY=VALUE, e.g. judge.base_url=http://127.0.0.1:1/v1"
-        )
-    try:
-        return name, key, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise RewardError(f"Cannot read the value of '{text}' as YAML: {error}") from error

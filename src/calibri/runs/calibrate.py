@@ -24,7 +24,7 @@ from calibri.config import RunConfig, validate_config
 from calibri.configure import ConfigLike
 from calibri.errors import Interrupted
 from calibri.files import write_atomically
-from calibri.pipelines import parameter_name, transformer_of
+from calibri.pipelines import networks_of
 from calibri.planning import images_by_phase, measures_first
 from calibri.progress import Progress
 from calibri.results import Evaluation, RunSummary, SampleRow, SearchResult, SiteRecord
@@ -266,7 +266,7 @@ def _summary(
     return RunSummary(
         name=folder.path.name,
         pipeline=config.pipeline,
-        transformer_class=type(transformer_of(session.bench.pipe)).__name__,
+        transformer_class=type(networks_of(session.bench.pipe)[0].transformer).__name__,
         calibri_version=__version__,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         verdict=verdict(evaluation),
@@ -278,7 +278,7 @@ def _summary(
                 block=site.block,
                 layer=site.layer,
                 stream=site.stream,
-                parameter=parameter_name(site, granularity),
+                parameter=site.parameter(granularity),
             )
             for site in session.bench.scaler.sites
         ],

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from calibri.coefficients import Capabilities, Factor, build_space, check_factors, resolve
-from calibri.config import Granularity, RunConfig
+from calibri.config import GRANULARITIES, Granularity, RunConfig
 from calibri.configure import ConfigLike, merge_config
 from calibri.errors import ConfigError, UnsupportedModelError
 from calibri.pipelines import (
-    GRANULARITIES,
     Discovery,
-    Networks,
+    Network,
     load_pipeline,
     networks_of,
-    parameter_name,
     parameter_names,
     sites_of,
 )
@@ -130,7 +129,7 @@ def _space(pipe: Any, config: RunConfig) -> SpaceRecord | None:
     )
 
 
-def _inspection(name: str, networks: Networks, granularity: Granularity) -> Inspection:
+def _inspection(name: str, networks: Sequence[Network], granularity: Granularity) -> Inspection:
     sites = sites_of(networks)
     return Inspection(
         pipeline=name,
@@ -142,7 +141,7 @@ def _inspection(name: str, networks: Networks, granularity: Granularity) -> Insp
                 block=site.block,
                 layer=site.layer,
                 stream=site.stream,
-                parameter=parameter_name(site, granularity),
+                parameter=site.parameter(granularity),
             )
             for site in sites
         ],

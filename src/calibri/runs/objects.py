@@ -10,8 +10,7 @@ from typing import Any
 from calibri.config import SHIPPED, RewardConfig, RunConfig
 from calibri.configure import ConfigLike, merge_config, with_own_material
 from calibri.errors import ConfigError
-from calibri.rewards import Reward, name_rewards
-from calibri.scoring import used_rewards
+from calibri.rewards import Reward, name_rewards, used_rewards
 from calibri.shapes import PIPELINE_PATH
 
 _PIPELINE, _REWARD = "a pipeline", "the reward"

@@ -10,23 +10,21 @@ from torch import Tensor
 from calibri.arrays import Vector
 from calibri.artifact import Calibration
 from calibri.coefficients import (
-    PRESETS,
     Capabilities,
     Coefficients,
-    ResolvedConfig,
     SearchSpace,
     build_space,
     check_factors,
-    preset,
+    preset_start,
     resolve,
     warm_start,
 )
 from calibri.config import RunConfig
 from calibri.errors import ConfigError
-from calibri.pipelines import Networks, Site, resolve_device
+from calibri.pipelines import Network, Site
 from calibri.prompts import Prompt, PromptSets, prompt_sets
 from calibri.results import FULL, Fidelity
-from calibri.rewards import Reward, parse_mixture, resolve_files
+from calibri.rewards import Mixture, Reward, resolve_files
 from calibri.sampling import Noise
 from calibri.scoring import (
     Bench,
@@ -35,10 +33,10 @@ from calibri.scoring import (
     Local,
     Measures,
     OnUnit,
+    check_workers,
     ignore,
     make_backend,
     sample_images,
-    worker_devices,
 )
 from calibri.seeds import derive_seed
 
@@ -78,16 +76,14 @@ class Session:
             config = config.model_copy(update={"device": str(pipe.device)})
         _check_workers(config, alone=pipe is not None or bool(rewards))
         self.prompts = prompts or prompt_sets(config)
-        self.mixture = parse_mixture(
-            config.rewards.objective, config.rewards.mixing, config.rewards.constraints
-        )
+        self.mixture = Mixture.of(config.rewards)
         # Cheap checks come first: a pipeline can take minutes to load.
         measures = Measures.of(config, rewards)
         _check_groups(config, measures, self._searched(config, measures), self.prompts)
         self.bench = Bench(config, measures, pipe)
         _check_branches(config, self.bench.scaler.networks)
         capabilities = Capabilities.of(self.bench.pipe, self.bench.sampler.cfg_scale)
-        self.config: ResolvedConfig = resolve(config, capabilities)
+        self.config = resolve(config, capabilities)
         self.space: SearchSpace = build_space(self.config, capabilities)
         check_factors(self.space.factors, self.bench.pipe)
         self.start: Vector = _start(self.config, self.space, self.bench.pipe, capabilities.sites)
@@ -152,7 +148,7 @@ def _guards(config: RunConfig, measures: Measures) -> list[str]:
 
 def _check_workers(config: RunConfig, *, alone: bool) -> None:
     count = config.sampling.workers or 1
-    worker_devices(str(resolve_device(config.device)), count)
+    check_workers(config)
     if alone and count > 1:
         raise ConfigError(
             f"sampling.workers is {count}, but a pipeline or a reward was given as an object, "
@@ -178,7 +174,7 @@ def _check_groups(
             )
 
 
-def _check_branches(config: RunConfig, networks: Networks) -> None:
+def _check_branches(config: RunConfig, networks: Sequence[Network]) -> None:
     apart = all(network.branch is not None for network in networks)
     if apart and config.space.branches == "separate" and config.space.members == 1:
         raise ConfigError(
@@ -187,37 +183,12 @@ def _check_branches(config: RunConfig, networks: Networks) -> None:
         )
 
 
-def _start(config: ResolvedConfig, space: SearchSpace, pipe: Any, sites: Sequence[Site]) -> Vector:
+def _start(config: RunConfig, space: SearchSpace, pipe: Any, sites: Sequence[Site]) -> Vector:
     """Where the search starts: the original model, a preset, or another calibration."""
     source = config.space.start
     if source is None:
         return space.start
-    if source in PRESETS:
-        return _preset(source, space, pipe)
-    found = Calibration.from_pretrained(source)
-    return warm_start(space, sites, found.coefficients)
-
-
-def _preset(name: str, space: SearchSpace, pipe: Any) -> Vector:
-    """Find the vector of a preset, which must lie in the space."""
-    found = preset(
-        name,
-        pipe,
-        guidance_scale=space.start_weights[0],  # 1 without guidance
-        granularity=space.granularity,
-    )
-    original = space.coefficients(space.start)
-    if (space.knots, space.output_knots) != (1, 1):
-        raise ConfigError(
-            f"The preset '{name}' has scales that do not change over the sampling steps. Set "
-            "space.knots to 1 and space.output_knots to 1."
-        )
-    alike = (found.branches, len(found.scales)) == (original.branches, len(original.scales))
-    if not alike or not space.search_output:
-        count = found.member_branches.count(0)
-        raise ConfigError(
-            f"The preset '{name}' has members with scales of their own, {count} of them for "
-            f"the prompt. Set space.members to {count}, space.output_weights to true and, "
-            "under guidance, space.branches to 'separate'."
-        )
-    return space.vector(found)
+    known = preset_start(source, space, pipe)
+    if known is not None:
+        return known
+    return warm_start(space, sites, Calibration.from_pretrained(source).coefficients)

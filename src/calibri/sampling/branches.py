@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from calibri.errors import GuidanceError, UnsupportedModelError
-from calibri.pipelines import Networks, Pipeline, networks_of
+from calibri.pipelines import Network, Pipeline, networks_of
 from calibri.sampling.scales.layout import Layout
 from calibri.sampling.signatures import NEGATIVE, encoded_names, named_outputs, returns_both
 
@@ -63,7 +63,7 @@ class BranchResolver:
         if any(network.branch is None for network in networks):
             self._watch(pipe, networks)
 
-    def _watch(self, pipe: Pipeline, networks: Networks) -> None:
+    def _watch(self, pipe: Pipeline, networks: Sequence[Network]) -> None:
         self._names = encoded_names(pipe)
         if not _embedding_names(self._names):
             raise UnsupportedModelError(

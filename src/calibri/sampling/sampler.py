@@ -18,12 +18,9 @@ from torch import Tensor
 from calibri.config import SamplingConfig
 from calibri.errors import ConfigError, UnsupportedModelError
 from calibri.pipelines import (
-    Family,
+    Network,
     Pipeline,
-    embeds_guidance,
-    family_of,
     networks_of,
-    transformer_of,
 )
 from calibri.prompts import Prompt
 from calibri.results import FULL, Fidelity
@@ -31,7 +28,7 @@ from calibri.sampling.encoding import make_encoder
 from calibri.sampling.frames import evenly_spaced
 from calibri.sampling.shift import changed_shift
 from calibri.sampling.signatures import NEGATIVE, call_arguments, required_arguments
-from calibri.sampling.step_cache import step_cache
+from calibri.sampling.step_cache import check_cache, step_cache
 
 # What pipelines call the number of frames of a video.
 _FRAMES = ("num_frames", "video_length", "frames")
@@ -81,8 +78,10 @@ class Sampler:
             raise ConfigError(
                 f"{name} makes images, so sampling.num_frames has no effect. Leave it out."
             )
-        if self._family.unsampled:
-            raise UnsupportedModelError(f"{name} {self._family.unsampled}. Use another pipeline.")
+        if self._network.family.unsampled:
+            raise UnsupportedModelError(
+                f"{name} {self._network.family.unsampled}. Use another pipeline."
+            )
         if "guidance_scale" not in self._scales() and self.config.guidance_scale > 1.0:
             raise ConfigError(
                 f"guidance_scale is {self.config.guidance_scale}, but this model of {name} has no "
@@ -95,14 +94,14 @@ class Sampler:
             "guidance_scale": self.config.guidance_scale,
             "true_cfg_scale": self.config.true_cfg_scale,
         }
-        embedded = embeds_guidance(transformer_of(self.pipe))
+        embedded = self._network.embeds_guidance
         if "true_cfg_scale" in self._call and not embedded:
             del scales["guidance_scale"]
         return {name: scale for name, scale in scales.items() if name in self._call}
 
     @property
-    def _family(self) -> Family:
-        return family_of(transformer_of(self.pipe))
+    def _network(self) -> Network:
+        return networks_of(self.pipe)[0]
 
     @property
     def _frames(self) -> str | None:
@@ -118,7 +117,7 @@ class Sampler:
             return 1.0
         scales = self._scales()
         scale = scales.get("true_cfg_scale", scales.get("guidance_scale", 1.0))
-        return self._family.guidance.scale(scale)
+        return self._network.family.guidance.scale(scale)
 
     @property
     def guided(self) -> bool:
@@ -155,9 +154,13 @@ class Sampler:
         """Keep the text encoders on the CPU; they visit the device to encode new prompts."""
         self._encoder.encoders.offload()
 
-    def restore_encoders(self) -> None:
-        """Put the text encoders back on the device of the pipeline."""
-        self._encoder.encoders.restore()
+    def check_cache(self) -> None:
+        """Refuse a pipeline whose steps cannot be told apart.
+
+        Raises:
+            UnsupportedModelError: a transformer takes no timestep.
+        """
+        check_cache(networks_of(self.pipe))
 
     def sample(
         self,

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from calibri.pipelines import Pipeline, check_shift
+from calibri.coefficients import check_factors
+from calibri.pipelines import Pipeline
 
 
 def change_shift(pipe: Pipeline, factor: float) -> Callable[[], None]:
@@ -27,11 +28,11 @@ def change_shift(pipe: Pipeline, factor: float) -> Callable[[], None]:
         A function that gives the pipeline its scheduler back.
 
     Raises:
-        UnsupportedModelError: see ``check_shift``.
+        UnsupportedModelError: the scheduler is another than FlowMatchEulerDiscreteScheduler.
     """
     if factor == 1.0:
         return lambda: None
-    check_shift(pipe)
+    check_factors(("shift",), pipe)
     before = pipe.scheduler
     pipe.scheduler = changed = _shifted(before, factor)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -22,14 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from calibri.errors import UnsupportedModelError
-from calibri.pipelines import Networks
+from calibri.pipelines import Network
 from calibri.trees import mapped
 
 # What transformers call the timestep.
 _TIMESTEPS = ("timestep", "timesteps", "t")
 
 
-def check_cache(networks: Networks) -> None:
+def check_cache(networks: Sequence[Network]) -> None:
     """Refuse transformers whose steps cannot be told apart.
 
     Raises:
@@ -46,7 +46,7 @@ def check_cache(networks: Networks) -> None:
 
 
 @contextmanager
-def step_cache(networks: Networks, interval: int | None) -> Iterator[None]:
+def step_cache(networks: Sequence[Network], interval: int | None) -> Iterator[None]:
     """Cache what the transformers return inside, which must be one call of a pipeline.
 
     Args:

@@ -29,8 +29,7 @@ class TextEncoders:
             self._home = self._pipe._execution_device
             self._move(_CPU)
 
-    def restore(self) -> None:
-        """Put them back on the device for good."""
+    def _restore(self) -> None:
         if self._home is not None:
             self._move(self._home)
             self._home = None
@@ -39,7 +38,7 @@ class TextEncoders:
     def present(self) -> Iterator[None]:
         """Have them on the device inside."""
         home = self._home
-        self.restore()
+        self._restore()
         try:
             with torch.no_grad():
                 yield

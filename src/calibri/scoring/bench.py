@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from calibri.config import RunConfig
+from calibri.devices import resolve_device
 from calibri.errors import RunError
 from calibri.memory import Halving, is_out_of_memory
-from calibri.pipelines import compile_transformers, load_pipeline, networks_of, resolve_device
-from calibri.sampling import BranchResolver, Sampler, Scaler
-from calibri.scoring.device_swap import DeviceSwap, share_device
+from calibri.pipelines import load_pipeline, networks_of
+from calibri.sampling import BranchResolver, Noise, Sampler, Scaler
+from calibri.scoring.compilation import compile_transformers
+from calibri.scoring.device_swap import REWARDS, DeviceSwap, share_device
 from calibri.scoring.measures import Grouped, Measure, Measures
 from calibri.scoring.pictures import Pictures, join_pictures
 from calibri.scoring.units import Row, Unit
@@ -117,6 +119,17 @@ class Bench:
         """
         self.measures.remember(noise.prompt for _, noise in rows)
         return {name: _measured(self.measures[name], rows, pictures) for name in unit.measures}
+
+    def score(self, images: Tensor, noises: Sequence[Noise], names: Sequence[str]) -> None:
+        """Measure images by rewards, to see whether these take them.
+
+        Raises:
+            RewardError: one does not.
+        """
+        if self.swap is not None:
+            self.swap.use(REWARDS)
+        for name in names:
+            self.measures[name](images, [noise.prompt.text for noise in noises])
 
 
 def _configured_pipeline(config: RunConfig) -> Any:

@@ -9,24 +9,23 @@ import torch
 from torch import Tensor
 
 from calibri.config import RunConfig
+from calibri.devices import resolve_device
 from calibri.errors import CalibriError, ConfigError, RewardError
 from calibri.memory import is_out_of_memory
-from calibri.pipelines import resolve_device
 from calibri.prompts import Prompt
+from calibri.results import DIVERSITY, FEATURES
 from calibri.rewards import (
-    DIVERSITY,
-    FEATURES,
     DifferentiableReward,
     FeatureReward,
     ModelReward,
     Reward,
     UsesMetadata,
     check_measures,
-    diversity,
     make_reward,
-    parse_mixture,
+    used_rewards,
 )
-from calibri.sampling import mean_over_frames
+from calibri.scoring.frames import mean_over_frames
+from calibri.scoring.image_sets import diversity
 
 # From images (uint8, N x 3 x H x W) and N prompts to one row of numbers per image.
 Measure = Callable[[Tensor, Sequence[str]], Tensor]
@@ -116,13 +115,6 @@ class Measures:
     def feature_reward(self) -> FeatureReward | None:
         """The first reward that gives features for a Frechet distance."""
         return next((r for r in self.rewards.values() if isinstance(r, FeatureReward)), None)
-
-
-def used_rewards(config: RunConfig) -> tuple[str, ...]:
-    """List what a run measures by name, the parts of its objective first."""
-    rewards = config.rewards
-    mixture = parse_mixture(rewards.objective, rewards.mixing, rewards.constraints)
-    return tuple(dict.fromkeys((*mixture.names, *rewards.held_out)))
 
 
 def _features_of(reward: FeatureReward) -> Measure:

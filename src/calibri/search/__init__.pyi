@@ -1,9 +1,7 @@
-from .averaging import tail_mean as tail_mean
 from .buckets import bucket_size as bucket_size
 from .method import MethodInfo as MethodInfo
 from .method import SearchMethod as SearchMethod
 from .method import Setup as Setup
-from .popsize import default_popsize as default_popsize
 from .racing import first_prompts as first_prompts
 from .racing import images_of_generation as images_of_generation
 from .racing import race_scores as race_scores

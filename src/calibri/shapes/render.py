@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from calibri.shapes.scenes import COLORS, RELATIONS, SHAPES, SIZES, Scene
+from calibri.shapes.scenes import COLORS, RELATIONS, SHAPES, SIZES, Scene, parse_caption
 
 IMAGE_SIZE = 24
 """Height and width of a picture, in pixels."""
@@ -156,3 +156,17 @@ def render_batch(scenes: Sequence[Scene], generator: torch.Generator) -> Tensor:
 def render(scene: Scene, generator: torch.Generator) -> Tensor:
     """Draw one picture of a scene: uint8 (3, 24, 24)."""
     return render_batch([scene], generator)[0]
+
+
+def draw_captions(captions: Sequence[str], seed: int) -> Tensor:
+    """Draw a picture of each caption: uint8 (N, 3, 24, 24).
+
+    Args:
+        captions: N texts.
+        seed: of what captions leave open, such as places and backgrounds.
+
+    Raises:
+        PromptError: a text is not a caption.
+    """
+    scenes = [parse_caption(text) for text in captions]
+    return render_batch(scenes, torch.Generator().manual_seed(seed))

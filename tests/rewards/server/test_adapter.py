@@ -49,9 +49,17 @@ def test_an_open_range_is_plain_json():
     assert (fields["name"], fields["kind"]) == ("corner", "pointwise")
 
 
-def test_an_address_that_cannot_be_used_is_an_error_in_words():
+@pytest.mark.parametrize("reward", ["shapes", make_reward("shapes")])
+def test_an_address_that_cannot_be_used_is_an_error_in_words(reward):
     with pytest.raises(ConfigError, match=r"0\.0\.0\.0.*no token"):
-        serve_reward(make_reward("shapes"), "0.0.0.0", 0)
+        serve_reward(reward, "0.0.0.0", 0)
+
+
+def test_a_name_or_an_option_that_no_reward_has_is_refused():
+    with pytest.raises(RewardError, match="no-such"):
+        serve_reward("no-such", port=0)
+    with pytest.raises(RewardError, match="sharpness"):
+        serve_reward("shapes", port=0, sharpness=1)
 
 
 @pytest.mark.slow

@@ -23,8 +23,8 @@ from calibri.pipelines import (
     AuthorsVector,
     classes_where,
     family_of,
-    find_sites,
     parameter_names,
+    sites_of,
 )
 from calibri.results import Record
 from calibri.version import __version__
@@ -149,6 +149,11 @@ def import_authors_vector(
     )
 
 
+def write_authors(calibration: Calibration, transformer: nn.Module, output: Path) -> None:
+    """Write the JSON vector of a calibration; errors as of ``export_authors_vector``."""
+    export_authors_vector(calibration.coefficients, transformer).write(output)
+
+
 def export_authors_vector(coefficients: Coefficients, transformer: nn.Module) -> AuthorsFile:
     """Write coefficients in the authors' order; the inverse of ``import_authors_vector``.
 
@@ -161,7 +166,7 @@ def export_authors_vector(coefficients: Coefficients, transformer: nn.Module) ->
         CalibrationError: the coefficients are of another model.
     """
     _authors(transformer, coefficients.granularity)
-    coefficients.site_scales(find_sites(transformer))  # refuses another size
+    coefficients.site_scales(sites_of(transformer))  # refuses another size
     if coefficients.trajectory_knots > 1:
         raise CalibrationError(
             f"The authors' files hold constant scalars; these change over the sampling steps and "
@@ -201,7 +206,7 @@ def _known() -> list[str]:
 
 
 def _names(transformer: nn.Module, granularity: Granularity) -> list[tuple[str, ...]]:
-    sites = find_sites(transformer)
+    sites = sites_of(transformer)
     groups = _authors(transformer, granularity).groups[granularity]
     return [
         parameter_names([site for site in sites if site in group], granularity) for group in groups
@@ -249,7 +254,7 @@ def _effective(
     member: dict[str, float], transformer: nn.Module, granularity: Granularity
 ) -> dict[str, float]:
     """Put a member in the order of the sites; entries without an effect become 1."""
-    authors, sites = _authors(transformer, granularity), find_sites(transformer)
+    authors, sites = _authors(transformer, granularity), sites_of(transformer)
     idle = [site for site in sites if site.layer == authors.ineffective]
     ones = dict.fromkeys(parameter_names(idle, granularity), 1.0)
     return {name: ones.get(name, member[name]) for name in parameter_names(sites, granularity)}

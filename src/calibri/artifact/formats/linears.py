@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from calibri.coefficients import Coefficients, scaled_places
 from calibri.errors import FuseError
-from calibri.pipelines import Fold, Site, find_sites
+from calibri.pipelines import Fold, Site, sites_of
 
 
 def linear_scales(coefficients: Coefficients, transformer: nn.Module) -> dict[str, Tensor]:
@@ -28,7 +28,7 @@ def linear_scales(coefficients: Coefficients, transformer: nn.Module) -> dict[st
     """
     if reason := coefficients.unfoldable:
         raise FuseError(f"{reason} Use it with calibri.load.")
-    scales = coefficients.site_scales(find_sites(transformer))[0].tolist()
+    scales = coefficients.site_scales(sites_of(transformer))[0].tolist()
     found: dict[str, Tensor] = {}
     for site, column in scaled_places(transformer)[0]:
         scale = scales[column]

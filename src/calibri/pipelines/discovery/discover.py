@@ -21,7 +21,6 @@ import torch
 from torch import nn
 
 from calibri.errors import UnsupportedModelError
-from calibri.pipelines.calls import batch_size
 from calibri.pipelines.discovery.block_probe import BlockProbe
 from calibri.pipelines.discovery.findings import Discovery, Finding
 from calibri.pipelines.discovery.kinds import block_kinds
@@ -52,7 +51,7 @@ def discover(transformer: nn.Module, run: Callable[[], Any]) -> Discovery:
             f"The run did not call this {type(transformer).__name__}. Run the model itself, or a "
             "pipeline that uses it."
         )
-    rows = batch_size(calls[""])
+    rows = calls[""].batch_size
     called = [[path for path in paths if path in calls] for paths in kinds]
     probes = {paths[0]: BlockProbe(transformer, calls, paths, rows) for paths in called if paths}
     findings = [f for p in probes.values() if p.is_identity for f in p.findings()]

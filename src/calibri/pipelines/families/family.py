@@ -73,6 +73,13 @@ class Forward:
     default_size: int | None = 128
     decoded: Callable[[int, int], tuple[int, ...]] = lambda height, width: (height, width)
 
+    def lengths(self, most: int | None = None) -> dict[str, int]:
+        """Tokens of a prompt in each text encoder, with ``max_sequence_length`` if it is given."""
+        lengths = dict(self.text_lengths)
+        if self.cut is not None and most is not None:
+            lengths[self.cut] = min(lengths[self.cut], most)
+        return lengths
+
 
 @dataclass(frozen=True)
 class SiteGroup:

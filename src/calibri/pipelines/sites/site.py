@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from calibri.config import Granularity
+
 Stream = Literal["visual", "text", "joint", "audio", "output"]
 
 
@@ -53,3 +55,9 @@ class Site:
     def name(self) -> str:
         """Stable name, ``"transformer_blocks.0.attn[0]"``."""
         return self.path if self.index is None else f"{self.path}[{self.index}]"
+
+    def parameter(self, granularity: Granularity) -> str:
+        """Name the coefficient that scales it: its block, its layer in the block, or itself."""
+        if granularity == "block":
+            return self.block
+        return f"{self.block}.{self.layer}" if granularity == "layer" else self.name

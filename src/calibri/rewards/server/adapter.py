@@ -12,36 +12,43 @@ import torch
 from PIL import Image
 
 from calibri.errors import ConfigError, RewardError
+from calibri.rewards.registry import RewardSource, make_reward
 from calibri.rewards.reward import ModelReward, Reward, RewardInfo
 from calibri.rewards.server.standalone import InputError, Limits, Score, serve
 
 
 def serve_reward(
-    reward: Reward, host: str = "127.0.0.1", port: int = 8765, limits: Limits | None = None
+    reward: RewardSource,
+    host: str = "127.0.0.1",
+    port: int = 8765,
+    limits: Limits | None = None,
+    **options: Any,
 ) -> None:
     """Serve a reward until SIGTERM or Ctrl-C.
 
     Args:
-        reward: what scores; its weights are loaded now.
+        reward: what scores, by name or as an object (``make_reward``); its weights are loaded now.
         host: loopback, unless the environment holds a token (``CALIBRI_REWARD_TOKEN``).
         port: 0 for any free one; it is printed.
         limits: what is accepted; None for the defaults.
+        options: arguments of the reward, such as ``device``.
 
     Raises:
-        RewardError: the weights cannot be had.
+        RewardError: no reward has that name, or the weights cannot be had.
         ConfigError: the host or port cannot be used.
     """
-    if isinstance(reward, ModelReward):
-        _ = reward.model
+    made = make_reward(reward, **options)
+    if isinstance(made, ModelReward):
+        _ = made.model
     try:
         serve(
-            score_function(reward),
-            info_fields(reward.info),
+            score_function(made),
+            info_fields(made.info),
             host,
             port,
             limits=limits or Limits(),
             # A groupwise reward compares all images that it is given with one prompt.
-            merge=reward.info.kind == "pointwise",
+            merge=made.info.kind == "pointwise",
         )
     except (ValueError, OSError) as error:
         raise ConfigError(f"Cannot serve at {host}, port {port}: {error}") from error

@@ -6,18 +6,16 @@ on whether a run was interrupted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from torch import Tensor
+from functools import partial
 
 from calibri.errors import CalibriError, ConfigError, RunError
 from calibri.memory import is_out_of_memory
-from calibri.pipelines import networks_of
+from calibri.planning import image_tokens
+from calibri.planning import relative_cost as cost_in_full_images
 from calibri.prompts import Prompt
 from calibri.results import FULL, Fidelity
 from calibri.runs.session import Session
-from calibri.sampling import Noise, call_arguments, check_cache
-from calibri.scoring import REWARDS
+from calibri.sampling import call_arguments
 
 # Fewer steps and smaller sides as shares of the full ones, the cheapest last.
 _SHARES = (0.75, 0.5)
@@ -55,7 +53,7 @@ def _steps(session: Session) -> list[Fidelity]:
 
 def _caches(session: Session) -> list[Fidelity]:
     try:
-        check_cache(networks_of(session.bench.pipe))
+        session.bench.sampler.check_cache()
     except CalibriError:
         return []
     steps = fewest = session.config.sampling.num_inference_steps
@@ -139,23 +137,17 @@ def _longest(session: Session) -> Prompt:
 
 
 def relative_cost(session: Session, fidelity: Fidelity) -> float:
-    """Count what an image costs in units of one at full fidelity.
-
-    Evaluations of the transformer times the tokens that it sees; attention grows faster than its
-    tokens, which is left out.
-    """
+    """Count what an image of a session costs in units of one at full fidelity."""
     steps = session.config.sampling.num_inference_steps
-    share = fidelity.evaluations(steps) / steps
-    before, after = _tokens(session, FULL), _tokens(session, fidelity)
-    return share * after / before if before and after else share
+    return cost_in_full_images(fidelity, steps, partial(_tokens, session))
 
 
 def _tokens(session: Session, fidelity: Fidelity) -> float | None:
     size = full_size(session)
     if size is None:
         return None
-    side = 2 * _latent(session)
-    image = (fidelity.height or size[0]) * (fidelity.width or size[1]) / side**2
+    height, width = fidelity.height or size[0], fidelity.width or size[1]
+    image = image_tokens(height, width, _latent(session))
     return image + (text_tokens(session, fidelity) or 0)
 
 
@@ -171,7 +163,7 @@ def check_fidelity(session: Session) -> None:
         return
     _check_smaller(session, fidelity)
     if fidelity.cache_interval is not None:
-        check_cache(networks_of(session.bench.pipe))
+        session.bench.sampler.check_cache()
     try_out(session, fidelity)
 
 
@@ -231,7 +223,7 @@ def try_out(session: Session, fidelity: Fidelity) -> None:
             start, noises, fidelity.updated(Fidelity(num_inference_steps=steps))
         )
         if resized:
-            _score(session, images, noises)
+            session.bench.score(images, noises, session.objective)
     except RunError:  # memory, which says what to do itself
         raise
     except (CalibriError, *_REFUSALS) as error:
@@ -241,10 +233,3 @@ def try_out(session: Session, fidelity: Fidelity) -> None:
             f"Images at {fidelity.label} cannot be sampled and scored: {str(error).strip()} Choose "
             "another search.fidelity, or leave it out."
         ) from error
-
-
-def _score(session: Session, images: Tensor, noises: Sequence[Noise]) -> None:
-    if session.bench.swap is not None:
-        session.bench.swap.use(REWARDS)
-    for name in session.objective:
-        session.bench.measures[name](images, [noise.prompt.text for noise in noises])

@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from calibri.coefficients import check_factors
 from calibri.errors import GuidanceError
-from calibri.pipelines import check_embedded_guidance, embeds_guidance
+from calibri.pipelines import networks_of
 
 _ARGUMENT = "guidance"
 
@@ -25,7 +26,7 @@ class GuidanceHook:
         # From the start, because a model that is compiled meanwhile ignores a later hook.
         self._handle = (
             transformer.register_forward_pre_hook(self._before, with_kwargs=True)
-            if embeds_guidance(transformer)
+            if networks_of(transformer)[0].embeds_guidance
             else None
         )
 
@@ -40,7 +41,7 @@ class GuidanceHook:
         """
         is_identity = factors is None or bool((factors == 1).all())
         if not is_identity:
-            check_embedded_guidance(self._transformer)
+            check_factors(("guidance",), self._transformer)
         self._factors = None if is_identity else factors
 
     def remove(self) -> None:

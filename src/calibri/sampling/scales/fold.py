@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from calibri.coefficients import Place, scaled_places
 from calibri.errors import FuseError
-from calibri.pipelines import Fold, Networks, Site, as_networks
+from calibri.pipelines import Fold, Network, Site, networks_of
 
 
 class Fused:
@@ -29,12 +29,12 @@ class Fused:
 
     def __init__(
         self,
-        networks: nn.Module | Networks,
+        networks: nn.Module | Sequence[Network],
         scales: Sequence[float] | Sequence[Sequence[float]],
         *,
         keep_originals: bool = True,
     ) -> None:
-        networks = as_networks(networks)
+        networks = networks_of(networks)
         rows = np.broadcast_to(np.asarray(scales), (len(networks), np.shape(scales)[-1]))
         targets = []  # all of them before the first weight is changed
         for network, places, row in zip(networks, scaled_places(networks), rows, strict=True):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from calibri.errors import GuidanceError
-from calibri.pipelines import Call, batch_size
+from calibri.pipelines import Call
 
 # Which branch each consecutive group of rows in a forward belongs to: (1, 0) is the batched
 # [unconditional, conditional] of classifier-free guidance, (0,) a conditional-only forward.
@@ -57,7 +57,7 @@ class RowLayout:
         Raises:
             GuidanceError: there are other images than scales were set for.
         """
-        rows = 1 if self.packed else batch_size(call)
+        rows = 1 if self.packed else call.batch_size
         if scaled != 1 and rows != scaled * branches:
             raise GuidanceError(
                 f"The transformer got a batch of {rows} rows for {scaled} images in {branches} "

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from calibri.coefficients import Coefficients, scaled_places
-from calibri.pipelines import Networks, as_networks, sites_of
+from calibri.pipelines import Network, networks_of, sites_of
 from calibri.sampling.scales.embedded import GuidanceHook
 from calibri.sampling.scales.hooks import NetworkHooks, refuse_compiled
 from calibri.sampling.scales.layout import LayoutResolver
@@ -32,9 +32,9 @@ class Scaler:
     """
 
     def __init__(
-        self, networks: nn.Module | Networks, resolver: LayoutResolver | None = None
+        self, networks: nn.Module | Sequence[Network], resolver: LayoutResolver | None = None
     ) -> None:
-        self.networks = as_networks(networks)
+        self.networks = networks_of(networks)
         self.sites = sites_of(self.networks)
         places = scaled_places(self.networks)
         for network in self.networks:  # all of them before the first is touched

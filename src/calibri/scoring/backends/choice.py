@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from calibri.config import RunConfig
-from calibri.pipelines import pipeline_bytes
+from calibri.devices import resolve_device
+from calibri.pipelines import Pipeline
 from calibri.scoring.backends.local import Local
 from calibri.scoring.backends.processes import (
     Pace,
@@ -58,6 +60,15 @@ def choose_pool(device: str, model_bytes: int, images: int, asked: int | None) -
     return Pool(tuple(worker_devices(device, count)), threads)
 
 
+def check_workers(config: RunConfig) -> None:
+    """Refuse more workers than there are devices for.
+
+    Raises:
+        ConfigError: there are fewer GPUs than workers, or the device does not exist.
+    """
+    worker_devices(str(resolve_device(config.device)), config.sampling.workers or 1)
+
+
 def make_backend(bench: Bench, config: RunConfig, images: int) -> Backend:
     """Compute units on a bench, and in as many other processes as are configured or pay off.
 
@@ -70,9 +81,15 @@ def make_backend(bench: Bench, config: RunConfig, images: int) -> Backend:
         ConfigError: there are fewer GPUs than workers.
     """
     asked = config.sampling.workers if bench.is_configured else 1
-    pool = choose_pool(str(bench.device), pipeline_bytes(bench.pipe), images, asked)
+    pool = choose_pool(str(bench.device), _pipeline_bytes(bench.pipe), images, asked)
     if pool.threads is None:
         return Local(bench)
     pace = Pace()
     others = [Worker(config, device, pool.threads, pace) for device in pool.devices[1:]]
     return Workers(Local(bench), others, pool.threads)
+
+
+def _pipeline_bytes(pipe: Pipeline) -> int:
+    """Add up the sizes of all weights of a pipeline."""
+    modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    return sum(p.numel() * p.element_size() for part in modules for p in part.parameters())

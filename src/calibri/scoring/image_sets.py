@@ -9,9 +9,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-DIVERSITY, FEATURES = "diversity", "features"
-"""Measures that are no rewards: of the pixels of a prompt's images, and for a Frechet distance."""
-
 
 def diversity(images: Tensor, prompts: Sequence[str]) -> Tensor:
     """Mean RMS distance of each image to the other images of its prompt.

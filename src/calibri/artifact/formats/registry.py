@@ -1,0 +1,60 @@
+"""The formats of other tools that a calibration is written in; a new one is a file and a row.
+
+The command line reads this as it starts: what writes a format is imported only to write.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from calibri.artifact.calibration import Calibration
+
+Format = Literal["authors", "comfyui", "peft"]
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """How a format is written.
+
+    Attributes:
+        module: beside this one.
+        function: in it.
+        advice: what to do with what was written.
+        needs_weights: whether it takes the weights of the model.
+    """
+
+    module: str
+    function: str
+    advice: str
+    needs_weights: bool = False
+
+    def write(self, calibration: Calibration, transformer: nn.Module, output: Path) -> None:
+        """Write a calibration of a model, which may be on the meta device without its weights."""
+        module = importlib.import_module(f"calibri.artifact.formats.{self.module}")
+        getattr(module, self.function)(calibration, transformer, output)
+
+
+EXPORTERS: dict[Format, Exporter] = {
+    "authors": Exporter(
+        "authors",
+        "write_authors",
+        "It is what the authors' code loads; `calibri import` reads it back.",
+    ),
+    "comfyui": Exporter(
+        "lora",
+        "write_lora",
+        "Put it into ComfyUI's models/loras and load it with the LoRA loader.",
+        needs_weights=True,
+    ),
+    "peft": Exporter(
+        "ia3",
+        "write_ia3",
+        "Load it with peft.PeftModel.from_pretrained(pipe.transformer, folder).",
+    ),
+}
