@@ -15,11 +15,11 @@ from calibri.rewards.image_sets import diversity
 from calibri.sampling.frames import evenly_spaced, film_strip, mean_over_frames
 from calibri.sampling.sampler import Noise, Sampler
 from calibri.sampling.scales.scaler import Scaler
-from tests.sampling.pipelines import RIGS, Decoder
+from tests.sampling.pipelines import CASES, Decoder
 
 PROMPTS = make_prompts(["a red circle", "two blue squares here"])
 NOISES = [Noise(prompt, 10 + i) for i, prompt in enumerate(PROMPTS)]
-BY_NAME = {rig.id: rig for rig in RIGS}
+BY_NAME = {case.id: case for case in CASES}
 
 
 class LatentDecoder(Decoder):
