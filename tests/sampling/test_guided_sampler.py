@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from calibri.artifact.calibration import Calibration, Sampling
 from calibri.artifact.generate import generate
 from calibri.coefficients.coefficients import Coefficients
 from calibri.config import SamplingConfig
@@ -13,6 +12,7 @@ from calibri.sampling.branches import BranchResolver
 from calibri.sampling.sampler import Noise, Sampler
 from calibri.sampling.scales.scaler import Scaler
 from tests.sampling.pipelines import CASES, Decoder
+from tests.tiny import calibration_of
 
 PROMPTS = make_prompts(["a red circle", "two blue squares here"])
 NOISES = [Noise(prompt, 10 + i) for i, prompt in enumerate(PROMPTS)]
@@ -94,29 +94,15 @@ def test_guidance_that_a_pipeline_would_ignore_is_refused():
 def test_images_of_a_calibration_are_made_with_its_true_cfg_scale():
     ours = sampler("Flux", 3.0)
     sites = Scaler(ours.pipe.transformer).sites
-    calibration = Calibration(
-        calibri_version="0.1.0",
-        transformer_class="FluxTransformer2DModel",
-        base_model="tiny",
-        base_revision=None,
-        coefficients=Coefficients(
-            granularity="gate",
-            scales=({site.name: 1.0 for site in sites},),
-            output_weights=(3.0, -2.0),
-            start_weights=(3.0, -2.0),
-        ),
-        sampling=Sampling(
-            num_inference_steps=2,
-            guidance_scale=3.5,
-            true_cfg_scale=3.0,
-            height=16,
-            width=16,
-            dtype="float32",
-        ),
-        rewards={"shapes": "v1"},
-        objective="shapes",
-        provenance={},
-        evaluation=None,
+    coefficients = Coefficients(
+        granularity="gate",
+        scales=({site.name: 1.0 for site in sites},),
+        output_weights=(3.0, -2.0),
+        start_weights=(3.0, -2.0),
+    )
+    settings = dict(num_inference_steps=2, guidance_scale=3.5, true_cfg_scale=3.0)
+    calibration = calibration_of(
+        ours.pipe.transformer, coefficients, height=16, width=16, **settings
     )
     calls = []
     ours.pipe.transformer.register_forward_pre_hook(lambda module, args: calls.append(1))

@@ -20,14 +20,14 @@ from calibri.runs.probe.cheaper import (
 from calibri.runs.session import Session
 from calibri.sampling.sampler import Sampler
 from tests.sampling.pipelines import CASES
+from tests.tiny import dotted
 
 PROMPTS = make_prompts(["a circle", "a red circle and a blue square"])
 
 
 def shipped(**values):
-    named = {name.replace("__", "."): value for name, value in values.items()}
     base = {"device": "cpu", "sampling.workers": 1, "space.granularity": "block"}
-    return Session(load_config(values=base | named))
+    return Session(load_config(values=base | dotted(values)))
 
 
 @pytest.fixture(scope="module")
