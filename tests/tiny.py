@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -61,6 +62,13 @@ TINY_RUN: dict[str, Any] = {
     "evaluation.num_prompts": 4,
     "evaluation.step_multiples": (1,),
     "evaluation.num_samples": 0,
+}
+
+
+# Mixtures are scaled on all training prompts, up to 128, which takes most of a tiny run.
+FEW_PROMPTS: dict[str, Any] = {
+    "prompts.train": str(Path(__file__).with_name("few-prompts.txt")),
+    "prompts.held_out": "shapes",
 }
 
 

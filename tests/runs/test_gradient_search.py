@@ -18,9 +18,9 @@ from calibri.runs.session import Session
 from calibri.scoring.ledger import Ledger, MemoryRecords
 from calibri.scoring.measures import used_rewards
 from tests.fakes import StopAfter
-from tests.tiny import dotted, tiny_run
+from tests.tiny import FEW_PROMPTS, dotted, tiny_run
 
-TINY = {
+TINY = FEW_PROMPTS | {
     "rewards.objective": "red",
     "search.method": "gradient",
     "search.generations": 2,

@@ -14,9 +14,9 @@ from calibri.runs.comparison import evaluate
 from calibri.runs.session import Session
 from calibri.scoring.measures import DIVERSITY, used_rewards
 from tests.fakes import StopAfter
-from tests.tiny import tiny_run
+from tests.tiny import FEW_PROMPTS, tiny_run
 
-TINY = {
+TINY = FEW_PROMPTS | {
     "sampling.batch_size": 16,
     "search.generations": 4,
     "search.bucket_size": 4,

@@ -14,9 +14,7 @@ from tests.scoring.sample_units import NOISES, at
 def test_a_unit_that_does_not_fit_is_halved_and_the_size_remembered(candidates, pipe):
     rows = [(c, noise) for c in range(4) for noise in NOISES[:2]]
     units = [(i, make_unit(candidates, rows, ("m",), at(2))) for i in range(2)]
-    bench = bench_of(
-        pipe, {"m": brightness}, sampling={"batch_size": 8}
-    )
+    bench = bench_of(pipe, {"m": brightness}, sampling={"batch_size": 8})
     expected = dict(Local(bench).run(units))
     bench.sampler = LittleMemory(bench.sampler, 3)
     found = dict(Local(bench).run(units))
