@@ -3,18 +3,21 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # One thread per test process: two processes share two cores.
-TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
-.PHONY: calibrate test quick lint bench clean
+.PHONY: calibrate test test-all quick lint bench clean
 
 calibrate: $(VENV)/.base  ## set up, then calibrate the shipped pipeline
 	$(BIN)/calibri calibrate
 
-test: lint  ## lint, types, import order and the whole suite
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -q
+test: lint  ## lint, types, import order and the suite
+	$(PYTEST) -m "not end_to_end"
+
+test-all: lint  ## the same with the benchmarks from end to end
+	$(PYTEST)
 
 quick: $(VENV)/.dev  ## the suite without its slow tests
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -q -m "not slow"
+	$(PYTEST) -m "not slow and not end_to_end"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -23,8 +23,7 @@ from calibri.pipelines.classes import transformer_classes
 from calibri.pipelines.families.lookup import block_family
 from calibri.pipelines.sites.find import find_sites
 from calibri.sampling import Fused
-from tests.pipelines.test_agreement import by_block, measured
-from tests.pipelines.test_site_contract import distance, random_scales, scaled
+from tests.pipelines.measuring import by_block, distance, measured, random_scales, scaled
 from tests.pipelines.zoo import ZOO, Specimen, run
 
 

@@ -1,8 +1,13 @@
 """Fixtures that several test modules share."""
 
+import copy
 import sys
+from threading import Thread
 
 import pytest
+from huggingface_hub import constants
+
+from tests.hub_server import LocalHub
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +33,35 @@ def finished_run(tmp_path_factory):
     runs = tmp_path_factory.mktemp("runs")
     calibrate(config, name="tiny", runs=runs)
     return runs / "tiny"
+
+
+@pytest.fixture(scope="session")
+def shipped():
+    """The shipped pipeline, on the CPU, for all tests: leave it as it is."""
+    from calibri.pipelines.loading import load_pipeline
+
+    return load_pipeline("shapes", device="cpu")
+
+
+@pytest.fixture
+def pipe(shipped):
+    """The shipped pipeline for one test to change: a copy takes a third of the time of loading."""
+    return copy.deepcopy(shipped)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hugging Face Hub on this machine, in place of the real one."""
+    with LocalHub() as server:
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        yield server
+        server.shutdown()
 
 
 @pytest.fixture

@@ -1,10 +1,11 @@
-"""Stand-ins that several test modules share: measures, rewards, back-ends."""
+"""Stand-ins that several test modules share: measures, rewards, back-ends, watchers."""
 
 from __future__ import annotations
 
 import torch
 
 from calibri.config import validate_config
+from calibri.progress import Progress
 from calibri.rewards.reward import RewardInfo
 from calibri.scoring.bench import Bench
 from calibri.scoring.measures import Measures
@@ -69,6 +70,43 @@ class Named:
 
     def score(self, images, prompts):
         return torch.full((len(prompts),), self._score)
+
+
+class StopAfter(Progress):
+    """Interrupts like Ctrl-C after some units; counts those that no journal had."""
+
+    def __init__(self, units):
+        self.left = units
+        self.computed = 0
+
+    def unit(self, images, new):
+        self.computed += new
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+class Listening(Progress):
+    """Keeps what it is told of a run."""
+
+    def __init__(self):
+        self.phases, self.messages, self.new = [], [], 0
+        self.heard = []
+
+    def phase(self, name, images):
+        self.phases.append((name, images))
+
+    def message(self, text):
+        self.messages.append(text)
+
+    def unit(self, images, new):
+        self.new += new
+
+    def generation(self, record):
+        self.heard.append(("generation", record.generation))
+
+    def checkpoint(self, record):
+        self.heard.append(("checkpoint", record.generation))
 
 
 class LittleMemory:

@@ -187,19 +187,15 @@ def test_the_docstring_is_grouped_as_the_command_line_is():
         assert f" {call_of(name).__name__}(" in group
 
 
-def test_publish_takes_a_run_and_says_where_it_went(finished_run, monkeypatch):
-    seen = {}
-
-    def upload(repo_id, contents, **options):
-        seen.update(options, repo_id=repo_id, files=set(contents))
-        return "the address"
-
-    monkeypatch.setattr("calibri.artifact.hub.upload", upload)
-    assert calibri.publish(finished_run, "user/name", private=True) == "the address"
-    assert (seen["repo_id"], seen["private"]) == ("user/name", True)
+def test_publish_takes_a_run_or_a_calibration_and_says_where_it_went(finished_run, hub):
     made = Calibration.from_pretrained(finished_run / "calibration")
-    assert calibri.publish(made, "user/name") == "the address"
-    assert seen["private"] is None  # as the account has it
+    for source, name, private in ((finished_run, "user/a", True), (made, "user/b", False)):
+        options = {"private": True} if private else {}  # otherwise as the account has it
+        address = calibri.publish(source, name, token=hub.token, **options)
+        repository = hub.repositories[name]
+        assert address == f"{hub.endpoint}/{name}/commit/{repository.branches['main']}"
+        assert repository.private == private
+        assert Calibration.from_pretrained(name, token=hub.token) == made
 
 
 def test_a_run_that_is_not_finished_has_nothing_to_publish(finished_run, tmp_path):

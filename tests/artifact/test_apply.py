@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from calibri.artifact.apply import load
-from calibri.artifact.calibration import Calibration, Sampling
 from calibri.artifact.fuse import fuse
 from calibri.artifact.generate import generate
 from calibri.coefficients.space import SearchSpace
@@ -10,31 +9,7 @@ from calibri.errors import CalibrationError, FuseError, GuidanceError
 from calibri.pipelines.loading import load_pipeline
 from calibri.pipelines.sites.find import find_sites
 from calibri.runs.inspect import inspect
-
-
-@pytest.fixture
-def pipe():
-    return load_pipeline("shapes", device="cpu")
-
-
-def calibration(pipe, *, guidance_scale=1.0, branches="shared", outputs=None):
-    space = SearchSpace.build(
-        find_sites(pipe.transformer), "gate", guidance_scale=guidance_scale, branches=branches
-    )
-    vector = space.start.copy()
-    vector[:10] = [1.3, 0.7, 1.2, 0.8, 1.1, 0.9, 1.4, 0.6, 1.25, 0.75]
-    if outputs is not None:
-        vector[-len(outputs) :] = outputs
-    return Calibration(
-        calibri_version="0",
-        transformer_class="SD3Transformer2DModel",
-        base_model="shapes",
-        coefficients=space.coefficients(vector),
-        sampling=Sampling(num_inference_steps=3, guidance_scale=guidance_scale, dtype="float32"),
-        rewards={"shapes": "test"},
-        objective="shapes",
-        provenance={},
-    )
+from tests.tiny import scaled_calibration
 
 
 def sample(pipe, guidance_scale=1.0, count=1):
@@ -50,7 +25,7 @@ def sample(pipe, guidance_scale=1.0, count=1):
 
 def test_load_changes_images_and_unload_restores_them(pipe):
     before = sample(pipe)
-    applied = load(pipe, calibration(pipe))
+    applied = load(pipe, scaled_calibration(pipe))
     after = sample(pipe)
     assert not torch.allclose(after, before, atol=1e-4)
     applied.set_strength(0.0)
@@ -59,12 +34,12 @@ def test_load_changes_images_and_unload_restores_them(pipe):
     assert torch.equal(sample(pipe), after)
     applied.unload()
     assert torch.equal(sample(pipe), before)
-    load(pipe, calibration(pipe)).unload()
+    load(pipe, scaled_calibration(pipe)).unload()
 
 
 def test_fused_equals_hooked_and_unfuse_is_exact(pipe):
     before = sample(pipe)
-    applied = load(pipe, calibration(pipe))
+    applied = load(pipe, scaled_calibration(pipe))
     hooked = sample(pipe)
     applied.fuse()
     torch.testing.assert_close(sample(pipe), hooked, rtol=1e-4, atol=1e-5)
@@ -76,7 +51,7 @@ def test_fused_equals_hooked_and_unfuse_is_exact(pipe):
 
 
 def test_strength_of_a_fused_calibration_is_refused(pipe):
-    applied = load(pipe, calibration(pipe))
+    applied = load(pipe, scaled_calibration(pipe))
     applied.fuse()
     with pytest.raises(FuseError, match="unfuse"):
         applied.set_strength(0.5)
@@ -84,7 +59,7 @@ def test_strength_of_a_fused_calibration_is_refused(pipe):
 
 def test_branch_sets_work_in_plain_guided_calls_with_any_number_of_images(pipe):
     before = sample(pipe, 3.0, count=2)
-    applied = load(pipe, calibration(pipe, guidance_scale=3.0, branches="separate"))
+    applied = load(pipe, scaled_calibration(pipe, guidance_scale=3.0, branches="separate"))
     two = sample(pipe, 3.0, count=2)
     assert not torch.allclose(two, before, atol=1e-4)
     with pytest.raises(FuseError, match="differently"):
@@ -95,44 +70,45 @@ def test_branch_sets_work_in_plain_guided_calls_with_any_number_of_images(pipe):
 
 
 def test_a_shared_guided_calibration_without_output_change_can_be_fused(pipe):
-    applied = load(pipe, calibration(pipe, guidance_scale=3.0))
+    applied = load(pipe, scaled_calibration(pipe, guidance_scale=3.0))
     hooked = sample(pipe, 3.0)
     applied.fuse()
     torch.testing.assert_close(sample(pipe, 3.0), hooked, rtol=1e-4, atol=1e-5)
 
 
 def test_output_weights_differing_by_branch_cannot_be_fused(pipe):
-    applied = load(pipe, calibration(pipe, guidance_scale=3.0, outputs=[3.3, -2.0]))
+    applied = load(pipe, scaled_calibration(pipe, guidance_scale=3.0, outputs=[3.3, -2.0]))
     with pytest.raises(FuseError):
         applied.fuse()
 
 
 def test_a_second_calibration_is_refused(pipe):
-    load(pipe, calibration(pipe))
+    load(pipe, scaled_calibration(pipe))
     with pytest.raises(CalibrationError, match="already loaded"):
-        load(pipe, calibration(pipe))
+        load(pipe, scaled_calibration(pipe))
 
 
 def test_another_class_is_refused(pipe):
-    other = calibration(pipe).model_copy(update={"transformer_class": "FluxTransformer2DModel"})
+    changes = {"transformer_class": "FluxTransformer2DModel"}
+    other = scaled_calibration(pipe).model_copy(update=changes)
     with pytest.raises(CalibrationError, match="FluxTransformer2DModel"):
         load(pipe, other)
-    load(pipe, calibration(pipe))
+    load(pipe, scaled_calibration(pipe))
 
 
 def test_a_fused_folder_is_an_ordinary_pipeline_with_the_calibrated_images(pipe, tmp_path):
-    folder = fuse(calibration(pipe), tmp_path / "fused")
-    applied = load(pipe, calibration(pipe))
+    folder = fuse(scaled_calibration(pipe), tmp_path / "fused")
+    applied = load(pipe, scaled_calibration(pipe))
     torch.testing.assert_close(
         sample(load_pipeline(str(folder), device="cpu")), sample(pipe), rtol=1e-4, atol=1e-4
     )
     applied.unload()
     with pytest.raises(Exception, match="not an empty folder"):
-        fuse(calibration(pipe), tmp_path / "fused")
+        fuse(scaled_calibration(pipe), tmp_path / "fused")
 
 
 def test_generate_compares_with_the_same_noise(pipe):
-    made = calibration(pipe)
+    made = scaled_calibration(pipe)
     (pair,) = generate(pipe, ["a red circle"], calibration=made, compare=True, seed=3)
     (before,) = generate(pipe, ["a red circle"], num_inference_steps=3, guidance_scale=1.0, seed=3)
     (after,) = generate(pipe, ["a red circle"], calibration=made, seed=3)
@@ -155,7 +131,7 @@ def ensemble(pipe):
     vector[:10] = 1.2
     vector[-2:] = [1.4, -0.4]
     vector[30] = 0.0
-    return calibration(pipe).model_copy(update={"coefficients": space.coefficients(vector)})
+    return scaled_calibration(pipe).model_copy(update={"coefficients": space.coefficients(vector)})
 
 
 def test_an_ensemble_is_saved_loaded_and_unloaded_but_not_fused(pipe, tmp_path):
@@ -194,7 +170,7 @@ def test_a_bare_transformer_is_told_the_branch(pipe):
         inputs.append(kwargs)
         outputs.append(output[0])
 
-    made = calibration(pipe, guidance_scale=3.0, branches="separate", outputs=[4.0, -1.5])
+    made = scaled_calibration(pipe, guidance_scale=3.0, branches="separate", outputs=[4.0, -1.5])
     applied = load(pipe, made)
     handle = transformer.register_forward_hook(keep, with_kwargs=True)
     sample(pipe, 3.0)

@@ -1,32 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-from threading import Thread
-
 import pytest
-from hub_server import LocalHub, Repository
-from huggingface_hub import constants
 
 from calibri.artifact import folder_format
 from calibri.artifact.calibration import Calibration
 from calibri.errors import CalibrationError
+from tests.hub_server import LocalHub, Repository
 
 REPO = "someone/a-calibration"
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
-    with LocalHub() as server:
-        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        yield server
-        server.shutdown()
 
 
 def test_what_is_pushed_can_be_loaded(hub: LocalHub, calibration: Calibration) -> None:

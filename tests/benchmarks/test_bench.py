@@ -40,7 +40,7 @@ def test_threads_are_given_back():
     assert torch.get_num_threads() == before
 
 
-@pytest.mark.slow
+@pytest.mark.end_to_end
 def test_every_bench_gives_its_rows():
     small = {"search.popsize": 4, "search.bucket_size": 2, "sampling.workers": 1}
     pair = make_pair(**small, **{"sampling.num_inference_steps": 1})

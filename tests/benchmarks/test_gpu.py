@@ -73,7 +73,7 @@ def test_what_fails_stops_nothing_else(capsys):
     assert gpu.run(Bench("cpu", True, 1), ["G2"], items) == []
 
 
-@pytest.mark.slow
+@pytest.mark.end_to_end
 def test_every_item_runs_on_tiny_networks(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu.machine, "quiet", lambda: None)
     gpu.main(f"--device cpu --tiny --repeats 1 --folder {tmp_path}".split())

@@ -59,7 +59,7 @@ def test_halves_and_doubles_average_to_one():
     assert 0.25 <= figure.low < 1 < figure.high <= 4.0
 
 
-@pytest.mark.slow
+@pytest.mark.end_to_end
 def test_the_whole_way_resumes(tmp_path, capsys):
     small = {
         "sampling.num_inference_steps": 1,

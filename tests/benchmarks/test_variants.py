@@ -59,7 +59,7 @@ def test_generations_are_as_many_as_images_pay_for():
     assert images(longer.model_copy(update={"search": more})) > 3 * budget
 
 
-@pytest.mark.slow
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("variant", ["blocks, then gates", "images at cache interval 2"])
 def test_a_variant_is_scored_beside_the_original(variant):
     tables = scores(variant, TINY)
@@ -74,7 +74,7 @@ def test_differences_pool_seeds():
     assert difference(runs, others, "r", 2).mean == pytest.approx(0.5)
 
 
-@pytest.mark.slow
+@pytest.mark.end_to_end
 def test_the_basis_decides_what_is_found():
     config = config_of(TINY)
     assert search(config) == search(config)

@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from calibri import __version__
 from calibri.cli import app as app_module
@@ -88,15 +89,18 @@ def test_an_unknown_command_or_option_is_a_usage_error(calibri):
 
 @pytest.fixture
 def failing(monkeypatch, calibri):
-    """Run ``calibri report`` with an inside that raises."""
+    """Run a command whose inside raises, in the surroundings of ``calibri``."""
 
     def run(error, *flags):
-        def fail(path):
+        def fail():
             raise error
 
-        monkeypatch.setattr("calibri.report", fail, raising=False)
-        monkeypatch.setattr(sys, "argv", ["calibri", "report", "a run"])
-        return calibri(*flags, "report", "x")
+        app.command("fail")(guard.guarded(fail))
+        monkeypatch.setattr(sys, "argv", ["calibri", "fail", "a run"])
+        try:
+            return CliRunner().invoke(app, [*flags, "fail"])
+        finally:
+            app.registered_commands.pop()
 
     return run
 
@@ -126,20 +130,13 @@ def test_an_unexpected_error_says_how_to_report_it(failing):
     assert result.stderr.splitlines() == [
         "Unexpected error: ZeroDivisionError: by [nothing]",
         "This is a fault of Calibri. Please report it with the traceback that this prints:",
-        "  calibri --debug report 'a run'",
+        "  calibri --debug fail 'a run'",
     ]
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("x"), RunError("x")])
-def test_debug_shows_the_traceback(monkeypatch, tmp_path, error):
-    from typer.testing import CliRunner
-
-    def fail(path):
-        raise error
-
-    monkeypatch.setattr("calibri.report", fail, raising=False)
-    shown = CliRunner().invoke(app, ["--debug", "report", str(tmp_path)]).stderr
-    hidden = CliRunner().invoke(app, ["report", str(tmp_path)]).stderr
+def test_debug_shows_the_traceback(failing, error):
+    shown, hidden = failing(error, "--debug").stderr, failing(error).stderr
     assert "Traceback" in shown
     assert "in fail" in shown
     assert "Traceback" not in hidden

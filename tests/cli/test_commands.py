@@ -158,18 +158,14 @@ def test_report_writes_the_page_again(calibri, run):
 
 
 @pytest.mark.parametrize("source", ["tiny", "runs/tiny/calibration"])
-def test_publish_uploads_the_calibration_of_a_run(calibri, run, monkeypatch, source):
-    seen = {}
-
-    def upload(repo_id, contents, **kwargs):
-        seen.update(repo_id=repo_id, files=set(contents), private=kwargs["private"])
-        return "the address"
-
-    monkeypatch.setattr("calibri.artifact.hub.upload", upload)
+def test_publish_uploads_the_calibration_of_a_run(calibri, run, hub, monkeypatch, source):
+    monkeypatch.setenv("HF_TOKEN", hub.token)
     result = calibri("publish", source, "user/name", "--private")
-    assert (result.exit_code, result.stdout) == (0, "the address\n")
-    assert (seen["repo_id"], seen["private"]) == ("user/name", True)
-    assert {"calibri.json", "calibri.safetensors"} <= seen["files"]
+    (name, repository), *others = hub.repositories.items()
+    address = f"{hub.endpoint}/user/name/commit/{repository.branches['main']}\n"
+    assert (result.exit_code, result.stdout) == (0, address)
+    assert (name, repository.private, others) == ("user/name", True, [])
+    assert {"calibri.json", "calibri.safetensors"} <= set(repository.files_at("main"))
 
 
 def test_a_published_calibration_is_the_one_in_the_folder(run):

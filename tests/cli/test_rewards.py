@@ -35,7 +35,7 @@ def test_list_names_every_reward_and_loads_none(calibri, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("loaded")
 
-    monkeypatch.setattr("calibri.rewards.weights.Checkpoint.file", refuse)
+    monkeypatch.setattr("torch.nn.Module.__init__", refuse)
     monkeypatch.setattr("socket.socket.connect", refuse)
     result = calibri("rewards", "list", "--json")
     assert (result.exit_code, result.stderr) == (0, "")
@@ -114,17 +114,25 @@ def test_check_prints_scores_and_differences(calibri):
         assert score - found["stored"][name] == found["differences"][name]
 
 
-def test_check_says_when_there_is_no_figure_and_what_failed(calibri, monkeypatch):
-    from calibri.rewards.jpeg import JpegCompressibility
+FAILING = """
+import torch
+from calibri.rewards import BatchedReward, RewardInfo
 
-    monkeypatch.setattr("calibri.rewards.golden.stored_figures", lambda path: {})
-    monkeypatch.setattr(
-        JpegCompressibility, "score_batch", lambda *_: torch.tensor([torch.nan, *range(5)])
-    )
-    result = calibri("rewards", "check", "jpeg-compressibility")
-    assert "No stored figure exists yet for jpeg-compressibility.\n" in result.stdout
+class Failing(BatchedReward):
+    info = RewardInfo("failing", "1", unit="none")
+
+    def score_batch(self, images, prompts):
+        return torch.tensor([torch.nan, *range(5)])
+"""
+
+
+def test_check_says_when_there_is_no_figure_and_what_failed(calibri, tmp_path):
+    (tmp_path / "mine.py").write_text(FAILING)
+    reward = f"{tmp_path}/mine.py:Failing"
+    result = calibri("rewards", "check", reward)
+    assert "No stored figure exists yet for failing.\n" in result.stdout
     assert " nan" in result.stdout
-    found = json.loads(calibri("rewards", "check", "jpeg-compressibility", "--json").stdout)
+    found = json.loads(calibri("rewards", "check", reward, "--json").stdout)
     assert (found["stored"], found["differences"]) == (None, None)
     assert list(found["scores"].values()) == [None, 0.0, 1.0, 2.0, 3.0, 4.0]
 

@@ -5,26 +5,21 @@ import pytest
 import torch
 
 from calibri.artifact.apply import load
-from calibri.artifact.calibration import Calibration, Sampling
+from calibri.artifact.calibration import Calibration
 from calibri.coefficients.coefficients import Coefficients
 from calibri.coefficients.resolution import Capabilities, build_space, resolve
 from calibri.coefficients.space import SearchSpace
 from calibri.coefficients.start import warm_start
 from calibri.config import validate_config
 from calibri.errors import ConfigError, FuseError
-from calibri.pipelines.loading import load_pipeline
 from calibri.pipelines.sites.find import find_sites
 from calibri.runs.basis import search_basis
 from calibri.runs.calibrate import calibrate
 from calibri.runs.folder import RunFolder
 from calibri.runs.session import Session
+from tests.tiny import calibration_of
 
 W = 3.0
-
-
-@pytest.fixture
-def pipe():
-    return load_pipeline("shapes", device="cpu")
 
 
 def space_of(pipe, **options):
@@ -32,17 +27,8 @@ def space_of(pipe, **options):
     return SearchSpace.build(find_sites(pipe.transformer), "block", **options)
 
 
-def made(coefficients):
-    return Calibration(
-        calibri_version="0",
-        transformer_class="SD3Transformer2DModel",
-        base_model="shapes",
-        coefficients=coefficients,
-        sampling=Sampling(num_inference_steps=4, guidance_scale=W, dtype="float32"),
-        rewards={"none": "test"},
-        objective="none",
-        provenance={},
-    )
+def made(pipe, coefficients):
+    return calibration_of(pipe.transformer, coefficients, num_inference_steps=4, guidance_scale=W)
 
 
 def sample(pipe, **options):
@@ -75,7 +61,8 @@ def test_they_are_the_guidance_of_each_step_of_the_stock_pipeline(pipe):
     stock = sample(pipe, guidance_scale=noise, callback_on_step_end=next_guidance)
     assert place[0] == 1.0
     assert place[-1] < 0.5
-    applied = load(pipe, made(with_outputs(space_of(pipe), (image, noise), (1 - image, 1 - noise))))
+    outputs = with_outputs(space_of(pipe), (image, noise), (1 - image, 1 - noise))
+    applied = load(pipe, made(pipe, outputs))
     torch.testing.assert_close(sample(pipe), stock, rtol=1e-3, atol=1e-4)
     applied.unload()
     assert not torch.allclose(sample(pipe), stock, atol=1e-2)
@@ -84,7 +71,7 @@ def test_they_are_the_guidance_of_each_step_of_the_stock_pipeline(pipe):
 def test_without_guidance_they_scale_each_step(pipe):
     applied = load(
         pipe,
-        made(with_outputs(space_of(pipe, guidance_scale=1.0), (0.7, 1.3), ())),
+        made(pipe, with_outputs(space_of(pipe, guidance_scale=1.0), (0.7, 1.3), ())),
     )
     found = sample(pipe, guidance_scale=1.0)
     applied.unload()
@@ -135,7 +122,7 @@ def test_strength_blends_every_knot(pipe):
 
 def test_a_calibration_is_saved_loaded_and_not_fused(pipe, tmp_path):
     before = sample(pipe)
-    saved = made(with_outputs(space_of(pipe), (2.0, 5.0), (-1.0, -3.0)))
+    saved = made(pipe, with_outputs(space_of(pipe), (2.0, 5.0), (-1.0, -3.0)))
     applied = load(pipe, saved.save_pretrained(tmp_path / "made"))
     assert applied.calibration == saved
     assert not torch.allclose(sample(pipe), before, atol=1e-2)

@@ -13,17 +13,11 @@ from calibri.coefficients.space import SearchSpace
 from calibri.config import GRANULARITIES, validate_config
 from calibri.errors import ConfigError, UnsupportedModelError
 from calibri.pipelines.families.timesteps import Schedule
-from calibri.pipelines.loading import load_pipeline
 from calibri.pipelines.sites.find import find_sites
 from calibri.runs.session import Session
 from tests.pipelines.zoo import ZOO
 from tests.sampling.two_transformers import wan_2_2
-from tests.tiny import SD35_MEDIUM, forward, tiny_flux
-
-
-@pytest.fixture
-def pipe():
-    return load_pipeline("shapes", device="cpu")
+from tests.tiny import SD35_MEDIUM, forward, has_hooks, tiny_flux
 
 
 def sample(pipe, guidance_scale, steps=3, **kwargs):
@@ -174,7 +168,7 @@ def test_a_window_on_a_model_whose_timesteps_are_not_known_leaves_no_hook():
         preset("skip-layer-guidance", model, window=window)
     with pytest.raises(UnsupportedModelError, match="sampling steps"):
         load(model, found)
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert not has_hooks(model)
 
 
 # Diffusers' guiders skip whole blocks right where a block returns its streams in the order in which

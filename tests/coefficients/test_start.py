@@ -6,14 +6,13 @@ from calibri.coefficients.space import SearchSpace
 from calibri.coefficients.start import warm_start
 from calibri.config import validate_config
 from calibri.errors import ConfigError
-from calibri.pipelines.loading import load_pipeline
 from calibri.pipelines.sites.find import find_sites
 from calibri.runs.session import Session
 
 
 @pytest.fixture(scope="module")
-def sites():
-    return find_sites(load_pipeline("shapes", device="cpu").transformer)
+def sites(shipped):
+    return find_sites(shipped.transformer)
 
 
 def drawn(space, seed=0):

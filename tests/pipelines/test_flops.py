@@ -27,6 +27,7 @@ def built(pipeline):
     return {role: build(part) for role, part in find_geometry(pipeline).components.items()}
 
 
+@cache
 def counted(pipeline, **values):
     geometry = find_geometry(pipeline)
     config = with_defaults(load_config(values={"pipeline": pipeline, **values}), geometry)

@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from calibri.errors import UnsupportedModelError
-from calibri.pipelines.loading import load_pipeline
 from calibri.pipelines.sites.find import find_sites
 from calibri.pipelines.skeletons import load_skeleton, load_transformer
 
@@ -13,9 +12,9 @@ def test_a_skeleton_has_the_sites_of_the_pipeline_and_no_weights():
     assert len(find_sites(skeleton)) == 22
 
 
-def test_a_transformer_has_the_weights_of_the_pipeline():
+def test_a_transformer_has_the_weights_of_the_pipeline(shipped):
     alone = load_transformer("shapes").state_dict()
-    whole = load_pipeline("shapes", device="cpu").transformer.state_dict()
+    whole = shipped.transformer.state_dict()
     assert alone.keys() == whole.keys()
     assert all(torch.equal(alone[name], value) for name, value in whole.items())
 

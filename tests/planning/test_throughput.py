@@ -1,10 +1,10 @@
 import itertools
+import time
 
 import pytest
 import torch
 
 from calibri.config import load_config
-from calibri.planning import throughput
 from calibri.planning.throughput import MACHINES, machine_here, measure
 
 
@@ -18,7 +18,7 @@ def test_compiled_is_never_slower_than_eager():
 def test_what_is_measured_is_flops_over_seconds(monkeypatch):
     # Calls that take 1, 2 and 4 seconds by this clock.
     clock = itertools.chain([0.0, 1.0, 1.0, 3.0, 3.0, 7.0], itertools.repeat(7.0))
-    monkeypatch.setattr(throughput.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     config = load_config(values={"sampling.batch_size": 3, "device": "cpu"})
     speed = measure(config, 8e12)
     assert (speed.low, speed.high) == (3 * 8 / 4, 3 * 8 / 1)

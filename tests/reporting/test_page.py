@@ -8,7 +8,6 @@ from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
-import example_run
 import pytest
 
 from calibri.errors import RunError
@@ -16,6 +15,7 @@ from calibri.reporting.page import render_report, report
 from calibri.reporting.text import count
 from calibri.results import RunSummary
 from calibri.runs.folder import RunFolder
+from tests.reporting import example_run
 
 HOSTILE = "</script></style><img onerror=alert(1) src=x> \"' {{ 7 * 7 }} \u202e\u0000\u0085\u2028"
 VOID = {"meta", "img", "br", "circle", "line"}

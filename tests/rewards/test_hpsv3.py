@@ -14,7 +14,6 @@ from transformers import Qwen2Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from calibri.errors import RewardError
-from calibri.rewards import hpsv3_prompt
 from calibri.rewards.hpsv3 import HPSv3Reward, patches, pixel_values, target_size
 from calibri.rewards.hpsv3_network import HPSv3Network, published_config, rename
 from calibri.rewards.hpsv3_prompt import REWARD_TOKEN, escape, instruction, render
@@ -162,14 +161,13 @@ def test_extreme_aspect_is_refused_in_plain_words():
         target_size(10, 2001)
 
 
-def test_instruction_is_the_one_of_training(tmp_path, monkeypatch):
+def test_instruction_is_the_one_of_training(tmp_path):
     text = instruction()
     assert (len(text), text.count("{text_prompt}"), text.count(REWARD_TOKEN)) == (2590, 1, 1)
     assert hashlib.sha256(text.encode()).hexdigest().startswith("f6ee57479d4e9eee76b49c00dc962e1e")
     (tmp_path / "stripped.txt").write_text(text.replace("  \n", "\n"))
-    monkeypatch.setattr(hpsv3_prompt, "_PATH", tmp_path / "stripped.txt")
     with pytest.raises(RewardError, match="exact text"):
-        instruction()
+        instruction(tmp_path / "stripped.txt")
 
 
 @pytest.mark.parametrize("literal", ["<|Reward|>", "<|image_pad|>", "<|im_end|>", "<|endoftext|>"])

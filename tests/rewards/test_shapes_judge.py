@@ -126,5 +126,8 @@ def test_a_damaged_folder_is_refused(tmp_path: Path, damage: str) -> None:
         load_judge(folder)
 
 
-def test_construction_loads_nothing() -> None:
-    assert ShapesJudge()._network is None
+def test_construction_loads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.nn.Module, "__init__", None)  # no network can be made
+    ShapesJudge()
+    with pytest.raises(TypeError):
+        load_judge()

@@ -1,4 +1,3 @@
-import copy
 import dataclasses
 import json
 import os
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from calibri.config import load_config
 from calibri.errors import (
     CalibriError,
     ConfigError,
@@ -21,42 +19,23 @@ from calibri.errors import (
     RunError,
 )
 from calibri.pipelines.loading import load_pipeline
-from calibri.progress import Progress
 from calibri.rewards import registry
 from calibri.runs.calibrate import _shareable, calibrate, planned_images, resume
+from tests.fakes import StopAfter
+from tests.tiny import has_hooks, tiny_run
 
 TINY = {
-    "sampling.num_inference_steps": 2,
     "sampling.batch_size": 8,
     "search.generations": 4,
-    "search.popsize": 4,
     "search.bucket_size": 3,
     "search.validate_every": 2,
-    "search.num_validation_prompts": 4,
-    "space.granularity": "block",
-    "rewards.held_out": (),
-    "evaluation.num_prompts": 4,
     "evaluation.step_multiples": (1, 2),
     "evaluation.num_samples": 1,
 }
 
 
 def tiny(**values):
-    return load_config(values=TINY | {k.replace("__", "."): v for k, v in values.items()})
-
-
-class StopAfter(Progress):
-    """Interrupts like Ctrl-C after some units."""
-
-    def __init__(self, units):
-        self.left = units
-        self.computed = 0
-
-    def unit(self, images, new):
-        self.computed += new
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
+    return tiny_run(TINY, **values)
 
 
 @pytest.fixture(scope="module")
@@ -188,12 +167,12 @@ def test_a_broken_reward_stops_the_run_and_a_working_one_resumes_it(undisturbed,
 
 def test_a_loaded_pipeline_and_rewards_as_objects_give_the_same_run(undisturbed, tmp_path):
     pipe = load_pipeline("shapes", device="cpu")
-    plain = copy.copy(pipe.transformer._forward_pre_hooks)
+    assert not has_hooks(pipe.transformer)
     reward = registry.make_reward("shapes")
     found = calibrate(tiny(), pipeline=pipe, rewards=[reward], name="objects", runs=tmp_path)
     assert outcome(found) == outcome(undisturbed[0])
     # The pipeline is the caller's, so nothing of ours stays on it.
-    assert pipe.transformer._forward_pre_hooks == plain
+    assert not has_hooks(pipe.transformer)
 
 
 @pytest.mark.parametrize(
@@ -212,11 +191,12 @@ def test_bad_input_is_refused_before_a_run_exists(tmp_path, monkeypatch, values,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_is_not_overwritten_and_no_model_is_loaded_first(undisturbed, monkeypatch):
+def test_a_run_is_not_overwritten_and_no_model_is_loaded_first(undisturbed):
     _, _, path = undisturbed
-    monkeypatch.setattr("calibri.runs.calibrate.Session", None)
+    elsewhere = {"pipeline": "./no-such-folder", "prompts__train": "compositional"}
+    config = tiny(**elsewhere, rewards__objective="jpeg-compressibility")
     with pytest.raises(RunError, match="resume"):
-        calibrate(tiny(), name=path.name, runs=path.parent)
+        calibrate(config, name=path.name, runs=path.parent)
 
 
 def test_an_edited_configuration_is_refused(undisturbed, tmp_path):
@@ -253,12 +233,9 @@ def test_a_chosen_calibration_is_never_worse_than_the_original_on_validation(und
         ({"sampling.guidance_scale": 12.0}, r"outside of -10 to 10\. Widen search\.output_bounds"),
     ],
 )
-def test_a_search_that_cannot_be_done_is_refused_before_its_folder_is_made(
-    tmp_path, monkeypatch, values, says
-):
-    monkeypatch.setattr("calibri.runs.calibrate.RunFolder.create", lambda *args: 1 / 0)
+def test_a_search_that_cannot_be_done_is_refused_before_its_folder_is_made(tmp_path, values, says):
     with pytest.raises(CalibriError, match=says):
-        calibrate(load_config(values=TINY | values), name="none", runs=tmp_path)
+        calibrate(tiny_run(TINY | values), name="none", runs=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from calibri.pipelines.loading import load_pipeline
 from calibri.results import Comparison, Evaluation, Figure, SettingResult
 from calibri.rewards.registry import make_reward
 from calibri.runs.comparison import verdict
@@ -9,7 +8,7 @@ from calibri.runs.evaluate import evaluate
 from calibri.scoring.image_sets import frechet_distance
 from calibri.shapes.render import render_batch
 from calibri.shapes.scenes import parse_caption, sample_prompts
-from tests.artifact.test_apply import calibration
+from tests.tiny import scaled_calibration
 
 
 def comparison(reward, steps, mean, half=0.01):
@@ -65,9 +64,8 @@ def test_the_verdict_on_the_original_itself():
     assert "nothing better" in verdict(evaluation(same, held_out=()))
 
 
-def test_the_original_against_itself_differs_by_nothing():
-    pipe = load_pipeline("shapes", device="cpu")
-    made = calibration(pipe)
+def test_the_original_against_itself_differs_by_nothing(shipped):
+    made = scaled_calibration(shipped)
     identity = made.model_copy(update={"coefficients": made.coefficients.with_strength(0.0)})
     result = evaluate(identity, num_prompts=4, rewards=["shapes"], step_multiples=(1, 2))
     same = [c.difference for c in result.comparisons if c.num_inference_steps == 3]
@@ -87,15 +85,15 @@ def test_the_original_against_itself_differs_by_nothing():
     assert ours.diversity > 0
 
 
-def test_images_that_are_not_scored_together_have_no_diversity():
-    made = calibration(load_pipeline("shapes", device="cpu"))
+def test_images_that_are_not_scored_together_have_no_diversity(shipped):
+    made = scaled_calibration(shipped)
     result = evaluate(made, num_prompts=2, rewards=["shapes"], step_multiples=(1,), batch_size=1)
     assert [setting.diversity for setting in result.settings] == [None, None]
 
 
-def test_a_change_shows_in_the_paired_difference():
-    pipe = load_pipeline("shapes", device="cpu")
-    result = evaluate(calibration(pipe), num_prompts=4, rewards=["shapes"], step_multiples=(1,))
+def test_a_change_shows_in_the_paired_difference(shipped):
+    made = scaled_calibration(shipped)
+    result = evaluate(made, num_prompts=4, rewards=["shapes"], step_multiples=(1,))
     (only,) = result.comparisons
     means = {s.calibrated: s.scores["shapes"].mean for s in result.settings}
     assert only.difference.mean == pytest.approx(means[True] - means[False])
@@ -114,8 +112,7 @@ def test_the_judge_gives_a_frechet_distance_that_damage_raises():
     assert far > 3 * near
 
 
-def test_an_evaluation_with_the_judge_has_a_frechet_distance():
-    pipe = load_pipeline("shapes", device="cpu")
-    made = calibration(pipe)
+def test_an_evaluation_with_the_judge_has_a_frechet_distance(shipped):
+    made = scaled_calibration(shipped)
     result = evaluate(made, num_prompts=4, rewards=["shapes-judge"], step_multiples=(1,))
     assert all(s.frechet is not None and s.frechet > 0 for s in result.settings)

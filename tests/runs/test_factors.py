@@ -8,7 +8,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from calibri.artifact.apply import load
-from calibri.artifact.calibration import Calibration, Sampling
+from calibri.artifact.calibration import Calibration
 from calibri.coefficients.space import SearchSpace
 from calibri.config import validate_config
 from calibri.errors import CalibrationError, FuseError, GuidanceError, UnsupportedModelError
@@ -23,8 +23,7 @@ from calibri.scoring.backends.local import Local
 from calibri.scoring.plain_json import decode
 from calibri.scoring.units import make_unit
 from tests.fakes import bench_of
-from tests.sampling.scales.test_ensemble import flux_pipeline
-from tests.tiny import flux_inputs, forward, tiny_flux, tiny_sd3
+from tests.tiny import calibration_of, flux_inputs, flux_pipeline, forward, tiny_flux, tiny_sd3
 
 FLUX = tiny_flux()
 TWO = Fidelity(num_inference_steps=2)
@@ -97,16 +96,7 @@ def test_a_model_or_a_call_without_guidance_is_refused(scaler):
 def made(model, **factors):
     space = SearchSpace.build(find_sites(model), "block")
     found = space.coefficients(space.start).model_copy(update=factors)
-    return Calibration(
-        calibri_version="0",
-        transformer_class=type(model).__name__,
-        base_model="shapes",
-        coefficients=found,
-        sampling=Sampling(num_inference_steps=3, guidance_scale=1.0, dtype="float32"),
-        rewards={"shapes": "test"},
-        objective="shapes",
-        provenance={},
-    )
+    return calibration_of(model, found)
 
 
 def test_a_calibration_of_the_guidance_is_applied_blended_and_not_fused():

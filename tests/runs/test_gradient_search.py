@@ -17,14 +17,11 @@ from calibri.runs.journal import read_journal
 from calibri.runs.loop import ValidatedSearch, updates_per_generation
 from calibri.runs.session import Session
 from calibri.scoring.ledger import Ledger, MemoryRecords
+from tests.fakes import StopAfter
+from tests.tiny import FEW_PROMPTS, dotted, tiny_run
 
-TINY = {
-    "device": "cpu",
-    "sampling.num_inference_steps": 2,
-    "sampling.workers": 1,
-    "space.granularity": "block",
+TINY = FEW_PROMPTS | {
     "rewards.objective": "red",
-    "rewards.held_out": (),
     "search.method": "gradient",
     "search.generations": 2,
     "search.popsize": 9,
@@ -57,23 +54,13 @@ def rewards_of(config):
 
 
 def session_of(values):
-    config = load_config(values=TINY | values)
+    config = tiny_run(TINY | values)
     return Session(config, rewards=rewards_of(config))
-
-
-class StopAfter(Progress):
-    def __init__(self, units):
-        self.left = units
-
-    def unit(self, images, new):
-        self.left -= new
-        if self.left < 0:
-            raise KeyboardInterrupt
 
 
 def search(records=None, progress=None, **values):
     progress = progress or Progress()
-    session = session_of({k.replace("__", "."): v for k, v in values.items()})
+    session = session_of(dotted(values))
     ledger = Ledger(MemoryRecords() if records is None else records)
     evaluator = session.evaluator(ledger, progress.unit)
     return session, *ValidatedSearch(session, evaluator, progress).run()
@@ -142,13 +129,13 @@ def test_vectors_stay_within_their_bounds():
 def test_a_generation_costs_about_what_a_race_costs():
     values = {"search.popsize": 64, "search.bucket_size": 8, "search.bucket_growth": 2}
     race = {"search.race_first": 0.25, "search.race_keep": 0.5}
-    config = load_config(values=TINY | values | race)
+    config = tiny_run(TINY | values | race)
     # 64 candidates on 4 prompts and 32 on the other 12, three images for one with a gradient.
     assert updates_of(config) == (64 * 4 + 32 * 12) // (3 * 16)
     # Two updates of 12 images for 32 of candidates; the original is scored in both searches.
-    assert updates_of(load_config(values=TINY | {"search.popsize": 8})) == 2
+    assert updates_of(tiny_run(TINY, search__popsize=8)) == 2
     # A black-box search is told once, whatever it costs.
-    assert updates_of(load_config(values=TINY | {"search.method": "random"})) == 1
+    assert updates_of(tiny_run(TINY, search__method="random")) == 1
 
 
 def test_the_page_says_how_many_updates_a_default_generation_has():
@@ -159,14 +146,7 @@ def test_the_page_says_how_many_updates_a_default_generation_has():
 
 
 def test_the_configuration_chooses_it(tmp_path):
-    values = TINY | {
-        "search.generations": 1,
-        "search.last_steps": 1,
-        "evaluation.num_prompts": 4,
-        "evaluation.step_multiples": (1,),
-        "evaluation.num_samples": 0,
-    }
-    config = load_config(values=values)
+    config = tiny_run(TINY, search__generations=1, search__last_steps=1)
     rewards = [*rewards_of(config).values()]
     summary = calibrate(config, rewards=rewards, name="run", runs=tmp_path)
     assert summary.search.generations[0].sigma == 0.02

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 
 import numpy as np
@@ -10,7 +12,6 @@ import torch
 from torch import Tensor
 
 from calibri.coefficients.space import SearchSpace
-from calibri.config import load_config
 from calibri.errors import ConfigError, RewardError, RunError, UnsupportedModelError
 from calibri.rewards.mixing import used_rewards
 from calibri.rewards.registry import make_reward
@@ -20,14 +21,13 @@ from calibri.runs.session import Session
 from calibri.scoring.ledger import Ledger, MemoryRecords
 from calibri.shapes.render import render_batch
 from calibri.shapes.scenes import parse_caption
+from tests.tiny import dotted, tiny_run
 
 TINY = {
     "search.method": "gradient",
-    "device": "cpu",
     "sampling.num_inference_steps": 3,
-    "sampling.workers": 1,
+    "space.granularity": "gate",
     "rewards.objective": "weighing",
-    "rewards.held_out": (),
 }
 STEP = 2.0**-10
 
@@ -63,11 +63,11 @@ class Scored:
 
 
 def make_session(**values):
-    return session_of({k.replace("__", "."): v for k, v in values.items()})
+    return session_of(dotted(values))
 
 
 def session_of(values):
-    config = load_config(values=TINY | values)
+    config = tiny_run(TINY | values)
     return Session(config, rewards={name: reward_called(name) for name in used_rewards(config)})
 
 
@@ -97,7 +97,7 @@ def images_at(session, vector, noises) -> Tensor:
     table = torch.from_numpy(coefficients.site_scales(session.bench.scaler.sites))
     session.bench.scaler.set(table[None], coefficients.member_branches)
     with torch.no_grad():
-        return session.bench.pipe(**session.bench.sampler._arguments(noises)).images
+        return session.bench.pipe(**session.bench.sampler.arguments(noises)).images
 
 
 def slope(function, vector, direction):
@@ -208,7 +208,7 @@ def test_the_last_steps_are_differentiated_with_the_others_held(plain):
             return tensors
 
         plain.bench.scaler.set(table_of(vector))
-        arguments = plain.bench.sampler._arguments(noises)
+        arguments = plain.bench.sampler.arguments(noises)
         with torch.no_grad():
             images = plain.bench.pipe(**arguments, callback_on_step_end=switch).images
         return float((images.double() * weights).sum((1, 2, 3)).mean())
@@ -330,13 +330,25 @@ def test_what_has_no_gradient_is_refused_before_any_work(values, last_steps, say
         gradients_of(session, last_steps)
 
 
+def without_callback(call):
+    """A call that differs in that it takes no callback."""
+
+    @functools.wraps(call)
+    def other(*args, **kwargs):
+        return call(*args, **kwargs)
+
+    known = inspect.signature(call)
+    kept = [p for name, p in known.parameters.items() if name != "callback_on_step_end"]
+    other.__signature__ = known.replace(parameters=kept)
+    return other
+
+
 def test_pipelines_that_cannot_be_differentiated_are_refused(plain, monkeypatch):
-    call = type(plain.bench.pipe).__call__
     pipeline = type(plain.bench.pipe)
-    without = {k: v for k, v in plain.bench.sampler._call.items() if k != "callback_on_step_end"}
-    monkeypatch.setattr(plain.bench.sampler, "_call", without)
+    call = pipeline.__call__
+    monkeypatch.setattr(pipeline, "__call__", without_callback(call))
     with pytest.raises(UnsupportedModelError, match="no callback_on_step_end"):
-        gradients_of(plain, 2)
+        gradients_of(make_session(), 2)
     monkeypatch.setattr(pipeline, "__call__", call.__wrapped__)
     with pytest.raises(UnsupportedModelError, match="is not one that"):
         gradients_of(plain)

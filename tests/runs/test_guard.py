@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from calibri.config import load_config, validate_config
+from calibri.config import validate_config
 from calibri.errors import ConfigError, Interrupted
-from calibri.progress import Progress
-from calibri.prompts.files import make_prompts
 from calibri.results import DIVERSITY, Checkpoint, Figure
 from calibri.rewards.mixing import used_rewards
 from calibri.rewards.reward import BatchedReward, RewardInfo
@@ -15,24 +13,17 @@ from calibri.runs.calibrate import calibrate, planned_images, resume
 from calibri.runs.checkpoints import guard_reason
 from calibri.runs.evaluate import evaluate
 from calibri.runs.session import Session
-from calibri.sampling.sampler import Noise
-from calibri.scoring.units import cut
+from tests.fakes import StopAfter
+from tests.tiny import FEW_PROMPTS, tiny_run
 
-TINY = {
-    "sampling.num_inference_steps": 2,
+TINY = FEW_PROMPTS | {
     "sampling.batch_size": 16,
     "search.generations": 4,
-    "search.popsize": 4,
     "search.bucket_size": 4,
     "search.validate_every": 1,
     "search.num_validation_prompts": 12,
     "search.sigma0": 0.3,
-    "space.granularity": "block",
     "rewards.objective": "red",
-    "rewards.held_out": (),
-    "evaluation.num_prompts": 4,
-    "evaluation.step_multiples": (1,),
-    "evaluation.num_samples": 0,
 }
 
 
@@ -87,17 +78,7 @@ def session_of(config):
 
 
 def tiny(**values):
-    return load_config(values=TINY | {k.replace("__", "."): v for k, v in values.items()})
-
-
-class StopAfter(Progress):
-    def __init__(self, units):
-        self.left = units
-
-    def unit(self, images, new):
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
+    return tiny_run(TINY, **values)
 
 
 def run(tmp_path, name="run", progress=None, **values):
@@ -110,11 +91,18 @@ def changed(summary):
     return not np.allclose(list(summary.coefficients.values()), list(summary.start.values()))
 
 
-def test_without_a_guard_the_gamed_reward_wins(tmp_path):
-    summary = run(tmp_path, rewards__guard="off", rewards__held_out=("anti-red",))
-    assert changed(summary)
-    assert all(c.held_out == {} and c.vetoed_by == [] for c in summary.search.checkpoints)
-    gains = {c.reward: c.difference.mean for c in summary.evaluation.comparisons}
+UNGUARDED = {"rewards__guard": "off", "rewards__held_out": ("anti-red",)}
+
+
+@pytest.fixture(scope="module")
+def gamed(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("gamed"), **UNGUARDED)
+
+
+def test_without_a_guard_the_gamed_reward_wins(gamed):
+    assert changed(gamed)
+    assert all(c.held_out == {} and c.vetoed_by == [] for c in gamed.search.checkpoints)
+    gains = {c.reward: c.difference.mean for c in gamed.evaluation.comparisons}
     assert gains["red"] > 0 > gains["anti-red"]
 
 
@@ -179,29 +167,38 @@ def outcome(summary):
     return summary.search.coefficients, generations, summary.search.checkpoints
 
 
+MIXED = {
+    "rewards__objective": "red,blue",
+    "rewards__held_out": ("anti-red",),
+    "search__generations": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("mixed"), **MIXED)
+
+
 @pytest.mark.parametrize("units", [1, 7])
-def test_an_interrupted_mixture_resumes_with_the_same_scales(tmp_path, units):
-    values = {"rewards__objective": "red,blue", "rewards__held_out": ("anti-red",)}
-    values["search__generations"] = 2
-    whole = run(tmp_path, "whole", **values)
+def test_an_interrupted_mixture_resumes_with_the_same_scales(mixed, tmp_path, units):
     with pytest.raises(Interrupted):
-        run(tmp_path, "part", progress=StopAfter(units), **values)
-    rewards = [*rewards_of(tiny(**values)).values()]
-    assert outcome(resume(tmp_path / "part", rewards=rewards)) == outcome(whole)
+        run(tmp_path, "part", progress=StopAfter(units), **MIXED)
+    rewards = [*rewards_of(tiny(**MIXED)).values()]
+    assert outcome(resume(tmp_path / "part", rewards=rewards)) == outcome(mixed)
 
 
 @pytest.mark.parametrize("mixing", ["rank", "min"])
 def test_other_ways_of_mixing_run(tmp_path, mixing):
-    summary = run(tmp_path, rewards__objective="red,blue", rewards__mixing=mixing)
+    values = {"rewards__mixing": mixing, "search__generations": 2}
+    summary = run(tmp_path, rewards__objective="red,blue", **values)
     assert all(np.isfinite(g.mean) for g in summary.search.generations)
     if mixing == "rank":
         assert all(0 <= g.mean <= 2 for g in summary.search.generations)
 
 
-def test_a_constraint_outweighs_what_it_forbids(tmp_path):
-    free = run(tmp_path, "free")
-    bound = run(tmp_path, "bound", rewards__constraints=("anti-red >= 1 of baseline",))
-    assert changed(free)
+def test_a_constraint_outweighs_what_it_forbids(gamed, tmp_path):
+    bound = run(tmp_path, rewards__constraints=("anti-red >= 1 of baseline",), **UNGUARDED)
+    assert changed(gamed)
     assert not changed(bound)
 
 
@@ -238,17 +235,3 @@ def test_a_malformed_mixture_is_refused_before_a_run_exists(tmp_path):
     with pytest.raises(ConfigError, match="positive weight"):
         run(tmp_path, rewards__objective="red:x")
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("size", range(1, 9))
-@pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_units_keep_rows_in_order_and_prompts_whole(size, count):
-    prompts = make_prompts(f"prompt {i}" for i in range(4))
-    rows = [(c, Noise(p, s)) for c in range(3) for p in prompts for s in range(count)]
-    units = cut(rows, size)
-    assert [row for unit in units for row in unit] == rows
-    assert all(1 <= len(unit) <= size for unit in units)
-    if count <= size:
-        for unit in units:
-            groups = [(c, noise.prompt.id) for c, noise in unit]
-            assert all(groups.count(group) == count for group in groups)

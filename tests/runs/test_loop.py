@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from calibri.config import load_config
 from calibri.errors import Interrupted
 from calibri.progress import Progress
 from calibri.runs.calibrate import calibrate, planned_images, resume
@@ -14,39 +13,22 @@ from calibri.scoring.ledger import Ledger, MemoryRecords
 from calibri.search.method import MethodInfo
 from calibri.search.methods.random import RandomSearch
 from calibri.search.registry import method_info
+from tests.fakes import Listening, StopAfter
+from tests.tiny import tiny_run
 
 TINY = {
-    "device": "cpu",
-    "sampling.num_inference_steps": 2,
-    "sampling.workers": 1,
-    "space.granularity": "block",
     "rewards.objective": "jpeg-compressibility",
-    "rewards.held_out": (),
     "search.generations": 3,
     "search.popsize": 6,
     "search.bucket_size": 4,
     "search.validate_every": 2,
     "search.num_validation_prompts": 12,
-    "evaluation.num_prompts": 4,
     "evaluation.images_per_prompt": 1,
-    "evaluation.step_multiples": (1,),
-    "evaluation.num_samples": 0,
 }
 
 
-class Listening(Progress):
-    def __init__(self):
-        self.heard = []
-
-    def generation(self, record):
-        self.heard.append(("generation", record.generation))
-
-    def checkpoint(self, record):
-        self.heard.append(("checkpoint", record.generation))
-
-
 def tiny(**values):
-    return load_config(values=TINY | {k.replace("__", "."): v for k, v in values.items()})
+    return tiny_run(TINY, **values)
 
 
 @pytest.fixture(scope="module")
@@ -124,16 +106,6 @@ def test_a_given_method_wins_over_the_configured_one(evaluator):
     assert step.generation.sigma == 0.25  # the paper's, of the configuration
     other = next(SearchLoop(session, evaluator, Progress()))
     assert other.generation.sigma != 0.25
-
-
-class StopAfter(Progress):
-    def __init__(self, units):
-        self.left = units
-
-    def unit(self, images, new):
-        self.left -= new
-        if self.left < 0:
-            raise KeyboardInterrupt
 
 
 def outcome(summary):

@@ -7,7 +7,7 @@ from PIL import Image
 from calibri.config import load_config
 from calibri.reporting.page import report
 from calibri.runs.calibrate import calibrate
-from tests.sampling.test_frames import build, size
+from tests.sampling.videos import video_pipeline, video_size
 
 
 @pytest.mark.slow
@@ -29,9 +29,9 @@ def test_a_video_pipeline_is_calibrated(name, tmp_path):
         "evaluation.step_multiples": (1,),
         "evaluation.num_samples": 1,
     }
-    values |= {f"sampling.{key}": value for key, value in size(name).items()}
+    values |= {f"sampling.{key}": value for key, value in video_size(name).items()}
     summary = calibrate(
-        load_config(values=values), pipeline=build(name), name="video", runs=tmp_path
+        load_config(values=values), pipeline=video_pipeline(name), name="video", runs=tmp_path
     )
     scores = summary.evaluation.settings[0].scores["jpeg-compressibility"]
     assert np.isfinite(scores.mean)

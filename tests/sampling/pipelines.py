@@ -102,7 +102,7 @@ class Guardrail(nn.Module):
 
 
 @dataclass(frozen=True)
-class Rig:
+class PipelineCase:
     """A pipeline and how to call it.
 
     Attributes:
@@ -165,8 +165,8 @@ VIDEO = SHORT | dict(num_frames=5)
 APART = ((0,), (1,))
 UNCONDITIONAL_FIRST = ((1, 0),)
 
-RIGS = (
-    Rig(
+CASES = (
+    PipelineCase(
         "FluxPipeline",
         "FluxTransformer2DModel",
         _flow(),
@@ -176,7 +176,7 @@ RIGS = (
         call=SHORT | dict(guidance_scale=3.5),
         parts=CLIP_PAIR,
     ),
-    Rig(
+    PipelineCase(
         "StableDiffusion3Pipeline",
         "SD3Transformer2DModel",
         _flow(),
@@ -190,7 +190,7 @@ RIGS = (
             tokenizer_3=Tokenizer(),
         ),
     ),
-    Rig(
+    PipelineCase(
         "QwenImagePipeline",
         "QwenImageTransformer2DModel",
         _flow(use_dynamic_shifting=True),
@@ -201,14 +201,14 @@ RIGS = (
         call=dict(height=16, width=16),
         settings=dict(prompt_template_encode="{}", prompt_template_encode_start_idx=0),
     ),
-    Rig(
+    PipelineCase(
         "PixArtSigmaPipeline",
         "PixArtTransformer2DModel",
         diffusers.DDIMScheduler,
         UNCONDITIONAL_FIRST,
         call=SHORT | dict(use_resolution_binning=False, clean_caption=False),
     ),
-    Rig(
+    PipelineCase(
         "SanaPipeline",
         "SanaTransformer2DModel",
         _flow(),
@@ -222,8 +222,8 @@ RIGS = (
             complex_human_instruction=None,
         ),
     ),
-    Rig("WanPipeline", "WanTransformer3DModel", _flow(), APART, call=VIDEO, context=True),
-    Rig(
+    PipelineCase("WanPipeline", "WanTransformer3DModel", _flow(), APART, call=VIDEO, context=True),
+    PipelineCase(
         "ZImagePipeline",
         "ZImageTransformer2DModel",
         _flow(),
@@ -231,7 +231,7 @@ RIGS = (
         offset=1.0,
         call=SHORT,
     ),
-    Rig(
+    PipelineCase(
         "Lumina2Pipeline",
         "Lumina2Transformer2DModel",
         _flow(),
@@ -241,36 +241,36 @@ RIGS = (
         call=dict(height=64, width=64, max_sequence_length=8)
         | dict(cfg_normalization=False, system_prompt=""),
     ),
-    Rig(
+    PipelineCase(
         "LTXPipeline",
         "LTXVideoTransformer3DModel",
         _flow(),
         UNCONDITIONAL_FIRST,
         call=dict(height=64, width=64, num_frames=9, max_sequence_length=8),
     ),
-    Rig(
+    PipelineCase(
         "CogVideoXPipeline",
         "CogVideoXTransformer3DModel",
         diffusers.CogVideoXDDIMScheduler,
         UNCONDITIONAL_FIRST,
         call=dict(height=64, width=64, num_frames=17, max_sequence_length=5),
     ),
-    Rig("ChromaPipeline", "ChromaTransformer2DModel", _flow(), APART, call=SHORT),
-    Rig(
+    PipelineCase("ChromaPipeline", "ChromaTransformer2DModel", _flow(), APART, call=SHORT),
+    PipelineCase(
         "PixArtAlphaPipeline",
         "PixArtTransformer2DModel",
         diffusers.DDIMScheduler,
         UNCONDITIONAL_FIRST,
         call=SHORT | dict(use_resolution_binning=False, clean_caption=False),
     ),
-    Rig(
+    PipelineCase(
         "AuraFlowPipeline",
         "AuraFlowTransformer2DModel",
         _flow(),
         UNCONDITIONAL_FIRST,
         call=SHORT,
     ),
-    Rig(
+    PipelineCase(
         "OvisImagePipeline",
         "OvisImageTransformer2DModel",
         _flow(),
@@ -279,14 +279,14 @@ RIGS = (
         context=True,
         settings=dict(system_prompt="", user_prompt_begin_id=0),
     ),
-    Rig(
+    PipelineCase(
         "AllegroPipeline",
         "AllegroTransformer3DModel",
         diffusers.DDIMScheduler,
         UNCONDITIONAL_FIRST,
         call=SHORT | dict(num_frames=8, clean_caption=False),
     ),
-    Rig(
+    PipelineCase(
         "MochiPipeline",
         "MochiTransformer3DModel",
         _flow(),
@@ -294,7 +294,7 @@ RIGS = (
         call=dict(height=16, width=16, num_frames=7, max_sequence_length=5),
         steps=2,
     ),
-    Rig(
+    PipelineCase(
         "LattePipeline",
         "LatteTransformer3DModel",
         diffusers.DDIMScheduler,
@@ -303,7 +303,7 @@ RIGS = (
         context=True,
         config=dict(out_channels=8),  # the pipeline drops the half that is the variance
     ),
-    Rig(
+    PipelineCase(
         "HunyuanVideoPipeline",
         "HunyuanVideoTransformer3DModel",
         _flow(),
@@ -313,7 +313,7 @@ RIGS = (
         parts=CLIP_PAIR,
         context=True,
     ),
-    Rig(
+    PipelineCase(
         "Krea2Pipeline",
         "Krea2Transformer2DModel",
         _flow(use_dynamic_shifting=True),
@@ -328,7 +328,7 @@ RIGS = (
             prompt_template_encode_num_suffix_tokens=1,
         ),
     ),
-    Rig(
+    PipelineCase(
         "Cosmos2TextToImagePipeline",
         "CosmosTransformer3DModel",
         _flow(use_karras_sigmas=True),
@@ -337,7 +337,7 @@ RIGS = (
         call=SHORT,
         parts=dict(safety_checker=Guardrail()),
     ),
-    Rig(
+    PipelineCase(
         "CosmosTextToWorldPipeline",
         "CosmosTransformer3DModel",
         diffusers.EDMEulerScheduler,

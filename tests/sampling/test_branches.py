@@ -4,16 +4,8 @@ import torch
 from calibri.errors import GuidanceError, UnsupportedModelError
 from calibri.sampling.branches import BranchResolver
 from calibri.sampling.scales.scaler import Scaler
-from calibri.shapes.paths import PIPELINE_PATH
 
 PROMPTS = ["a red circle", "a blue square above a green cross"]
-
-
-@pytest.fixture
-def pipe():
-    from calibri.pipelines.loading import load_pipeline
-
-    return load_pipeline(str(PIPELINE_PATH), device="cpu")
 
 
 def sample(pipe, guidance_scale, prompts=PROMPTS, steps=3, **kwargs):

@@ -18,7 +18,7 @@ from calibri.sampling.scales.scaler import Scaler
 from calibri.sampling.signatures import call_arguments, needs_texts
 from calibri.trees import alike
 from tests.pipelines.zoo import ZOO
-from tests.sampling.pipelines import RIGS, Decoder, Rig, TextEncoder, Tokenizer
+from tests.sampling.pipelines import CASES, Decoder, PipelineCase, TextEncoder, Tokenizer
 
 PROMPTS = make_prompts(["a red circle", "two blue squares here", "one"])
 NOISES = [Noise(prompt, 10 + i) for i, prompt in enumerate(PROMPTS)]
@@ -74,7 +74,7 @@ def test_the_pipelines_that_must_be_called_with_texts_are_the_known_ones():
     assert {name for name, pipe in found.items() if needs_texts(pipe)} == CALLED_WITH_TEXTS
 
 
-HUNYUAN = Rig(
+HUNYUAN = PipelineCase(
     "HunyuanDiTPipeline",
     "HunyuanDiT2DModel",
     diffusers.DDIMScheduler,
@@ -102,7 +102,7 @@ class NormalisedDecoder(Decoder):
     bn = torch.nn.BatchNorm2d(4)
 
 
-ERNIE = Rig(
+ERNIE = PipelineCase(
     "ErnieImagePipeline",
     "ErnieImageTransformer2DModel",
     diffusers.FlowMatchEulerDiscreteScheduler,
@@ -120,14 +120,14 @@ def small_pictures(monkeypatch):
     monkeypatch.setattr(pipeline_hunyuandit, "SUPPORTED_SHAPE", [(16, 16)])
 
 
-def sampler(rig, scale=1.0, **config):
-    size = dict(height=rig.call["height"], width=rig.call["width"])
+def sampler(case, scale=1.0, **config):
+    size = dict(height=case.call["height"], width=case.call["width"])
     settings = SamplingConfig(
         num_inference_steps=2, negative_prompt="ugly", guidance_scale=scale, **size, **config
     )
-    pipe = rig.build(vae=NormalisedDecoder() if rig is ERNIE else Decoder())
-    if rig is HUNYUAN:
-        specimen = next(s for s in ZOO if s.model_class == rig.transformer)
+    pipe = case.build(vae=NormalisedDecoder() if case is ERNIE else Decoder())
+    if case is HUNYUAN:
+        specimen = next(s for s in ZOO if s.model_class == case.transformer)
         lengths = dict(text_len=77, text_len_t5=256)
         pipe.transformer = replace(specimen, config=specimen.config | lengths).model()
     return Sampler(pipe, settings)
@@ -149,18 +149,18 @@ def plain(ours, noise):
     return (image * 255).round()
 
 
-@pytest.mark.parametrize("rig", [HUNYUAN, ERNIE], ids=lambda rig: rig.id)
+@pytest.mark.parametrize("case", [HUNYUAN, ERNIE], ids=lambda case: case.id)
 @pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_rows_are_the_images_of_the_stock_pipeline_called_with_their_prompt(rig, scale):
-    ours = sampler(rig, scale)
+def test_rows_are_the_images_of_the_stock_pipeline_called_with_their_prompt(case, scale):
+    ours = sampler(case, scale)
     for noise, image in zip(NOISES, ours.sample(NOISES), strict=True):
         assert image.float().std() > 1
         assert (plain(ours, noise) - image).abs().max() <= 1
 
 
-@pytest.mark.parametrize("rig", [HUNYUAN, ERNIE], ids=lambda rig: rig.id)
-def test_texts_are_encoded_once_for_a_pipeline_called_with_them(rig):
-    ours = sampler(rig, 3.0)
+@pytest.mark.parametrize("case", [HUNYUAN, ERNIE], ids=lambda case: case.id)
+def test_texts_are_encoded_once_for_a_pipeline_called_with_them(case):
+    ours = sampler(case, 3.0)
     seen = []
     encoder = ours.pipe.text_encoder
     encoder.register_forward_pre_hook(lambda module, args, kwargs: seen.append(1), with_kwargs=True)
@@ -250,8 +250,8 @@ class Moving(TextEncoder):
 
 
 def moving(name):
-    rig = HUNYUAN if name == "HunyuanDiT" else next(rig for rig in RIGS if rig.id == name)
-    ours = sampler(rig)
+    case = HUNYUAN if name == "HunyuanDiT" else next(case for case in CASES if case.id == name)
+    ours = sampler(case)
     ours.pipe.text_encoder = Moving()
     return ours, ours.pipe.text_encoder
 
@@ -259,7 +259,7 @@ def moving(name):
 @pytest.mark.parametrize("name", ["Flux", "HunyuanDiT"])
 def test_encoders_visit_the_device_to_encode_and_leave_again(name, monkeypatch):
     ours, encoder = moving(name)
-    expected = sampler(HUNYUAN if name == "HunyuanDiT" else next(r for r in RIGS if r.id == name))
+    expected = sampler(HUNYUAN if name == "HunyuanDiT" else next(r for r in CASES if r.id == name))
     monkeypatch.setattr(type(ours.pipe), "_execution_device", torch.device("cpu", 0))
     ours.offload_encoders()
     assert encoder.places == ["cpu"]
@@ -289,8 +289,8 @@ LENGTHS = [("Flux", 512), ("PixArtSigma", 300), ("Sana", 300), ("StableDiffusion
 @pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
 @pytest.mark.parametrize(("name", "length"), LENGTHS)
 def test_prompts_are_encoded_at_the_length_asked_for_and_kept_apart(name, length):
-    rig = next(rig for rig in RIGS if rig.id == name)
-    encoder = make_encoder(rig.build(), None)
+    case = next(case for case in CASES if case.id == name)
+    encoder = make_encoder(case.build(), None)
     assert encoder.max_sequence_length == length
     whole = encoder.arguments(PROMPTS)
     short = encoder.arguments(PROMPTS, 6)

@@ -4,7 +4,6 @@ import pytest
 import torch
 from PIL import Image
 
-from calibri.artifact.calibration import Calibration, Sampling
 from calibri.artifact.generate import generate
 from calibri.cli.generate import save
 from calibri.coefficients.coefficients import Coefficients
@@ -17,63 +16,27 @@ from calibri.sampling.sampler import Noise, Sampler
 from calibri.sampling.scales.scaler import Scaler
 from calibri.scoring.frames import mean_over_frames
 from calibri.scoring.image_sets import diversity
-from tests.sampling.pipelines import RIGS, Decoder
+from tests.sampling.pipelines import CASES
+from tests.sampling.videos import VIDEOS, video_pipeline, video_size
+from tests.tiny import calibration_of
 
 PROMPTS = make_prompts(["a red circle", "two blue squares here"])
 NOISES = [Noise(prompt, 10 + i) for i, prompt in enumerate(PROMPTS)]
-BY_NAME = {rig.id: rig for rig in RIGS}
 
 
-class LatentDecoder(Decoder):
-    """Stands for LTX's, which keeps its statistics beside the configuration."""
-
-    shrink = 32
-    spatial_compression_ratio = 32
-    temporal_compression_ratio = 8
-    latents_mean = torch.zeros(1)
-    latents_std = torch.ones(1)
-
-    def __init__(self):
-        super().__init__()
-        self.config = type("Config", (), dict(scaling_factor=1.0, timestep_conditioning=False))()
-
-    def decode(self, latents, timestep=None, return_dict=False):
-        return super().decode(latents)
-
-
-class WanDecoder(Decoder):
-    """Stands for Wan's."""
-
-    shrink = 8
-
-    def __init__(self):
-        super().__init__()
-        known = dict(scale_factor_temporal=4, scale_factor_spatial=8, z_dim=1)
-        self.config = type("Config", (), known | dict(latents_mean=[0.0], latents_std=[1.0]))()
-
-
-PIPELINES = {"Wan": (WanDecoder, 17), "LTX": (LatentDecoder, 33)}
-videos = pytest.mark.parametrize("name", PIPELINES)
-
-
-def build(name):
-    return BY_NAME[name].build(vae=PIPELINES[name][0]())
-
-
-def size(name):
-    call = BY_NAME[name].call
-    return dict(height=call["height"], width=call["width"], num_frames=PIPELINES[name][1])
+videos = pytest.mark.parametrize("name", VIDEOS)
 
 
 def sampler(name, **settings):
-    return Sampler(build(name), SamplingConfig(num_inference_steps=2, **size(name), **settings))
+    config = SamplingConfig(num_inference_steps=2, **video_size(name), **settings)
+    return Sampler(video_pipeline(name), config)
 
 
 def plain(pipe, name, noise, scale=1.0):
     """All frames of the stock pipeline, called with words."""
     return pipe(
         noise.prompt.text,
-        **size(name),
+        **video_size(name),
         num_inference_steps=2,
         guidance_scale=scale,
         negative_prompt="ugly" if scale > 1 else None,
@@ -149,8 +112,9 @@ def test_a_film_strip_shows_the_frames_side_by_side():
 
 
 def test_frames_of_an_image_pipeline_are_refused():
+    case = next(case for case in CASES if case.id == "QwenImage")
     with pytest.raises(ConfigError, match=r"makes images.*num_frames"):
-        Sampler(BY_NAME["QwenImage"].build(), SamplingConfig(num_frames=9))
+        Sampler(case.build(), SamplingConfig(num_frames=9))
 
 
 def test_a_pipeline_that_needs_an_image_is_refused_by_name():
@@ -162,31 +126,22 @@ def test_a_pipeline_that_needs_an_image_is_refused_by_name():
 
 def calibration(pipe, name):
     sites = Scaler(pipe.transformer).sites
-    return Calibration(
-        calibri_version="0.1.0",
-        transformer_class=type(pipe.transformer).__name__,
-        base_model="tiny",
-        base_revision=None,
-        coefficients=Coefficients(
-            granularity="gate",
-            scales=({site.name: 0.5 for site in sites},),
-            output_weights=(1.0,),
-            start_weights=(1.0,),
-        ),
-        sampling=Sampling(num_inference_steps=2, guidance_scale=1.0, dtype="float32", **size(name)),
-        rewards={"shapes": "v1"},
-        objective="shapes",
-        provenance={},
+    coefficients = Coefficients(
+        granularity="gate",
+        scales=({site.name: 0.5 for site in sites},),
+        output_weights=(1.0,),
+        start_weights=(1.0,),
     )
+    return calibration_of(pipe.transformer, coefficients, num_inference_steps=2, **video_size(name))
 
 
 @videos
 def test_generated_videos_are_written_as_animations(name, tmp_path, capsys):
-    pipe = build(name)
+    pipe = video_pipeline(name)
     (frames,) = generate(pipe, ["a red circle"], calibration=calibration(pipe, name), compare=True)
     assert len(frames) == 5
     # Original and calibrated side by side, with a gap.
-    assert frames[0].width > 2 * size(name)["width"] // pipe.vae.shrink
+    assert frames[0].width > 2 * video_size(name)["width"] // pipe.vae.shrink
     save(frames, tmp_path / "video.png", enlarge=False)
     with Image.open(tmp_path / "video.webp") as written:
         assert written.n_frames == len(frames)

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from calibri.artifact.calibration import Calibration, Sampling
 from calibri.artifact.generate import generate
 from calibri.coefficients.coefficients import Coefficients
 from calibri.config import SamplingConfig
@@ -12,28 +11,29 @@ from calibri.prompts.files import make_prompts
 from calibri.sampling.branches import BranchResolver
 from calibri.sampling.sampler import Noise, Sampler
 from calibri.sampling.scales.scaler import Scaler
-from tests.sampling.pipelines import RIGS, Decoder
+from tests.sampling.pipelines import CASES, Decoder
+from tests.tiny import calibration_of
 
 PROMPTS = make_prompts(["a red circle", "two blue squares here"])
 NOISES = [Noise(prompt, 10 + i) for i, prompt in enumerate(PROMPTS)]
-BY_NAME = {rig.id: rig for rig in RIGS}
+BY_NAME = {case.id: case for case in CASES}
 
 pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
-image_rigs = pytest.mark.parametrize("name", ["Flux", "QwenImage", "ZImage", "Lumina2", "Chroma"])
+image_cases = pytest.mark.parametrize("name", ["Flux", "QwenImage", "ZImage", "Lumina2", "Chroma"])
 
 
 def sampler(name, scale):
-    rig = BY_NAME[name]
-    options = {rig.guidance: scale}
-    size = dict(height=rig.call["height"], width=rig.call["width"])
+    case = BY_NAME[name]
+    options = {case.guidance: scale}
+    size = dict(height=case.call["height"], width=case.call["width"])
     config = SamplingConfig(num_inference_steps=2, negative_prompt="ugly", **size, **options)
-    return Sampler(rig.build(vae=Decoder()), config)
+    return Sampler(case.build(vae=Decoder()), config)
 
 
-def plain(sampler, noise, rig, scale):
+def plain(sampler, noise, case, scale):
     """One image of the stock pipeline, called with words."""
     config = sampler.config
-    options = {"guidance_scale": 1.0} if rig.name == "FluxPipeline" else {}
+    options = {"guidance_scale": 1.0} if case.name == "FluxPipeline" else {}
     image = sampler.pipe(
         noise.prompt.text,
         negative_prompt=config.negative_prompt if scale > 1 else None,
@@ -42,12 +42,12 @@ def plain(sampler, noise, rig, scale):
         num_inference_steps=2,
         generator=torch.Generator().manual_seed(noise.seed),
         output_type="pt",
-        **options | {rig.guidance: scale},
+        **options | {case.guidance: scale},
     ).images[0]
     return (image * 255).round()
 
 
-@image_rigs
+@image_cases
 @pytest.mark.parametrize("guided", [True, False])
 def test_a_batch_of_prompts_gives_the_images_of_plain_calls(name, guided):
     scale = 3.0 if guided else 1.0 - BY_NAME[name].offset
@@ -59,7 +59,7 @@ def test_a_batch_of_prompts_gives_the_images_of_plain_calls(name, guided):
         assert (plain(ours, noise, BY_NAME[name], scale) - image).abs().max() <= 1
 
 
-@image_rigs
+@image_cases
 def test_the_branches_are_known_from_the_samplers_embeddings(name):
     ours = sampler(name, 3.0)
     expected = ours.sample(NOISES)
@@ -86,37 +86,23 @@ def test_the_weight_of_guidance_follows_the_formula_of_the_pipeline(name, scale,
 
 
 def test_guidance_that_a_pipeline_would_ignore_is_refused():
-    rig = BY_NAME["QwenImage"]
+    case = BY_NAME["QwenImage"]
     with pytest.raises(ConfigError, match="true_cfg_scale"):
-        Sampler(rig.build(), SamplingConfig(guidance_scale=4.0))
+        Sampler(case.build(), SamplingConfig(guidance_scale=4.0))
 
 
 def test_images_of_a_calibration_are_made_with_its_true_cfg_scale():
     ours = sampler("Flux", 3.0)
     sites = Scaler(ours.pipe.transformer).sites
-    calibration = Calibration(
-        calibri_version="0.1.0",
-        transformer_class="FluxTransformer2DModel",
-        base_model="tiny",
-        base_revision=None,
-        coefficients=Coefficients(
-            granularity="gate",
-            scales=({site.name: 1.0 for site in sites},),
-            output_weights=(3.0, -2.0),
-            start_weights=(3.0, -2.0),
-        ),
-        sampling=Sampling(
-            num_inference_steps=2,
-            guidance_scale=3.5,
-            true_cfg_scale=3.0,
-            height=16,
-            width=16,
-            dtype="float32",
-        ),
-        rewards={"shapes": "v1"},
-        objective="shapes",
-        provenance={},
-        evaluation=None,
+    coefficients = Coefficients(
+        granularity="gate",
+        scales=({site.name: 1.0 for site in sites},),
+        output_weights=(3.0, -2.0),
+        start_weights=(3.0, -2.0),
+    )
+    settings = dict(num_inference_steps=2, guidance_scale=3.5, true_cfg_scale=3.0)
+    calibration = calibration_of(
+        ours.pipe.transformer, coefficients, height=16, width=16, **settings
     )
     calls = []
     ours.pipe.transformer.register_forward_pre_hook(lambda module, args: calls.append(1))

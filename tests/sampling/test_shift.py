@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibri.errors import UnsupportedModelError
-from calibri.pipelines.loading import load_pipeline
 from calibri.sampling.shift import change_shift, changed_shift
 from tests.tiny import tiny_flux
 
@@ -71,8 +70,7 @@ def test_the_scheduler_comes_back_and_a_factor_of_one_leaves_it():
     assert pipe.scheduler is given_since
 
 
-def test_a_changed_scheduler_is_what_pipelines_expect():
-    pipe = load_pipeline("shapes", device="cpu")
+def test_a_changed_scheduler_is_what_pipelines_expect(pipe):
     options = dict(pipe.scheduler.config, use_dynamic_shifting=True)
     pipe.scheduler = before = FlowMatchEulerDiscreteScheduler.from_config(options)
     known = inspect.signature(before.set_timesteps)

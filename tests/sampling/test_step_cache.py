@@ -19,7 +19,7 @@ from calibri.sampling.sampler import Noise, Sampler
 from calibri.sampling.scales.scaler import Scaler
 from calibri.sampling.step_cache import check_cache, step_cache
 from calibri.scoring.units import make_unit
-from tests.sampling.pipelines import RIGS, Decoder
+from tests.sampling.pipelines import CASES, Decoder
 
 NOISES = [
     Noise(prompt, 5 + i)
@@ -225,10 +225,10 @@ def test_guidance_in_one_batch_is_cached():
 @pytest.mark.parametrize("name", ["Flux", "QwenImage", "ZImage", "Lumina2", "Chroma"])
 def test_guided_pipelines_of_every_layout_are_cached(name):
     """Branches in one batch, one after the other, and lists of rows with other names."""
-    rig = next(rig for rig in RIGS if rig.id == name)
-    size = {name: rig.call[name] for name in ("height", "width")}
-    config = SamplingConfig(num_inference_steps=4, **size, **{rig.guidance: 3.0})
-    sampler = Sampler(rig.build(vae=Decoder()), config)
+    case = next(case for case in CASES if case.id == name)
+    size = {name: case.call[name] for name in ("height", "width")}
+    config = SamplingConfig(num_inference_steps=4, **size, **{case.guidance: 3.0})
+    sampler = Sampler(case.build(vae=Decoder()), config)
     resolver = BranchResolver(sampler.pipe)
     sampler.before_call = resolver.expect
     scaler = Scaler(sampler.pipe.transformer, resolver)

@@ -16,19 +16,19 @@ from calibri.pipelines.networks import Network, networks_of
 from calibri.pipelines.trajectory import knows_timesteps, trajectory_of
 from calibri.sampling.scales.scaler import Scaler
 from tests.pipelines.zoo import QUIET, ZOO
-from tests.sampling.pipelines import RIGS, Rig
+from tests.sampling.pipelines import CASES, PipelineCase
 from tests.sampling.two_transformers import ideogram_4, sample_ideogram, sample_wan, wan_2_2
 
 STEPS = 4
 FLOW = diffusers.FlowMatchEulerDiscreteScheduler
-EDM = [rig for rig in RIGS if rig.scheduler is diffusers.EDMEulerScheduler]
-KNOWN = [rig for rig in RIGS if rig not in EDM]
+EDM = [case for case in CASES if case.scheduler is diffusers.EDMEulerScheduler]
+KNOWN = [case for case in CASES if case not in EDM]
 
 pytestmark = [
     *QUIET,
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
 ]
-every_known = pytest.mark.parametrize("rig", KNOWN, ids=lambda rig: rig.id)
+every_known = pytest.mark.parametrize("case", KNOWN, ids=lambda case: case.id)
 
 
 def watch(pipe: Any, positions: list[float]) -> None:
@@ -41,7 +41,7 @@ def watch(pipe: Any, positions: list[float]) -> None:
         network.transformer.register_forward_pre_hook(before, with_kwargs=True)
 
 
-def sample(rig: Rig, pipe: Any, prompts: int = 2, guidance: float = 3.0) -> Tensor:
+def sample(case: PipelineCase, pipe: Any, prompts: int = 2, guidance: float = 3.0) -> Tensor:
     latents: Tensor = pipe(
         prompt=["a red circle", "a blue square"][:prompts],
         negative_prompt=["ugly"] * prompts,
@@ -49,13 +49,13 @@ def sample(rig: Rig, pipe: Any, prompts: int = 2, guidance: float = 3.0) -> Tens
         generator=torch.Generator().manual_seed(0),
         output_type="latent",
         return_dict=False,
-        **{rig.guidance: guidance},
-        **rig.call,
+        **{case.guidance: guidance},
+        **case.call,
     )[0]
     return latents
 
 
-def share_of_noise(rig: Rig, scheduler: Any) -> list[float]:
+def share_of_noise(case: PipelineCase, scheduler: Any) -> list[float]:
     """The oracle: how much noise there is at every step, by what the scheduler mixes."""
     if hasattr(scheduler, "alphas_cumprod"):
         # The place of a step among the levels of noise that the model was trained with.
@@ -65,27 +65,27 @@ def share_of_noise(rig: Rig, scheduler: Any) -> list[float]:
     sigmas = scheduler.sigmas[:STEPS].double()
     if scheduler.config.invert_sigmas:
         sigmas = 1 - sigmas
-    if rig.name.startswith("Cosmos2"):
+    if case.name.startswith("Cosmos2"):
         # x + sigma n, of which the noise is sigma / (1 + sigma).
         sigmas = sigmas / (1 + sigmas)
     shares: list[float] = sigmas.tolist()
     return shares
 
 
-def run(rig: Rig) -> tuple[list[float], list[float]]:
+def run(case: PipelineCase) -> tuple[list[float], list[float]]:
     """Positions at every step, and what they should be."""
-    pipe = rig.build()
+    pipe = case.build()
     positions: list[float] = []
     watch(pipe, positions)
-    sample(rig, pipe)
+    sample(case, pipe)
     calls = len(positions) // STEPS
-    assert calls == len(rig.rows)
-    return positions, [s for s in share_of_noise(rig, pipe.scheduler) for _ in range(calls)]
+    assert calls == len(case.rows)
+    return positions, [s for s in share_of_noise(case, pipe.scheduler) for _ in range(calls)]
 
 
 @every_known
-def test_the_position_is_the_share_of_noise(rig):
-    positions, expected = run(rig)
+def test_the_position_is_the_share_of_noise(case):
+    positions, expected = run(case)
     # Some pipelines round the timestep to the dtype of the model, some to a whole number.
     assert positions == pytest.approx(expected, abs=2e-3)
     assert positions == sorted(positions, reverse=True)
@@ -95,28 +95,28 @@ def test_the_position_is_the_share_of_noise(rig):
 
 
 def test_a_scheduler_that_counts_from_noise_to_image_is_read_backwards():
-    rig = next(rig for rig in RIGS if rig.name == "MochiPipeline")
-    positions, expected = run(replace(rig, scheduler=partial(FLOW, invert_sigmas=True)))
+    case = next(case for case in CASES if case.name == "MochiPipeline")
+    positions, expected = run(replace(case, scheduler=partial(FLOW, invert_sigmas=True)))
     assert positions == pytest.approx(expected, abs=1e-5)
     assert positions[0] > 0.9
     # Published pipelines of Mochi have such a scheduler, so the transformer alone is taken as one.
-    model = rig.build().transformer
+    model = case.build().transformer
     trajectory = trajectory_of(model)
     assert (trajectory.image, trajectory.noise) == (1000.0, 0.0)
 
 
 @pytest.mark.parametrize("name", ["StableDiffusion3Pipeline", "WanPipeline", "Krea2Pipeline"])
 def test_the_number_of_timesteps_is_the_schedulers(name):
-    rig = next(rig for rig in RIGS if rig.name == name)
+    case = next(case for case in CASES if case.name == name)
     dynamic = dict(use_dynamic_shifting=True) if name == "Krea2Pipeline" else {}
     scheduler = partial(FLOW, num_train_timesteps=250, **dynamic)
-    positions, expected = run(replace(rig, scheduler=scheduler))
+    positions, expected = run(replace(case, scheduler=scheduler))
     assert positions == pytest.approx(expected, abs=1e-5)
 
 
 def test_sana_multiplies_the_timestep_by_a_number_of_its_configuration():
-    rig = next(rig for rig in RIGS if rig.name == "SanaPipeline")
-    positions, expected = run(replace(rig, config={"timestep_scale": 0.001}))
+    case = next(case for case in CASES if case.name == "SanaPipeline")
+    positions, expected = run(replace(case, config={"timestep_scale": 0.001}))
     assert positions == pytest.approx(expected, abs=1e-5)
 
 
@@ -132,15 +132,15 @@ def test_two_transformers_share_one_trajectory(make, sampled):
 
 
 @every_known
-def test_scales_between_knots_are_those_of_the_share_of_noise(rig):
-    pipe, unguided = rig.build(), 0.0 if rig.offset else 1.0
+def test_scales_between_knots_are_those_of_the_share_of_noise(case):
+    pipe, unguided = case.build(), 0.0 if case.offset else 1.0
     scaler = Scaler(networks_of(pipe))
     size = (1, 1, 3, len(scaler.sites) + 1)
     scales = 1 + 0.3 * torch.randn(size, generator=torch.Generator().manual_seed(1))
     scaler.set(scales)
-    ours = sample(rig, pipe, 1, unguided)
+    ours = sample(case, pipe, 1, unguided)
     scaler.remove()
-    steps = iter(share_of_noise(rig, pipe.scheduler))
+    steps = iter(share_of_noise(case, pipe.scheduler))
 
     def by_hand(module: Any, args: Any) -> None:
         place = 2 * next(steps)
@@ -149,7 +149,7 @@ def test_scales_between_knots_are_those_of_the_share_of_noise(rig):
 
     pipe.transformer.register_forward_pre_hook(by_hand)
     scaler = Scaler(networks_of(pipe))
-    expected = sample(rig, pipe, 1, unguided)
+    expected = sample(case, pipe, 1, unguided)
     torch.testing.assert_close(ours, expected, rtol=1e-2, atol=1e-2 * float(expected.std()))
 
 
@@ -163,9 +163,9 @@ def test_the_noisiest_token_tells_how_far_sampling_is():
     assert position.tolist() == pytest.approx([0.7])
 
 
-@pytest.mark.parametrize("rig", EDM, ids=lambda rig: rig.id)
-def test_timesteps_that_do_not_measure_noise_are_refused_in_words(rig):
-    pipe = rig.build()
+@pytest.mark.parametrize("case", EDM, ids=lambda case: case.id)
+def test_timesteps_that_do_not_measure_noise_are_refused_in_words(case):
+    pipe = case.build()
     scaler = Scaler(networks_of(pipe))
     with pytest.raises(UnsupportedModelError, match="EDMEulerScheduler are no measure"):
         scaler.set(torch.ones(1, 1, 2, len(scaler.sites) + 1))

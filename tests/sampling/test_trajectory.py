@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from calibri.artifact.apply import load
-from calibri.artifact.calibration import Calibration, Sampling
+from calibri.artifact.calibration import Calibration
 from calibri.artifact.formats.authors import export_authors_vector
 from calibri.coefficients.space import SearchSpace
 from calibri.config import validate_config
@@ -16,22 +16,16 @@ from calibri.errors import (
     GuidanceError,
     UnsupportedModelError,
 )
-from calibri.pipelines.loading import load_pipeline
 from calibri.pipelines.sites.find import find_sites
 from calibri.reporting.page import report
 from calibri.runs.calibrate import calibrate
 from calibri.runs.session import Session
 from calibri.sampling.branches import BranchResolver
 from calibri.sampling.scales.scaler import Scaler
-from tests.tiny import flux_inputs, forward, sd3_inputs, tiny_flux, tiny_sd3
+from tests.tiny import calibration_of, flux_inputs, forward, sd3_inputs, tiny_flux, tiny_sd3
 
 # Largest timestep of the model's forward.
 MODELS = {"sd3": (tiny_sd3, sd3_inputs, 1000.0), "flux": (tiny_flux, flux_inputs, 1.0)}
-
-
-@pytest.fixture
-def pipe():
-    return load_pipeline("shapes", device="cpu")
 
 
 def sample(pipe, guidance_scale=1.0):
@@ -106,16 +100,8 @@ def test_equal_knots_are_constant_scales(pipe):
 def calibration(pipe, **options):
     space = SearchSpace.build(find_sites(pipe.transformer), "block", knots=3, **options)
     vector = space.start + np.linspace(-0.4, 0.4, space.size)
-    return space, Calibration(
-        calibri_version="0",
-        transformer_class="SD3Transformer2DModel",
-        base_model="shapes",
-        coefficients=space.coefficients(vector),
-        sampling=Sampling(num_inference_steps=4, guidance_scale=1.0, dtype="float32"),
-        rewards={"none": "test"},
-        objective="none",
-        provenance={},
-    )
+    made = calibration_of(pipe.transformer, space.coefficients(vector), num_inference_steps=4)
+    return space, made
 
 
 def test_a_calibration_is_saved_loaded_and_unloaded_but_not_fused(pipe, tmp_path):

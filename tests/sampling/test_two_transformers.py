@@ -4,7 +4,6 @@ import pytest
 import torch
 
 import calibri
-from calibri.artifact.calibration import Calibration, Sampling
 from calibri.coefficients.coefficients import Coefficients
 from calibri.coefficients.space import SearchSpace
 from calibri.config import validate_config
@@ -16,6 +15,7 @@ from calibri.sampling.branches import BranchResolver
 from calibri.sampling.sampler import Noise, Sampler
 from calibri.sampling.scales.scaler import Scaler
 from tests.sampling.two_transformers import ideogram_4, sample_ideogram, sample_wan, wan_2_2
+from tests.tiny import calibration_of, has_hooks
 
 PIPELINES = {
     "transformer_2": (wan_2_2, sample_wan),
@@ -42,16 +42,8 @@ def coefficients(pipe, values=None, outputs=(SCALE, 1 - SCALE)):
 
 
 def calibration(pipe, *args, **kwargs):
-    return Calibration(
-        calibri_version="0",
-        transformer_class=type(pipe.transformer).__name__,
-        base_model="tiny",
-        coefficients=coefficients(pipe, *args, **kwargs),
-        sampling=Sampling(num_inference_steps=2, guidance_scale=SCALE, dtype="float32"),
-        rewards={"none": "test"},
-        objective="none",
-        provenance={},
-    )
+    made = coefficients(pipe, *args, **kwargs)
+    return calibration_of(pipe.transformer, made, num_inference_steps=2, guidance_scale=SCALE)
 
 
 @both
@@ -86,7 +78,7 @@ def test_ones_are_the_identity_and_unloading_leaves_nothing(second):
     applied.unload()
     assert torch.equal(sample(pipe), before)
     for model in (pipe.transformer, getattr(pipe, second)):
-        assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
+        assert not has_hooks(model)
         assert "_calibri_applied" not in vars(model)
 
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from transformers import Qwen3VLTextConfig, Qwen3VLTextModel
 
 from tests.pipelines.zoo import ZOO
-from tests.sampling.pipelines import RIGS, Tokenizer
+from tests.sampling.pipelines import CASES, Tokenizer
 from tests.tiny import randomise
 
-_WAN = next(rig for rig in RIGS if rig.name == "WanPipeline")
+_WAN = next(case for case in CASES if case.name == "WanPipeline")
 _SPECIMEN = next(specimen for specimen in ZOO if specimen.model_class == _WAN.transformer)
 
 

@@ -5,21 +5,16 @@ import torch
 from calibri.coefficients.space import SearchSpace
 from calibri.errors import RewardError, RunError
 from calibri.pipelines.loading import load_pipeline
-from calibri.prompts.files import make_prompts
 from calibri.results import Fidelity
 from calibri.runs.journal import Journal
-from calibri.sampling.sampler import Noise
 from calibri.scoring.backends.local import Local
 from calibri.scoring.evaluator import Evaluator
 from calibri.scoring.ledger import Ledger, MemoryRecords
 from calibri.scoring.units import make_unit
-from tests.fakes import FunctionMeasures, bench_of, brightness, corner
+from tests.fakes import FunctionMeasures, Idle, bench_of, brightness, corner
+from tests.scoring.sample_units import NOISES
 
 FULL = Fidelity(num_inference_steps=2)
-NOISES = [
-    Noise(prompt, 5 + i)
-    for i, prompt in enumerate(make_prompts(["a red circle", "a blue square", "a green cross"]))
-]
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +113,15 @@ def test_images_to_look_at_come_through_the_same_backend_and_are_not_kept(setup)
     assert torch.equal(images, bench.sample(unit, unit.rows).pixels)
     assert images.dtype == torch.uint8
     assert (records.records, evaluator.images) == ([], 0)
+
+
+def test_an_evaluator_closes_its_backend():
+    closed = []
+
+    class Backend(Idle):
+        def close(self):
+            closed.append(True)
+
+    with Evaluator(Backend(), 4, FULL, Ledger(MemoryRecords())):
+        pass
+    assert closed == [True]

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from calibri.coefficients.space import SearchSpace
-from calibri.config import load_config
 from calibri.errors import ConfigError, RewardError
 from calibri.pipelines.loading import load_pipeline
 from calibri.prompts.files import make_prompts
@@ -20,6 +19,7 @@ from calibri.scoring.evaluator import Evaluator, complete
 from calibri.scoring.ledger import Ledger, MemoryRecords
 from calibri.scoring.measures import Grouped
 from tests.fakes import FunctionMeasures, bench_of, brightness, corner
+from tests.tiny import tiny_run
 
 A, B, C = make_prompts(["a red circle", "a blue square", "a green cross"])
 NOISES = [Noise(A, 5), Noise(B, 6), Noise(C, 7)]
@@ -179,23 +179,17 @@ def hash_of(text):
 
 
 TINY = {
-    "sampling.num_inference_steps": 2,
     "sampling.batch_size": 16,
     "search.generations": 2,
-    "search.popsize": 4,
     "search.bucket_size": 8,
     "search.num_validation_prompts": 16,
-    "space.granularity": "block",
-    "rewards.held_out": (),
     "rewards.on_failure": "drop",
     "evaluation.num_prompts": 16,
-    "evaluation.step_multiples": (1,),
-    "evaluation.num_samples": 0,
 }
 
 
 def test_a_run_that_drops_counts_what_it_left_out(tmp_path):
-    config = load_config(values=TINY)
+    config = tiny_run(TINY)
     summary = calibrate(config, rewards=[Picky()], name="dropping", runs=tmp_path)
     session = Session(config)
     bad = [hash_of(p.text) % 5 == 0 for p in session.prompts.test]
@@ -207,11 +201,11 @@ def test_a_run_that_drops_counts_what_it_left_out(tmp_path):
 
 
 def test_options_of_a_reward_that_is_not_used_are_refused():
-    config = load_config(values=TINY | {"rewards.options": {"hpsv3": {"device": "cpu"}}})
+    config = tiny_run(rewards__options={"hpsv3": {"device": "cpu"}})
     with pytest.raises(ConfigError, match="options for hpsv3"):
         Session(config)
 
 
 def test_options_reach_the_reward():
-    config = load_config(values=TINY | {"rewards.options": {"shapes": {"batch_size": 3}}})
+    config = tiny_run(rewards__options={"shapes": {"batch_size": 3}})
     assert Session(config).bench.measures.rewards["shapes"].batch_size == 3

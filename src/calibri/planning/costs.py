@@ -135,7 +135,8 @@ def plan(
     paper, size = _sizes_of_searches(networks["transformer"], config, guidance)
     components, branches = _sizes(networks, config), 2 if guidance > 1.0 else 1
     per_step = branches * config.space.members
-    searched = image_flops(geometry, networks, config, config.search.fidelity)
+    fidelity = config.search.fidelity
+    searched = flops if fidelity == FULL else image_flops(geometry, networks, config, fidelity)
     counted = Counted(config, flops, searched, per_step, branches)
     return Plan(
         pipeline=config.pipeline,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -105,6 +106,7 @@ def prompts_from(
     return load_prompts(Path(source))
 
 
+@lru_cache(maxsize=4)  # the two splits of two seeds: drawing them takes longer than loading a model
 def shipped_prompts(
     split: Literal["train", "held_out"], count: int, seed: int
 ) -> tuple[Prompt, ...]:

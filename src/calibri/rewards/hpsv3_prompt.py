@@ -24,15 +24,18 @@ _BEFORE_IMAGE = (
 _AFTER_IMAGE = "<|vision_end|>"
 
 
-def instruction() -> str:
+def instruction(path: Path = _PATH) -> str:
     """Return the instruction HPSv3 was trained with, with a placeholder for the prompt.
+
+    Args:
+        path: the file that holds it.
 
     Raises:
         RewardError: the file is not the one the model was trained with, byte for byte.
     """
-    text = _PATH.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8")
     if hashlib.sha256(text.encode()).hexdigest() != _SHA256:
-        raise RewardError(f"'{_PATH}' was changed; HPSv3 needs its exact text. Reinstall calibri.")
+        raise RewardError(f"'{path}' was changed; HPSv3 needs its exact text. Reinstall calibri.")
     return text
 
 

@@ -193,7 +193,7 @@ class Sampler:
             The images, and bool (N,): whether a value of an image was not finite before it became a
             byte, which cannot tell.
         """
-        arguments = self._arguments(noises, fidelity)
+        arguments = self.arguments(noises, fidelity)
         cache = step_cache(networks_of(self.pipe), fidelity.cache_interval)
         with torch.no_grad(), self._encoder.answering(), changed_shift(self.pipe, shift), cache:
             try:
@@ -250,7 +250,7 @@ class Sampler:
             UnsupportedModelError: the images have no gradient.
         """
         self.check_gradient(last_steps)
-        arguments = self._arguments(noises)
+        arguments = self.arguments(noises)
         first = self.config.num_inference_steps - (last_steps or self.config.num_inference_steps)
         if first:
             arguments["callback_on_step_end"] = partial(_enable_gradient, first)
@@ -272,8 +272,8 @@ class Sampler:
         names = ("num_inference_steps", "height", "width")
         return Fidelity(**{name: getattr(self.config, name) for name in names})
 
-    def _arguments(self, noises: Sequence[Noise], fidelity: Fidelity = FULL) -> dict[str, Any]:
-        """What the pipeline is called with."""
+    def arguments(self, noises: Sequence[Noise], fidelity: Fidelity = FULL) -> dict[str, Any]:
+        """What the pipeline is called with for one batch."""
         fidelity = self.full.updated(fidelity)
         prompts = [noise.prompt for noise in noises]
         encoded = self._encoder.arguments(prompts, fidelity.max_sequence_length)

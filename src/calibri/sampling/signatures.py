@@ -11,6 +11,7 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from calibri.errors import UnsupportedModelError
@@ -90,6 +91,7 @@ def named_outputs(names: tuple[str, ...], encoded: Any) -> dict[str, Any]:
     }
 
 
+@lru_cache(maxsize=8)
 def _function(method: Callable[..., Any]) -> ast.FunctionDef:
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(method))).body[0]

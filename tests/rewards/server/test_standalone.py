@@ -9,10 +9,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from serving import INFO, ask, form, huge_png, multipart, picture, serving
 
 from calibri.rewards.server import standalone
 from calibri.rewards.server.standalone import InputError, RewardServer, is_loopback
+from tests.rewards.server.serving import INFO, ask, form, huge_png, multipart, picture, serving
 
 WEBP = {"format": "WEBP", "lossless": True}
 

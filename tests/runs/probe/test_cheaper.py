@@ -19,15 +19,15 @@ from calibri.runs.probe.cheaper import (
 )
 from calibri.runs.session import Session
 from calibri.sampling.sampler import Sampler
-from tests.sampling.pipelines import RIGS
+from tests.sampling.pipelines import CASES
+from tests.tiny import dotted
 
 PROMPTS = make_prompts(["a circle", "a red circle and a blue square"])
 
 
 def shipped(**values):
-    named = {name.replace("__", "."): value for name, value in values.items()}
     base = {"device": "cpu", "sampling.workers": 1, "space.granularity": "block"}
-    return Session(load_config(values=base | named))
+    return Session(load_config(values=base | dotted(values)))
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +37,8 @@ def session():
 
 def around(name, **sampling):
     """As much of an session as is needed, around a tiny pipeline of a real class."""
-    rig = next(rig for rig in RIGS if rig.id == name)
-    pipe = rig.build()
+    case = next(case for case in CASES if case.id == name)
+    pipe = case.build()
     config = SamplingConfig(**sampling)
     return SimpleNamespace(
         bench=SimpleNamespace(pipe=pipe, sampler=Sampler(pipe, config)),

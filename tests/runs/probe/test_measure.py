@@ -7,6 +7,8 @@ from calibri.config import SearchConfig, load_config
 from calibri.errors import ConfigError, RewardError
 from calibri.planning.procedures import WORTHWHILE_IMAGES
 from calibri.progress import Progress
+from calibri.prompts.files import make_prompts
+from calibri.prompts.sources import PromptSets
 from calibri.results import FULL, Fidelity, FirstMeasurement
 from calibri.runs.probe.measure import (
     SHARE,
@@ -18,6 +20,8 @@ from calibri.runs.probe.measure import (
 )
 from calibri.runs.session import Session
 from calibri.scoring.ledger import Ledger, MemoryRecords
+from tests.fakes import Listening
+from tests.tiny import dotted
 
 
 def steps_of(*counts):
@@ -29,22 +33,7 @@ DESIGN = Design(candidates=4, prompts=3, seeds=2, fidelities=(steps_of(3, 2),), 
 
 def configured(**values):
     base = {"device": "cpu", "sampling.workers": 1, "sampling.num_inference_steps": 4}
-    named = {name.replace("__", "."): value for name, value in values.items()}
-    return load_config(values=base | {"space.granularity": "block"} | named)
-
-
-class Listener(Progress):
-    def __init__(self):
-        self.phases, self.messages, self.new = [], [], 0
-
-    def phase(self, name, images):
-        self.phases.append((name, images))
-
-    def message(self, text):
-        self.messages.append(text)
-
-    def unit(self, images, new):
-        self.new += new
+    return load_config(values=base | {"space.granularity": "block"} | dotted(values))
 
 
 class TableEvaluator:
@@ -245,31 +234,24 @@ def test_prompts_that_could_not_be_scored_are_left_out(session):
         measure_first(session, TableEvaluator(broken), Progress(), DESIGN)
 
 
-def test_buckets_that_grow_stay_within_the_prompts(monkeypatch):
-    asked = {}
-
-    def split(components, **given):
-        asked.update(given)
-        return given["popsize"], given["bucket_size"]
-
-    monkeypatch.setattr("calibri.runs.probe.measure.recommend", split)
-    session = Session(configured(search__bucket_growth=3))
-    measure_first(
-        session, TableEvaluator(lambda c, n, fidelity: effect(c) + hardness(n)), Progress(), DESIGN
-    )
-    assert 0 <= len(session.prompts.train) - 3 * asked["num_prompts"] < 3
+def split_of(**search):
+    """Candidates and prompts of a generation that 16 prompts without noise of their own ask for."""
+    prompts = make_prompts(f"prompt {i}" for i in range(16))
+    session = Session(configured(search__bucket_size=16, **search), PromptSets(prompts, (), ()))
+    evaluator = TableEvaluator(lambda c, n, fidelity: effect(c) + hardness(n))
+    found = measure_first(session, evaluator, Progress(), DESIGN)
+    return found.popsize, found.bucket_size
 
 
-def test_a_population_that_was_named_is_kept(monkeypatch):
-    monkeypatch.setattr("calibri.runs.probe.measure.recommend", lambda components, **given: (99, 3))
-    for popsize, expected in ((None, (99, 3)), (12, (12, 8))):
-        found = measure_first(
-            Session(configured(search__popsize=popsize)),
-            TableEvaluator(lambda c, n, fidelity: effect(c) + hardness(n)),
-            Progress(),
-            DESIGN,
-        )
-        assert (found.popsize, found.bucket_size) == expected
+def test_a_population_that_was_named_is_kept():
+    assert split_of() == (64, 6)
+    assert split_of(search__popsize=12) == (12, 16)
+
+
+def test_buckets_that_grow_stay_within_the_prompts():
+    """A third of 16 prompts is less than the smallest bucket that is recommended."""
+    assert split_of(search__bucket_growth=1) == (64, 6)
+    assert split_of(search__bucket_growth=3) == (24, 16)
 
 
 @pytest.mark.parametrize(
@@ -300,14 +282,14 @@ def test_what_was_chosen_is_put_into_the_search(session):
 
 
 def test_a_measurement_is_journalled_told_and_read_back(session):
-    records, listener = MemoryRecords(), Listener()
+    records, listener = MemoryRecords(), Listening()
     with session.evaluator(Ledger(records), listener.unit) as evaluator:
         found = measure_first(session, evaluator, listener, DESIGN)
     assert listener.new > 0
     assert listener.phases == [("measuring", DESIGN.images)]
     assert listener.messages == found.reasons
     assert FirstMeasurement.model_validate_json(found.model_dump_json()) == found
-    again = Listener()
+    again = Listening()
     with session.evaluator(Ledger(records), again.unit) as evaluator:
         assert measure_first(session, evaluator, again, DESIGN) == found
     assert again.new == 0

@@ -2,17 +2,15 @@
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibri.errors import GuidanceError
 from calibri.pipelines.calls import Call
-from calibri.pipelines.loading import load_pipeline
 from calibri.sampling.branches import BranchResolver
 from calibri.sampling.scales.ensemble import Passes, can_repeat, repeated_rows
 from calibri.sampling.scales.scaler import Scaler
-from tests.tiny import flux_inputs, forward, sd3_inputs, tiny_flux, tiny_sd3
+from tests.tiny import flux_inputs, flux_pipeline, forward, sd3_inputs, tiny_flux, tiny_sd3
 
 MODELS = {"sd3": (tiny_sd3, sd3_inputs), "flux": (tiny_flux, flux_inputs)}
 ROWS = 2
@@ -238,41 +236,6 @@ def test_rows_are_repeated_where_every_argument_is_known():
     assert twice["img_ids"] is inputs["img_ids"]
 
 
-def flux_pipeline():
-    pipe = FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=None,
-        text_encoder=None,
-        tokenizer=None,
-        text_encoder_2=None,
-        tokenizer_2=None,
-        transformer=tiny_flux_of_pipeline(),
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def tiny_flux_of_pipeline():
-    from diffusers import FluxTransformer2DModel
-
-    from tests.tiny import randomise
-
-    return randomise(
-        FluxTransformer2DModel(
-            patch_size=1,
-            in_channels=16,
-            num_layers=2,
-            num_single_layers=2,
-            attention_head_dim=8,
-            num_attention_heads=2,
-            joint_attention_dim=16,
-            pooled_projection_dim=12,
-            guidance_embeds=True,
-            axes_dims_rope=(2, 2, 4),
-        )
-    )
-
-
 def flux_images(pipe):
     generator = torch.Generator().manual_seed(0)
     return pipe(
@@ -298,8 +261,8 @@ def sd3_images(pipe, guidance_scale=1.0):
 
 
 @pytest.mark.parametrize("kind", ["flux", "sd3"])
-def test_images_of_real_pipelines_with_members_that_are_the_model(kind):
-    pipe = flux_pipeline() if kind == "flux" else load_pipeline("shapes", device="cpu")
+def test_images_of_real_pipelines_with_members_that_are_the_model(kind, pipe):
+    pipe = flux_pipeline() if kind == "flux" else pipe
     images = flux_images if kind == "flux" else sd3_images
     before = images(pipe)
     scaler = Scaler(pipe.transformer)
@@ -315,8 +278,7 @@ def test_images_of_real_pipelines_with_members_that_are_the_model(kind):
     assert not torch.allclose(images(pipe), before, atol=1e-3)
 
 
-def test_under_guidance_members_join_their_branch():
-    pipe = load_pipeline("shapes", device="cpu")
+def test_under_guidance_members_join_their_branch(pipe):
     wanted = sd3_images(pipe, 5.0)
     resolver = BranchResolver(pipe)
     scaler = Scaler(pipe.transformer, resolver)

@@ -3,7 +3,7 @@ import torch
 
 from calibri.errors import GuidanceError
 from calibri.sampling.scales.scaler import Scaler
-from tests.tiny import flux_inputs, forward, sd3_inputs, tiny_flux, tiny_sd3
+from tests.tiny import flux_inputs, forward, has_hooks, sd3_inputs, tiny_flux, tiny_sd3
 
 MODELS = pytest.mark.parametrize(
     ("make", "inputs"), [(tiny_sd3, sd3_inputs), (tiny_flux, flux_inputs)], ids=["sd3", "flux"]
@@ -26,7 +26,7 @@ def test_ones_are_the_identity_and_leave_nothing_behind(make, inputs):
     assert not torch.allclose(forward(model, inputs()), before)
     scaler.remove()
     assert torch.equal(forward(model, inputs()), before)
-    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
+    assert not has_hooks(model)
 
 
 @MODELS

@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounter
 from calibri.errors import FuseError
 from calibri.sampling.scales.fold import Fused
 from calibri.sampling.scales.scaler import Scaler
-from tests.tiny import flux_inputs, forward, tiny_flux
+from tests.tiny import flux_inputs, forward, has_hooks, tiny_flux
 
 CPU = torch.device("cpu")
 # Linears inside sites, linears that are sites themselves, and the model's output.
@@ -75,7 +75,7 @@ def test_removing_the_scales_under_lora_leaves_no_hook():
     add_adapter(model)
     forward(model, flux_inputs())
     scaler.remove()
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert not has_hooks(model)
 
 
 def test_fusing_under_lora_is_refused_and_names_the_way():

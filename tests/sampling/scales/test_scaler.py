@@ -61,15 +61,15 @@ def test_one_candidate_serves_any_batch(kind):
         torch.testing.assert_close(forward(scaler.transformer, given), found, rtol=1e-5, atol=1e-6)
 
 
-def test_a_candidate_is_expanded_once_for_all_its_batches(monkeypatch):
-    first, second, third = drawn(3)
-    expanded, original = [], Coefficients.site_scales
+def test_a_candidate_is_expanded_once_for_all_its_batches():
+    expanded = []
 
-    def count(self, sites):
-        expanded.append(self)
-        return original(self, sites)
+    class Counted(Coefficients):
+        def site_scales(self, sites):
+            expanded.append(self)
+            return super().site_scales(sites)
 
-    monkeypatch.setattr(Coefficients, "site_scales", count)
+    first, second, third = (Counted.model_validate(c.model_dump()) for c in drawn(3))
     scaler, given = Scaler(tiny_sd3()), sd3_inputs(2)
     batches = [([first, second], [0, 1]), ([first, second], [1, 1]), ([third, second], [0, 1])]
     found = []

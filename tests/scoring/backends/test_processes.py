@@ -1,6 +1,5 @@
 """Units computed by several processes: the same scores, whatever becomes of the processes."""
 
-import io
 import json
 import os
 import signal
@@ -9,23 +8,16 @@ import sys
 import threading
 import time
 
-import numpy as np
 import psutil
 import pytest
 import torch
 
-from calibri.config import RunConfig, load_config, validate_config
+from calibri.config import load_config
 from calibri.errors import ConfigError, RewardError, RunError
-from calibri.pipelines.loading import load_pipeline
-from calibri.prompts.files import make_prompts
 from calibri.prompts.sources import PromptSets
-from calibri.results import Fidelity
 from calibri.runs.calibrate import calibrate
 from calibri.runs.journal import Journal
 from calibri.runs.session import Session
-from calibri.sampling.sampler import Noise
-from calibri.scoring.backends.choice import choose_pool
-from calibri.scoring.backends.executors import Overlapped
 from calibri.scoring.backends.local import Local
 from calibri.scoring.backends.processes import (
     Pace,
@@ -37,31 +29,9 @@ from calibri.scoring.backends.processes import (
     worker_command,
     worker_devices,
 )
-from calibri.scoring.backends.worker import serve
-from calibri.scoring.evaluator import Evaluator, sample_images
-from calibri.scoring.ledger import Ledger, MemoryRecords
-from calibri.scoring.units import Unit, cut, make_unit
-from tests.fakes import Idle, LittleMemory, bench_of, brightness
-
-NOISES = [
-    Noise(prompt, 5 + i)
-    for i, prompt in enumerate(make_prompts(["a red circle", "a blue square", "a green cross"]))
-]
-
-
-def configured(workers: int, **rewards) -> RunConfig:
-    return validate_config(
-        {
-            "device": "cpu",
-            "sampling": {"num_inference_steps": 2, "batch_size": 2, "workers": workers},
-            "rewards": {"held_out": ["shapes-judge"]} | rewards,
-        }
-    )
-
-
-@pytest.fixture(scope="module")
-def session():
-    return Session(configured(1), PromptSets((), (), ()))
+from calibri.scoring.units import make_unit
+from tests.fakes import Idle
+from tests.scoring.sample_units import at, configured, units_of
 
 
 @pytest.fixture
@@ -77,53 +47,6 @@ def elsewhere():
     made = Workers(Idle(), [Worker(configured(2), "cpu", 1)], 1)
     yield made
     made.close()
-
-
-@pytest.fixture(scope="module")
-def candidates(session):
-    rng = np.random.default_rng(0)
-    size = session.space.size
-    return [
-        session.space.coefficients(session.space.start + 0.2 * rng.normal(size=size))
-        for _ in range(8)
-    ]
-
-
-def at(steps, **fidelity):
-    return Fidelity(num_inference_steps=steps, **fidelity)
-
-
-def units_of(candidates, steps=2):
-    rows = [(c, noise) for c in range(len(candidates)) for noise in NOISES]
-    names = ("shapes", "diversity", "features")
-    return list(enumerate(make_unit(candidates, part, names, at(steps)) for part in cut(rows, 2)))
-
-
-CHEAPER = ("height", "width", "max_sequence_length", "cache_interval")
-
-
-def test_a_unit_is_read_back_with_every_bit(candidates):
-    cheap = at(3, **dict(zip(CHEAPER, (16, 24, 8, 2), strict=True)))
-    units = [*units_of(candidates), (0, make_unit(candidates, [(0, NOISES[0])], ("a",), cheap))]
-    for _, unit in units:
-        again = Unit.from_json(json.loads(json.dumps(unit.to_json())))
-        assert again == unit
-        assert again.digest == unit.digest
-
-
-def test_the_digest_depends_on_everything_but_the_order_of_measures(candidates):
-    rows = [(0, NOISES[0]), (1, NOISES[1])]
-    unit = make_unit(candidates, rows, ("a", "b"), at(2))
-    others = [
-        make_unit(candidates[1:], rows, ("a", "b"), at(2)),
-        make_unit(candidates, rows[:1], ("a", "b"), at(2)),
-        make_unit(candidates, [(0, NOISES[0]), (1, NOISES[2])], ("a", "b"), at(2)),
-        make_unit(candidates, rows, ("a",), at(2)),
-        make_unit(candidates, rows, ("a", "b"), at(3)),
-        *[make_unit(candidates, rows, ("a", "b"), at(2, **{name: 2})) for name in CHEAPER],
-    ]
-    assert make_unit(candidates, rows, ("b", "a"), at(2)).digest == unit.digest
-    assert unit.digest not in {other.digest for other in others}
 
 
 @pytest.mark.slow
@@ -254,30 +177,6 @@ def test_a_worker_that_cannot_be_started_ends_the_run_at_once(candidates, monkey
     with pytest.raises(RunError, match="cannot be used: FileNotFoundError"):
         dict(pool.run(units_of(candidates)))
     pool.close()
-
-
-@pytest.mark.parametrize(
-    ("error", "says"),
-    [
-        (RewardError("no weights"), "no weights"),
-        (torch.OutOfMemoryError("CUDA out of memory"), "do not fit on 'cpu': CUDA out of memory"),
-    ],
-)
-def test_a_worker_that_cannot_load_tries_once_and_says_why(candidates, error, says):
-    tries = []
-
-    def load(config):
-        tries.append(config)
-        raise error
-
-    unit = json.dumps(units_of(candidates)[0][1].to_json())
-    greeting = json.dumps({"config": configured(1).model_dump(mode="json"), "threads": 1})
-    answers = io.BytesIO()
-    serve(io.BytesIO("\n".join([greeting, unit, unit]).encode()), answers, load)
-    found = [json.loads(line) for line in answers.getvalue().splitlines()]
-    assert len(tries) == 1
-    assert len(found) == 2
-    assert all(says in answer["message"] for answer in found)
 
 
 def test_an_error_of_a_class_that_only_the_worker_knows_is_told():
@@ -411,91 +310,6 @@ def test_a_run_of_two_workers_ends_as_one_of_one(tmp_path):
     assert units == same
 
 
-def test_a_worker_answers_units_in_order_and_leaves_when_its_input_ends(session, candidates):
-    units = units_of(candidates[:2])
-    greeting = {"config": configured(1).model_dump(mode="json"), "threads": 1}
-    lines = [json.dumps(line) for line in (greeting, *(unit.to_json() for _, unit in units))]
-    answers = io.BytesIO()
-    serve(io.BytesIO("\n".join(lines).encode()), answers)
-    alone = dict(Local(session.bench).run(units))
-    found = [json.loads(line)["result"] for line in answers.getvalue().splitlines()]
-    assert found == list(alone.values())
-
-
-def test_overlapped_measuring_gives_the_same_scores(session, candidates):
-    units = units_of(candidates)
-    alone = dict(Local(session.bench).run(units))
-    backend = Local(session.bench, Overlapped(session.bench))
-    assert dict(backend.run(units)) == alone
-    backend.close()
-
-
-def test_what_was_measured_while_sampling_stopped_is_kept(session, candidates):
-    (first, second, *_) = units_of(candidates)
-
-    class Stopping(Overlapped):
-        def sample(self, unit, rows):
-            if unit is second[1]:
-                raise KeyboardInterrupt
-            return super().sample(unit, rows)
-
-    backend = Local(session.bench, Stopping(session.bench))
-    found = []
-    with pytest.raises(KeyboardInterrupt):
-        found.extend(backend.run([first, second]))
-    backend.close()
-    assert found == list(Local(session.bench).run([first]))
-
-
-def test_one_thread_alone_measures_also_what_failed_at_first(candidates):
-    threads = []
-
-    def failing_at_first(images, prompts):
-        threads.append(threading.current_thread().name)
-        return torch.full((len(prompts),), 1.0 if len(threads) > 1 else torch.nan)
-
-    bench = bench_of(load_pipeline("shapes", device="cpu"), {"m": failing_at_first})
-    backend = Local(bench, Overlapped(bench))
-    unit = make_unit(candidates, units_of(candidates)[0][1].rows, ("m",), at(2))
-    ((_, result),) = backend.run([(0, unit)])
-    backend.close()
-    assert result == {"scores": {"m": [1.0, 1.0]}}
-    assert {name.split("_")[0] for name in threads} == {"measuring"}
-    assert len(threads) == 2
-
-
-def test_a_unit_that_does_not_fit_is_halved_and_the_size_remembered(candidates):
-    rows = [(c, noise) for c in range(4) for noise in NOISES[:2]]
-    units = [(i, make_unit(candidates, rows, ("m",), at(2))) for i in range(2)]
-    bench = bench_of(
-        load_pipeline("shapes", device="cpu"), {"m": brightness}, sampling={"batch_size": 8}
-    )
-    expected = dict(Local(bench).run(units))
-    bench.sampler = LittleMemory(bench.sampler, 3)
-    found = dict(Local(bench).run(units))
-    assert bench.sampler.sizes == [2] * 8
-    for index in range(2):
-        one, other = (result[index]["scores"]["m"] for result in (found, expected))
-        np.testing.assert_allclose(one, other, rtol=0, atol=0.02)
-
-
-def test_images_to_look_at_that_do_not_fit_are_sampled_in_smaller_batches(candidates):
-    bench = bench_of(load_pipeline("shapes", device="cpu"))
-    expected = sample_images(Local(bench), candidates[0], NOISES, at(2), 3)
-    bench.sampler = LittleMemory(bench.sampler, 1)
-    found = sample_images(Local(bench), candidates[0], NOISES, at(2), 3)
-    assert bench.sampler.sizes == [1] * 3
-    np.testing.assert_allclose(found, expected, atol=1)
-
-
-def test_an_image_that_does_not_fit_ends_the_run_in_words(candidates):
-    bench = bench_of(load_pipeline("shapes", device="cpu"), {"m": brightness})
-    bench.sampler = LittleMemory(bench.sampler, 0)
-    unit = make_unit(candidates, [(0, NOISES[0]), (1, NOISES[0])], ("m",), at(2))
-    with pytest.raises(RunError, match="One image alone"):
-        dict(Local(bench).run([(0, unit)]))
-
-
 def test_small_models_get_a_process_for_each_core_and_others_one(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(4), raising=False)
     assert default_workers("cpu", 10**7, 10**5) == 4
@@ -522,40 +336,3 @@ def test_too_few_gpus_are_found_out_before_a_model_is_loaded(monkeypatch):
     config = configured(3).model_copy(update={"device": "cuda", "pipeline": "./nowhere"})
     with pytest.raises(ConfigError, match="torch sees 2"):
         Session(config, PromptSets((), (), ()))
-
-
-def test_an_evaluator_closes_its_backend():
-    closed = []
-
-    class Backend(Idle):
-        def close(self):
-            closed.append(True)
-
-    with Evaluator(Backend(), 4, at(2), Ledger(MemoryRecords())):
-        pass
-    assert closed == [True]
-
-
-def test_alternating_many_images_are_sampled_before_any_is_scored(session, candidates):
-    units = units_of(candidates)
-    alone = dict(Local(session.bench).run(units))
-    config = configured(1)
-    config = config.model_copy(
-        update={"rewards": config.rewards.model_copy(update={"offload": True})}
-    )
-    shared = Session(config, PromptSets((), (), ()))
-    assert dict(Local(shared.bench).run(units)) == alone
-    assert (shared.bench.swap.here, shared.bench.swap.moves) == ("rewards", 2)
-    shared.sample(candidates[0], NOISES)
-    assert (shared.bench.swap.here, shared.bench.swap.moves) == ("pipeline", 3)
-
-
-@pytest.mark.parametrize("images", [10, 10**5])
-def test_a_process_has_as_many_threads_whatever_the_number_of_workers(monkeypatch, images):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(4), raising=False)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    pools = [choose_pool("cpu", 10**7, images, workers) for workers in (1, 2, 3, None)]
-    found = [(len(pool.devices), pool.threads) for pool in pools]
-    # A run too short for workers keeps all threads, in this process when there is one worker.
-    short = [(1, None), (2, 4), (3, 4), (1, None)]
-    assert found == (short if images == 10 else [(1, 1), (2, 1), (3, 1), (4, 1)])

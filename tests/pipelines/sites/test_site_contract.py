@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,7 @@ from calibri.pipelines.families.lookup import classes_where
 from calibri.pipelines.sites.find import find_output_sites, find_sites
 from calibri.pipelines.sites.site import Site
 from calibri.sampling.scales.fold import Fused
-from calibri.sampling.scales.scaler import Scaler
+from tests.pipelines.measuring import distance, random_scales, scaled
 from tests.pipelines.zoo import EVERY, QUIET, ZOO, Specimen, run, take_row
 
 pytestmark = QUIET
@@ -30,27 +28,6 @@ NOT_IDENTITY = {
     "StableAudio3DiTBlock": "adds the local conditioning",
     "SanaVideoMSCamCtrlBlock": "adds the ray embedding of the camera",
 }
-
-
-@contextmanager
-def scaled(model: nn.Module) -> Iterator[Scaler]:
-    scaler = Scaler(model)
-    try:
-        yield scaler
-    finally:
-        scaler.remove()
-
-
-def random_scales(scaler: Scaler, rows: int = 1) -> Tensor:
-    generator = torch.Generator().manual_seed(3)
-    size = (rows, 1, len(scaler.sites) + 1)
-    return 0.5 + torch.rand(size, generator=generator, dtype=torch.float64)
-
-
-def distance(first: list[Tensor], second: list[Tensor]) -> float:
-    """Largest difference, relative to the scale of each output."""
-    pairs = zip(first, second, strict=True)
-    return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
 
 
 def test_every_class_of_diffusers_is_in_the_zoo_or_refused_with_a_reason():

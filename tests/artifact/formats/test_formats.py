@@ -15,7 +15,6 @@ from diffusers import (
 from peft import PeftModel
 from safetensors import safe_open
 
-from calibri.artifact.calibration import Calibration, Sampling
 from calibri.artifact.export import EXPORTERS, export
 from calibri.artifact.formats.authors import AuthorsFile, import_authors_vector
 from calibri.artifact.formats.linears import linear_scales
@@ -24,7 +23,15 @@ from calibri.errors import FuseError, RunError, UnsupportedModelError
 from calibri.pipelines.sites.find import find_sites
 from calibri.pipelines.skeletons import load_transformer
 from calibri.sampling.scales.fold import Fused
-from tests.tiny import flux_inputs, forward, randomise, sd3_inputs, tiny_flux, tiny_sd3
+from tests.tiny import (
+    calibration_of,
+    flux_inputs,
+    forward,
+    randomise,
+    sd3_inputs,
+    tiny_flux,
+    tiny_sd3,
+)
 
 MODELS = [(tiny_flux, flux_inputs), (tiny_sd3, sd3_inputs)]
 
@@ -32,16 +39,7 @@ MODELS = [(tiny_flux, flux_inputs), (tiny_sd3, sd3_inputs)]
 def calibration(model, *, seed=0, base_model="here", **space):
     built = SearchSpace.build(find_sites(model), space.pop("granularity", "gate"), **space)
     vector = built.start + np.random.default_rng(seed).uniform(-1.5, 0.5, built.size)
-    return Calibration(
-        calibri_version="0",
-        transformer_class=type(model).__name__,
-        base_model=base_model,
-        coefficients=built.coefficients(vector),
-        sampling=Sampling(num_inference_steps=4, guidance_scale=1.0, dtype="float32"),
-        rewards={"shapes": "test"},
-        objective="shapes",
-        provenance={},
-    )
+    return calibration_of(model, built.coefficients(vector), base_model, num_inference_steps=4)
 
 
 def fused(model, made):

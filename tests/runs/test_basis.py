@@ -7,15 +7,14 @@ import pytest
 
 from calibri.coefficients.space import SearchSpace
 from calibri.config import RunConfig
-from calibri.pipelines.loading import load_pipeline
 from calibri.pipelines.sites.find import find_sites
 from calibri.runs.basis import make_search, search_basis, share_shifts
 from calibri.search.registry import METHODS, method_info
 
 
 @pytest.fixture(scope="module")
-def sites():
-    return find_sites(load_pipeline("shapes", device="cpu").transformer)
+def sites(shipped):
+    return find_sites(shipped.transformer)
 
 
 def column(space, label):

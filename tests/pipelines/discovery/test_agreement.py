@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-from torch import nn
-
-from calibri.pipelines.discovery.discover import discover
-from calibri.pipelines.discovery.findings import Discovery
 from calibri.pipelines.families.lookup import block_family, families
 from calibri.pipelines.sites.find import find_output_sites, find_sites
 from calibri.pipelines.sites.site import Site
-from tests.pipelines.zoo import EVERY, QUIET, ZOO, Specimen, run
+from tests.pipelines.measuring import by_block, measured
+from tests.pipelines.zoo import EVERY, QUIET, ZOO, Specimen
 
 pytestmark = QUIET
-
-
-def measured(specimen: Specimen, model: nn.Module) -> Discovery:
-    return discover(model, lambda: run(model, specimen.draw(3)))
-
-
-def by_block(sites: list[Site] | tuple[Site, ...]) -> dict[str, dict[str, Site]]:
-    blocks: dict[str, dict[str, Site]] = {}
-    for site in sites:
-        blocks.setdefault(site.block, {})[site.name] = site
-    return blocks
 
 
 # What the figures of a site cannot show, and why.

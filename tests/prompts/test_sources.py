@@ -1,0 +1,61 @@
+"""The prompts of a run: where they come from, and how they are cut into three sets."""
+
+import pytest
+
+from calibri.config import load_config
+from calibri.errors import PromptError
+from calibri.prompts.sources import prompt_sets
+from calibri.shapes.scenes import held_out
+
+SMALL = {
+    "search.bucket_size": 2,
+    "search.num_validation_prompts": 3,
+    "evaluation.num_prompts": 4,
+}
+
+
+def sets(**values):
+    return prompt_sets(load_config(values=SMALL | values))
+
+
+def write(path, prompts):
+    path.write_text("\n".join(prompts))
+    return str(path)
+
+
+def test_shipped_prompts_are_disjoint_and_never_trained_on():
+    found = sets()
+    texts = [{p.text for p in part} for part in (found.train, found.validation, found.test)]
+    assert [len(t) for t in texts[1:]] == [3, 4]
+    assert not texts[0] & (texts[1] | texts[2])
+    assert not texts[1] & texts[2]
+    assert not any(held_out(text) for text in texts[0])
+    assert all(held_out(text) for text in texts[1] | texts[2])
+
+
+def test_one_file_is_split_by_content_not_by_order(tmp_path):
+    prompts = [f"prompt {i}" for i in range(60)]
+    one = sets(**{"prompts.train": write(tmp_path / "a.txt", prompts)})
+    other = sets(**{"prompts.train": write(tmp_path / "b.txt", prompts[::-1])})
+    assert one == other
+    assert len(one.train) == 48
+    assert {p.text for p in one.validation + one.test}.isdisjoint(p.text for p in one.train)
+
+
+def test_the_seed_decides_the_split(tmp_path):
+    path = write(tmp_path / "a.txt", [f"prompt {i}" for i in range(60)])
+    assert sets(**{"prompts.train": path}) != sets(**{"prompts.train": path, "seed": 1})
+
+
+def test_a_held_out_file_must_not_share_prompts(tmp_path):
+    train = write(tmp_path / "train.txt", [f"prompt {i}" for i in range(20)])
+    test = write(tmp_path / "test.txt", [f"prompt {i}" for i in range(19, 40)])
+    with pytest.raises(PromptError, match="prompt 19"):
+        sets(**{"prompts.train": train, "prompts.held_out": test})
+
+
+@pytest.mark.parametrize(("count", "words"), [(1, "bucket of 4"), (20, "4 held-out prompts")])
+def test_too_few_prompts_are_refused_with_the_numbers(tmp_path, count, words):
+    path = write(tmp_path / "few.txt", [f"prompt {i}" for i in range(count)])
+    with pytest.raises(PromptError, match=words):
+        sets(**{"prompts.train": path})
