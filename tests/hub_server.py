@@ -120,6 +120,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.requests.append((self.command, path))
         if path.startswith("/api/models/"):
             return self._reply(401, {"error": "Invalid username or password."})
+        if path.count("/") < 5:  # a name without an owner is no repository here
+            return self._reply(404, {"error": "not found"}, X_Error_Code="RepoNotFound")
         owner, name, _, revision, file = path.lstrip("/").split("/", 4)
         repository = self.server.repositories.get(f"{owner}/{name}")
         if repository is None or (repository.private and not self._authorized()):

@@ -129,5 +129,5 @@ def test_a_damaged_folder_is_refused(tmp_path: Path, damage: str) -> None:
 def test_construction_loads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.nn.Module, "__init__", None)  # no network can be made
     ShapesJudge()
-    with pytest.raises(TypeError):
+    with pytest.raises(RewardError):
         load_judge()
