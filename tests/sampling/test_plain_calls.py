@@ -1,0 +1,101 @@
+"""What reaches the transformer under a sampler is what a plain call of the pipeline sends."""
+
+import inspect
+import sys
+
+import diffusers
+import pytest
+import torch
+
+from calibri.config import SamplingConfig
+from calibri.pipelines.capabilities import embeds_guidance
+from calibri.prompts.files import make_prompts
+from calibri.sampling.sampler import Noise, Sampler
+from tests.sampling.pipelines import RIGS
+
+# Long enough to be cut, with what cleaning and templates change.
+PROMPT = make_prompts(["A <b>red</b> circle &amp; two BLUE squares (here), www.example.com"])[0]
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning"),
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
+
+
+class StepDoneError(Exception):
+    """Raised once the transformer was called as often as one step takes."""
+
+
+def sent(pipe, calls, call):
+    """The arguments of the first calls of the transformer, by name."""
+    seen = []
+    signature = inspect.signature(type(pipe.transformer).forward)
+
+    def before(module, args, kwargs):
+        seen.append(dict(signature.bind(module, *args, **kwargs).arguments))
+        del seen[-1]["self"]
+        if len(seen) == calls:
+            raise StepDoneError
+
+    hook = pipe.transformer.register_forward_pre_hook(before, with_kwargs=True)
+    try:
+        with pytest.raises(StepDoneError):
+            call()
+    finally:
+        hook.remove()
+    return seen
+
+
+def same(one, other):
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and torch.equal(one, other)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    return one == other
+
+
+@pytest.fixture
+def cleaned(rig, monkeypatch):
+    """Let pipelines clean captions as they do beside bs4 and ftfy, which need not be installed."""
+    kind = getattr(diffusers, rig.name)
+    if hasattr(kind, "_clean_caption"):
+        module = sys.modules[kind.__module__]
+        for name in ("is_bs4_available", "is_ftfy_available"):
+            monkeypatch.setattr(module, name, lambda: True)
+        monkeypatch.setattr(kind, "_clean_caption", lambda self, caption: caption.upper())
+
+
+@pytest.mark.usefixtures("cleaned")
+@pytest.mark.parametrize("rig", RIGS, ids=lambda rig: rig.id)
+@pytest.mark.parametrize("negative", ["unguided", None, "", "ugly, blurred"])
+def test_one_prompt_reaches_the_transformer_as_in_a_plain_call(rig, negative):
+    guided = negative != "unguided"
+    guidance = {rig.guidance: 3.0 if guided else 1.0 - rig.offset}
+    text = negative if guided else None
+    size = {name: rig.call[name] for name in ("height", "width")}
+    frames = {name: rig.call[name] for name in ("num_frames", "video_length") if name in rig.call}
+    config = SamplingConfig(
+        num_inference_steps=3,
+        negative_prompt=text,
+        num_frames=next(iter(frames.values()), None),
+        **size,
+        **guidance,
+    )
+    sampler = Sampler(rig.build(), config)
+    calls = len(rig.rows) if guided else 1
+    ours = sent(sampler.pipe, calls, lambda: sampler.sample([Noise(PROMPT, 5)]))
+
+    pipe = rig.build()
+    words = dict(num_inference_steps=3, generator=torch.Generator().manual_seed(5))
+    if embeds_guidance(pipe.transformer):
+        guidance = {"guidance_scale": 1.0} | guidance
+    if text is not None or (guided and rig.guidance == "true_cfg_scale"):
+        # Without one these pipelines run no guidance.
+        words["negative_prompt"] = text or ""
+    plain = sent(pipe, calls, lambda: pipe(PROMPT.text, **size, **frames, **guidance, **words))
+    for one, other in zip(ours, plain, strict=True):
+        assert one.keys() == other.keys()
+        assert [name for name in one if not same(one[name], other[name])] == []
