@@ -1,6 +1,5 @@
 """What reaches the transformer under a sampler is what a plain call of the pipeline sends."""
 
-import inspect
 import sys
 
 import diffusers
@@ -12,6 +11,7 @@ from calibri.pipelines.capabilities import embeds_guidance
 from calibri.prompts.files import make_prompts
 from calibri.sampling.sampler import Noise, Sampler
 from tests.sampling.pipelines import RIGS
+from tests.sampling.transformer_calls import differing, sent
 
 # Long enough to be cut, with what cleaning and templates change.
 PROMPT = make_prompts(["A <b>red</b> circle &amp; two BLUE squares (here), www.example.com"])[0]
@@ -21,40 +21,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning"),
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
 ]
-
-
-class StepDoneError(Exception):
-    """Raised once the transformer was called as often as one step takes."""
-
-
-def sent(pipe, calls, call):
-    """The arguments of the first calls of the transformer, by name."""
-    seen = []
-    signature = inspect.signature(type(pipe.transformer).forward)
-
-    def before(module, args, kwargs):
-        seen.append(dict(signature.bind(module, *args, **kwargs).arguments))
-        del seen[-1]["self"]
-        if len(seen) == calls:
-            raise StepDoneError
-
-    hook = pipe.transformer.register_forward_pre_hook(before, with_kwargs=True)
-    try:
-        with pytest.raises(StepDoneError):
-            call()
-    finally:
-        hook.remove()
-    return seen
-
-
-def same(one, other):
-    if isinstance(one, torch.Tensor):
-        return isinstance(other, torch.Tensor) and torch.equal(one, other)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    return one == other
 
 
 @pytest.fixture
@@ -96,6 +62,4 @@ def test_one_prompt_reaches_the_transformer_as_in_a_plain_call(rig, negative):
         # Without one these pipelines run no guidance.
         words["negative_prompt"] = text or ""
     plain = sent(pipe, calls, lambda: pipe(PROMPT.text, **size, **frames, **guidance, **words))
-    for one, other in zip(ours, plain, strict=True):
-        assert one.keys() == other.keys()
-        assert [name for name in one if not same(one[name], other[name])] == []
+    assert differing(ours, plain) == []

@@ -316,6 +316,7 @@ def _calibration(summary: RunSummary, session: Session, coefficients: Coefficien
             num_inference_steps=config.sampling.num_inference_steps,
             guidance_scale=config.sampling.guidance_scale,
             true_cfg_scale=config.sampling.true_cfg_scale,
+            negative_prompt=session.bench.sampler.negative_prompt or "",
             height=config.sampling.height,
             width=config.sampling.width,
             num_frames=config.sampling.num_frames,

@@ -144,7 +144,11 @@ def _config(
         {
             **run,
             "dtype": calibration.sampling.dtype,
-            "sampling": {**calibration.sampling.model_dump(exclude={"dtype"}), **sampling},
+            "sampling": {
+                **calibration.sampling.model_dump(exclude={"dtype"}),
+                "negative_prompt": calibration.sampling.negative_prompt,
+                **sampling,
+            },
             "space": {
                 "granularity": calibration.coefficients.granularity,
                 **_members(calibration.coefficients),

@@ -1,4 +1,6 @@
 from .branches import BranchResolver as BranchResolver
+from .call import GivenSettings as GivenSettings
+from .call import PipelineCall as PipelineCall
 from .frames import film_strip as film_strip
 from .frames import mean_over_frames as mean_over_frames
 from .sampler import Noise as Noise
@@ -8,4 +10,5 @@ from .scales.layout import Layout as Layout
 from .scales.scaler import Scaler as Scaler
 from .shift import change_shift as change_shift
 from .signatures import call_arguments as call_arguments
+from .signatures import own_negative_prompt as own_negative_prompt
 from .step_cache import check_cache as check_cache

@@ -106,8 +106,8 @@ class PipelineCall:
         # A network of its own for the second branch needs no negative prompt.
         if not negative and all(network.branch is None for network in networks_of(self._pipe)):
             return 1.0
-        scales = self._scales()
-        scale = scales.get("true_cfg_scale", scales.get("guidance_scale", 1.0))
+        name = "true_cfg_scale" if "true_cfg_scale" in self.accepted else "guidance_scale"
+        scale = self._scales().get(name, 1.0)
         return self._family.guidance.scale(scale)
 
     @property
@@ -142,12 +142,15 @@ class PipelineCall:
             **({"guidance_schedule": None} if chosen else {}),
         }
 
-    def text_arguments(self) -> dict[str, Any]:
-        """Return the arguments of a call with one text for each prompt."""
-        negative = self.negative_prompt
-        if negative is None or "negative_prompt" not in self.accepted:
-            return self.arguments()
-        return self.arguments() | {"negative_prompt": negative}
+    def text_arguments(self, prompt: str) -> dict[str, Any]:
+        """Return the arguments of a call with one text, by name."""
+        negative = self.negative_prompt or self._settings.negative_prompt
+        # Of guidance that is left to the pipeline, it decides what a text is for.
+        told = self.guided or negative
+        texts = {"negative_prompt": negative or ""} if told else {}
+        known = {name: text for name, text in texts.items() if name in self.accepted}
+        # Not every pipeline takes the prompt first: FLUX.2 takes images.
+        return {"prompt": prompt} | known | self.arguments()
 
     def check_effect(self, run: Callable[[Mapping[str, float]], Any]) -> None:
         """Refuse guidance that does nothing, where neither signature nor family tell what it does.

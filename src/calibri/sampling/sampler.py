@@ -18,7 +18,7 @@ from torch import Tensor
 from calibri.config import SamplingConfig
 from calibri.errors import ConfigError, UnsupportedModelError
 from calibri.pipelines import Pipeline, family_of, networks_of
-from calibri.prompts import Prompt
+from calibri.prompts import Prompt, make_prompts
 from calibri.results import FULL, Fidelity
 from calibri.sampling.call import PipelineCall
 from calibri.sampling.encoding import make_encoder
@@ -76,12 +76,13 @@ class Sampler:
         """Prompt of the unconditional branch; None without one."""
         return self._call.negative_prompt
 
-    def check_effect(self, noise: Noise) -> None:
+    def check_effect(self) -> None:
         """Sample twice in a few steps where only that tells whether guidance does anything.
 
         Raises:
             ConfigError: it does nothing.
         """
+        noise = Noise(make_prompts(["a picture"])[0], 0)
         few = Fidelity(num_inference_steps=min(2, self.config.num_inference_steps))
 
         def run(scales: Mapping[str, float]) -> Any:
