@@ -37,7 +37,7 @@ from calibri.runs.gradients import check_gradient
 from calibri.runs.journal import Journal
 from calibri.runs.loop import ValidatedSearch
 from calibri.runs.objects import Given, configured
-from calibri.runs.probe.cheaper import cheaper_fidelities, check_fidelity
+from calibri.runs.probe.cheaper import cheaper_fidelities, check_fidelity, size_notes
 from calibri.runs.probe.measure import (
     PHASE,
     Design,
@@ -169,6 +169,8 @@ def _design(session: Session, images: Mapping[str, int]) -> Design | None:
 
 def _run(folder: RunFolder, session: Session, progress: Progress) -> RunSummary:
     with folder.lock(), Journal.open(folder.journal_path) as journal, _stop_politely(folder):
+        for note in size_notes(session):
+            progress.message(note)
         planned = planned_images(session)
         ledger = Ledger(journal)
         with session.evaluator(ledger, progress.unit, sum(planned.values())) as evaluator:

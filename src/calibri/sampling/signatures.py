@@ -90,6 +90,12 @@ def computed(pipe: Pipeline) -> list[str]:
     return sorted((_passed(pipe).keys() | _passed(pipe, NEGATIVE).keys()) - known)
 
 
+def bins_sizes(pipe: Pipeline) -> bool:
+    """Say whether a plain call samples at the nearest of a few sizes, and resizes the images."""
+    argument = call_arguments(pipe).get("use_resolution_binning")
+    return argument is not None and argument.default is True
+
+
 def own_negative_prompt(pipe: Pipeline) -> str:
     """Return the negative prompt of a plain call; most pipelines have an empty one.
 
