@@ -7,10 +7,11 @@ import torch
 from calibri.artifact.calibration import Calibration, Sampling
 from calibri.artifact.generate import generate
 from calibri.coefficients.coefficients import Coefficients
-from calibri.config import SamplingConfig
+from calibri.config import SamplingConfig, validate_config
 from calibri.errors import ConfigError
 from calibri.pipelines import networks_of, sites_of
 from calibri.prompts.files import make_prompts
+from calibri.runs.session import Session
 from calibri.sampling.call import GivenSettings, PipelineCall
 from calibri.sampling.sampler import Noise, Sampler
 from tests.pipelines.zoo import ZOO
@@ -160,3 +161,12 @@ def test_guidance_that_only_an_effect_shows_is_tried_before_anything_is_sampled(
     with pytest.raises(ConfigError, match="guidance_scale is 4.0, which changes nothing"):
         generate(distilled, ["a red circle"], guidance_scale=4.0, num_inference_steps=2)
     Sampler(distilled, SamplingConfig(**SMALL)).check_effect()
+
+
+def test_a_run_refuses_guidance_that_does_nothing_before_it_scores_anything():
+    config = validate_config(
+        {"sampling": SMALL | {"guidance_scale": 4.0}, "rewards": {"held_out": []}}
+    )
+    Session(config, pipe=klein(False)).close()
+    with pytest.raises(ConfigError, match="guidance_scale is 4.0, which changes nothing"):
+        Session(config, pipe=klein(True))
