@@ -44,7 +44,8 @@ class SamplingConfig(_Section):
             guidance-distilled model (FLUX.1-dev) embeds it.
         true_cfg_scale: classifier-free guidance of the pipelines that call it so (FLUX,
             Qwen-Image), above 1; others have ``guidance_scale`` alone.
-        negative_prompt: prompt of the unconditional branch.
+        negative_prompt: prompt of the unconditional branch, or None for the pipeline's own, which
+            is empty nearly everywhere.
         height: pixels, or None for the pipeline's default.
         width: pixels, or None for the pipeline's default.
         num_frames: of a video, or None for the pipeline's default.
@@ -61,7 +62,7 @@ class SamplingConfig(_Section):
     num_inference_steps: int = Field(8, ge=1, le=1000)
     guidance_scale: float = Field(1.0, ge=0.0, le=100.0)
     true_cfg_scale: float = Field(1.0, ge=0.0, le=100.0)
-    negative_prompt: str = ""
+    negative_prompt: str | None = None
     height: int | None = Field(None, ge=1)
     width: int | None = Field(None, ge=1)
     num_frames: int | None = Field(None, ge=1)

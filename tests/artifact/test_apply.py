@@ -188,3 +188,30 @@ def test_a_bare_transformer_is_told_the_branch(pipe):
         torch.testing.assert_close(ours[0], outputs[0][row], rtol=1e-4, atol=1e-5)
     with pytest.raises(GuidanceError, match="applied.branch"):
         transformer(**inputs[0])
+
+
+def searched_with(pipe, negative_prompt, guidance_scale=3.0):
+    made = scaled_calibration(pipe, guidance_scale=guidance_scale)
+    sampling = made.sampling.model_copy(update={"negative_prompt": negative_prompt})
+    return made.model_copy(update={"sampling": sampling})
+
+
+def test_loading_says_which_negative_prompt_a_calibration_was_searched_with(pipe):
+    with pytest.warns(UserWarning, match=r"negative_prompt='ugly'"):
+        load(pipe, searched_with(pipe, "ugly")).unload()
+
+
+@pytest.mark.filterwarnings("error")
+def test_loading_is_silent_where_a_plain_call_uses_the_same_negative_prompt(pipe):
+    load(pipe, searched_with(pipe, "")).unload()
+    load(pipe, searched_with(pipe, "", guidance_scale=1.0)).unload()
+
+
+@pytest.mark.filterwarnings("error")
+def test_images_are_generated_with_the_negative_prompt_of_the_calibration(pipe):
+    def image(searched, **given):
+        made = searched_with(pipe, searched)
+        return generate(pipe, "a red circle", calibration=made, **given)[0].tobytes()
+
+    assert image("a blue square") != image("")
+    assert image("a blue square") == image("", negative_prompt="a blue square")

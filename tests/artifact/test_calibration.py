@@ -144,6 +144,29 @@ def test_an_unknown_format_version_is_refused_by_its_number(folder: Path, versio
         Calibration.from_pretrained(folder)
 
 
+def with_negative_prompt(calibration: Calibration, text: str) -> Calibration:
+    sampling = calibration.sampling.model_copy(update={"negative_prompt": text})
+    return calibration.model_copy(update={"sampling": sampling})
+
+
+def test_a_negative_prompt_is_saved_and_its_absence_is_an_empty_one(
+    calibration: Calibration, tmp_path: Path
+) -> None:
+    made = with_negative_prompt(calibration, "ugly, \N{SNOWMAN}")
+    folder = made.save_pretrained(tmp_path / "made")
+    assert Calibration.from_pretrained(folder) == made
+    edit(folder, lambda document: document["sampling"].pop("negative_prompt"))
+    assert Calibration.from_pretrained(folder).sampling.negative_prompt == ""
+
+
+def test_an_empty_negative_prompt_is_written_as_before_there_was_one(
+    calibration: Calibration, folder: Path
+) -> None:
+    written = json.loads((folder / "calibri.json").read_text())["sampling"]
+    assert written.keys() == Sampling.model_fields.keys() - {"negative_prompt"}
+    assert calibration.sampling.negative_prompt == ""
+
+
 def test_a_folder_of_the_first_version_still_loads(calibration: Calibration, folder: Path) -> None:
     def make_old(document: Document) -> None:
         document["format_version"] = 1

@@ -36,6 +36,23 @@ def test_the_snippet_can_be_run_as_it_stands(calibration: Calibration) -> None:
     assert "pipe('a prompt', num_inference_steps=4, guidance_scale=4.5)" in calls
 
 
+def test_the_snippet_has_the_guidance_and_the_negative_prompt_of_the_search(
+    calibration: Calibration,
+) -> None:
+    text = 'ugly" \N{SNOWMAN} ``` \n x'
+    changed = {"true_cfg_scale": 3.0, "negative_prompt": text, "guidance_scale": 1.0}
+    sampling = calibration.sampling.model_copy(update=changed)
+    card = render_card(calibration.model_copy(update={"sampling": sampling}), "user/repo")
+    tree = ast.parse(card.split("```python")[1].split("\n```")[0])
+    call = next(
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "pipe"
+    )
+    given = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+    assert given == {"num_inference_steps": 4, **changed}
+
+
 def test_the_search_is_not_called_what_it_may_not_be(calibration: Calibration) -> None:
     by_gradient = calibration.model_copy(update={"provenance": {"method": "gradient"}})
     card = render_card(by_gradient, "user/repo")

@@ -1,8 +1,11 @@
 import pytest
 import torch
 
+from calibri.artifact.calibration import Calibration
+from calibri.pipelines.loading import load_pipeline
 from calibri.results import Comparison, Evaluation, Figure, SettingResult
 from calibri.rewards.registry import make_reward
+from calibri.runs.calibrate import calibrate
 from calibri.runs.comparison import verdict
 from calibri.runs.evaluate import evaluate
 from calibri.scoring.image_sets import frechet_distance
@@ -116,3 +119,28 @@ def test_an_evaluation_with_the_judge_has_a_frechet_distance(shipped):
     made = scaled_calibration(shipped)
     result = evaluate(made, num_prompts=4, rewards=["shapes-judge"], step_multiples=(1,))
     assert all(s.frechet is not None and s.frechet > 0 for s in result.settings)
+
+
+def test_a_search_and_its_evaluation_use_one_negative_prompt(tmp_path):
+    pipe, texts = load_pipeline("shapes", device="cpu"), []
+    encode = pipe.encode_prompt
+
+    def watched(**arguments):
+        if arguments["prompt"] is not None:  # a call with embeddings passes them through
+            texts.append(arguments["negative_prompt"])
+        return encode(**arguments)
+
+    pipe.encode_prompt = watched
+    values = {
+        "sampling": {"num_inference_steps": 2, "guidance_scale": 3.0, "negative_prompt": "blue"},
+        "search": {"generations": 1, "popsize": 4, "bucket_size": 2},
+        "evaluation": {"num_prompts": 5, "num_samples": 1},
+        "rewards": {"held_out": []},
+    }
+    calibrate(values, pipeline=pipe, name="guided", runs=tmp_path)
+    made = Calibration.from_pretrained(tmp_path / "guided")
+    assert made.sampling.negative_prompt == "blue"
+    assert set(texts) == {"blue"}
+    texts.clear()
+    evaluate(made, pipeline=pipe, num_prompts=2, step_multiples=(1,))
+    assert set(texts) == {"blue"}

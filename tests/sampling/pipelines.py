@@ -40,6 +40,13 @@ class Tokenizer:
     def tokenize(self, text: str) -> list[str]:
         return text.split()
 
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self(text).input_ids[0].tolist()
+        return ids
+
+    def batch_decode(self, ids: Tensor) -> list[str]:
+        return [" ".join(map(str, row)) for row in ids.tolist()]
+
     def apply_chat_template(self, messages: Any, **options: Any) -> str:
         return f"user {messages[0]['content']} assistant"
 
@@ -116,7 +123,7 @@ class PipelineCase:
         offset: w of the formula is the argument plus this.
         rows: branches of each call, in order.
         context: equal texts can be told apart: the pipeline names the branch of each call, or
-            masks the prompt alone.
+            masks the prompt alone, or puts an instruction before it.
         steps: the fewest that the pipeline can do.
         normalised: the combination gets the norm of the conditional prediction.
         prefix: what the pipeline puts before the prompt, and not before the negative prompt.
@@ -206,7 +213,8 @@ CASES = (
         "PixArtTransformer2DModel",
         diffusers.DDIMScheduler,
         UNCONDITIONAL_FIRST,
-        call=SHORT | dict(use_resolution_binning=False, clean_caption=False),
+        call=SHORT | dict(use_resolution_binning=False),
+        config=dict(sample_size=32),  # which the pipeline knows sizes for
     ),
     PipelineCase(
         "SanaPipeline",
@@ -218,9 +226,9 @@ CASES = (
             width=64,
             max_sequence_length=8,
             use_resolution_binning=False,
-            clean_caption=False,
-            complex_human_instruction=None,
         ),
+        context=True,  # an instruction stands before the prompt alone
+        config=dict(sample_size=32),
     ),
     PipelineCase("WanPipeline", "WanTransformer3DModel", _flow(), APART, call=VIDEO, context=True),
     PipelineCase(
@@ -236,10 +244,11 @@ CASES = (
         "Lumina2Transformer2DModel",
         _flow(),
         APART,
-        prefix=" <Prompt Start> ",
+        prefix="You are an assistant designed to generate superior images with the superior degree "
+        "of image-text alignment based on textual prompts or user prompts. <Prompt Start> ",
         # Its normalisation is not linear in the branches.
-        call=dict(height=64, width=64, max_sequence_length=8)
-        | dict(cfg_normalization=False, system_prompt=""),
+        call=dict(height=64, width=64, max_sequence_length=8) | dict(cfg_normalization=False),
+        config=dict(axes_lens=(512, 16, 16)),
     ),
     PipelineCase(
         "LTXPipeline",
@@ -261,7 +270,8 @@ CASES = (
         "PixArtTransformer2DModel",
         diffusers.DDIMScheduler,
         UNCONDITIONAL_FIRST,
-        call=SHORT | dict(use_resolution_binning=False, clean_caption=False),
+        call=SHORT | dict(use_resolution_binning=False),
+        config=dict(sample_size=32),  # which the pipeline knows sizes for
     ),
     PipelineCase(
         "AuraFlowPipeline",
@@ -284,7 +294,7 @@ CASES = (
         "AllegroTransformer3DModel",
         diffusers.DDIMScheduler,
         UNCONDITIONAL_FIRST,
-        call=SHORT | dict(num_frames=8, clean_caption=False),
+        call=SHORT | dict(num_frames=8),
     ),
     PipelineCase(
         "MochiPipeline",
@@ -299,7 +309,7 @@ CASES = (
         "LatteTransformer3DModel",
         diffusers.DDIMScheduler,
         UNCONDITIONAL_FIRST,
-        call=dict(height=64, width=64, video_length=2, clean_caption=False),
+        call=dict(height=64, width=64, video_length=2),
         context=True,
         config=dict(out_channels=8),  # the pipeline drops the half that is the variance
     ),

@@ -15,7 +15,13 @@ from calibri.sampling.encoding import TextsEncoder, make_encoder
 from calibri.sampling.prompt_cache import PromptCache
 from calibri.sampling.sampler import Noise, Sampler
 from calibri.sampling.scales.scaler import Scaler
-from calibri.sampling.signatures import call_arguments, needs_texts
+from calibri.sampling.signatures import (
+    call_arguments,
+    computed,
+    needs_texts,
+    own_negative_prompt,
+    passed_on,
+)
 from calibri.trees import alike
 from tests.pipelines.zoo import ZOO
 from tests.sampling.pipelines import CASES, Decoder, PipelineCase, TextEncoder, Tokenizer
@@ -33,12 +39,15 @@ CALLED_WITH_TEXTS = {
     "BriaFiboPipeline",
     "Cosmos3OmniPipeline",
     "ErnieImagePipeline",
+    "GlmImagePipeline",  # makes prior tokens of the prompt too
     "HunyuanDiTPAGPipeline",
     "HunyuanDiTPipeline",
     "Ideogram4Pipeline",
     "Kandinsky5T2IPipeline",
     "Kandinsky5T2VPipeline",
+    "LattePipeline",  # masks embeddings again that it is given
     "LongCatAudioDiTPipeline",
+    "LongCatImagePipeline",  # has the prompt rewritten
     "OmniGenPipeline",
     "VQDiffusionPipeline",
 }
@@ -72,6 +81,58 @@ def test_the_pipelines_that_must_be_called_with_texts_are_the_known_ones():
     found = dict(from_words())
     assert len(found) > 60
     assert {name for name, pipe in found.items() if needs_texts(pipe)} == CALLED_WITH_TEXTS
+
+
+# What calls compute and pass to encode_prompt, whose own default comes to the same for one prompt.
+COMPUTED = {
+    "device": "where the pipeline executes",
+    "do_classifier_free_guidance": "said by Calibri",
+    "negative_prompt": "said by Calibri",
+    "prompt": "said by Calibri; rewritten only where a plain call does not",
+    "lora_scale": "None without further arguments",
+    "num_videos_per_prompt": "1",
+    "batch_size": "1",
+    "num_condition_images": "0 without an image",
+    "image": "None without an image",
+    "text_images": "None without an image",
+    "max_sequence_length": "that of the loaded pipeline (NucleusMoE)",
+    "dtype": "that of a text encoder in both (EasyAnimate)",
+}
+
+
+@pytest.mark.slow
+def test_every_pipeline_of_diffusers_encodes_with_the_defaults_of_its_call():
+    """Of 81 that need nothing but a prompt, 65 take embeddings and are checked here.
+
+    The other 16 are called with texts, so that the pipeline itself passes on what it passes.
+    """
+    found = {name: pipe for name, pipe in from_words() if not needs_texts(pipe)}
+    for name, pipe in found.items():
+        own = inspect.signature(type(pipe).encode_prompt).parameters
+        theirs, passed = call_arguments(pipe), passed_on(pipe)
+        assert set(computed(pipe)) <= COMPUTED.keys(), name
+        for key in own.keys() & theirs.keys() - {"self", "prompt", *computed(pipe)}:
+            if own[key].default != theirs[key].default:
+                assert passed[key] == theirs[key].default, (name, key)
+    texts = {name for name, _ in from_words()} - found.keys()
+    assert (len(found), len(texts)) == (65, len(CALLED_WITH_TEXTS))
+
+
+OWN_NEGATIVE_PROMPTS = {
+    "BriaFibo2Pipeline",
+    "Cosmos2TextToImagePipeline",
+    "Cosmos2VideoToWorldPipeline",
+    "Cosmos2_5_PredictBasePipeline",
+    "CosmosTextToWorldPipeline",
+    "CosmosVideoToWorldPipeline",
+    "Kandinsky5T2VPipeline",
+}
+
+
+@pytest.mark.slow
+def test_the_pipelines_with_a_negative_prompt_of_their_own_are_the_known_ones():
+    found = {name for name, pipe in from_words() if own_negative_prompt(pipe)}
+    assert found == OWN_NEGATIVE_PROMPTS
 
 
 HUNYUAN = PipelineCase(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -15,7 +16,14 @@ from calibri.artifact.calibration import Calibration
 from calibri.coefficients import BRANCHES, Branch, Coefficients, check_factors
 from calibri.errors import CalibrationError, CalibriError, FuseError, GuidanceError
 from calibri.pipelines import networks_of, sites_of
-from calibri.sampling import BranchResolver, Fused, Layout, Scaler, change_shift
+from calibri.sampling import (
+    BranchResolver,
+    Fused,
+    Layout,
+    Scaler,
+    change_shift,
+    own_negative_prompt,
+)
 
 _APPLIED = "_calibri_applied"
 
@@ -199,6 +207,9 @@ def load(
 ) -> AppliedCalibration:
     """Load a calibration onto a diffusers pipeline.
 
+    Warns when the calibration was searched with a negative prompt that a plain call of the pipeline
+    does not use.
+
     Args:
         pipe: a loaded pipeline, or a bare transformer; its images change from now on.
         calibration: a folder, a Hugging Face repository id, a ``Calibration``, or bare
@@ -215,6 +226,26 @@ def load(
     """
     if isinstance(calibration, str | Path):
         calibration = Calibration.from_pretrained(calibration, revision=revision, token=token)
+    if isinstance(calibration, Calibration):
+        _warn_of_negative_prompt(pipe, calibration)
+    return apply(pipe, calibration, strength)
+
+
+def _warn_of_negative_prompt(pipe: Any, calibration: Calibration) -> None:
+    searched = calibration.sampling.negative_prompt
+    plain = "" if isinstance(pipe, nn.Module) else own_negative_prompt(pipe)
+    if calibration.coefficients.num_branches > 1 and searched != plain:
+        warnings.warn(
+            f"This calibration was searched with the negative prompt {searched!r}, which a plain "
+            f"call does not use. Call the pipeline with negative_prompt={searched!r}.",
+            stacklevel=3,
+        )
+
+
+def apply(
+    pipe: Any, calibration: Calibration | Coefficients, strength: float
+) -> AppliedCalibration:
+    """Do what ``load`` does with a calibration that is loaded, without its warning."""
     networks = networks_of(pipe)
     found = type(networks[0].transformer).__name__
     if isinstance(calibration, Calibration) and found != calibration.transformer_class:

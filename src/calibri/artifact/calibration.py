@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, FiniteFloat, JsonValue, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    FiniteFloat,
+    JsonValue,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from calibri.artifact import folder_format as files
 from calibri.artifact import hub
@@ -23,6 +31,7 @@ class Sampling(Record):
 
     Attributes:
         true_cfg_scale: classifier-free guidance of the pipelines that call it so.
+        negative_prompt: prompt of the unconditional branch; empty without guidance.
         height: image height in pixels, or None for the pipeline's own.
         width: image width in pixels, or None for the pipeline's own.
         num_frames: of a video, or None for the pipeline's own.
@@ -32,10 +41,19 @@ class Sampling(Record):
     num_inference_steps: PositiveInt
     guidance_scale: FiniteFloat
     true_cfg_scale: FiniteFloat = 1.0
+    negative_prompt: str = ""
     height: PositiveInt | None = None
     width: PositiveInt | None = None
     num_frames: PositiveInt | None = None
     dtype: str
+
+    @model_serializer(mode="wrap")
+    def _without_an_empty_text(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out an empty negative prompt, which versions before it was a field can read."""
+        fields: dict[str, Any] = serialise(self)
+        if not self.negative_prompt:
+            fields.pop("negative_prompt", None)
+        return fields
 
 
 class Calibration(Record):

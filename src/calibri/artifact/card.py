@@ -70,14 +70,19 @@ def _metrics(calibration: Calibration) -> list[dict[str, object]]:
 
 def _call(calibration: Calibration) -> Markup:
     sampling = calibration.sampling
+    true_cfg = sampling.true_cfg_scale > 1.0
+    # Without a negative prompt pipelines of true_cfg_scale run no guidance.
+    negative = Markup(ascii(sampling.negative_prompt))
     arguments: Mapping[str, object] = {
         "num_inference_steps": sampling.num_inference_steps,
         "guidance_scale": sampling.guidance_scale,
+        "true_cfg_scale": sampling.true_cfg_scale if true_cfg else None,
+        "negative_prompt": negative if true_cfg or sampling.negative_prompt else None,
         "height": sampling.height,
         "width": sampling.width,
     }
     given = (f"{name}={value}" for name, value in arguments.items() if value is not None)
-    return Markup(", ".join(given))  # names of ours and numbers only
+    return Markup(", ".join(given))  # names of ours, numbers and literals only
 
 
 def _comparisons(evaluation: Evaluation | None) -> list[Comparison]:

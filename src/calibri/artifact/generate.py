@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
-from calibri.artifact.apply import load
+from calibri.artifact.apply import apply
 from calibri.artifact.calibration import Calibration
 from calibri.errors import ConfigError
 from calibri.pipelines import load_pipeline
+from calibri.sampling import GivenSettings, PipelineCall
 
 # An image, or the frames of a video.
 Picture = Image.Image | list[Image.Image]
@@ -27,6 +29,8 @@ def generate(
     strength: float = 1.0,
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
+    true_cfg_scale: float | None = None,
+    negative_prompt: str | None = None,
     seed: int = 0,
     revision: str | None = None,
     dtype: str = "float32",
@@ -42,6 +46,9 @@ def generate(
         strength: 0 is the original model, 1 the full calibration.
         num_inference_steps: None for the steps of the calibration.
         guidance_scale: None for the guidance of the calibration.
+        true_cfg_scale: the same for the pipelines that call it so (FLUX, Qwen-Image).
+        negative_prompt: prompt of the unconditional branch; None for that of the calibration, or
+            the pipeline's own.
         seed: noise seed; prompt i is sampled with ``seed + i``.
         revision: branch, tag or commit of a repository.
         dtype: of the weights, when the pipeline is loaded here.
@@ -51,7 +58,8 @@ def generate(
         One image per prompt; of a pipeline that makes videos, the frames of each.
 
     Raises:
-        ConfigError: there is no prompt, or nothing to compare with.
+        ConfigError: there is no prompt, nothing to compare with, or guidance that has no effect
+            on this pipeline.
         CalibriError: the pipeline or the calibration cannot be loaded.
     """
     prompts = [prompts] if isinstance(prompts, str) else prompts
@@ -64,46 +72,48 @@ def generate(
     pipe = pipeline
     if isinstance(pipeline, str | Path):
         pipe = load_pipeline(str(pipeline), revision=revision, dtype=dtype, device=device)
-    settings = _settings(calibration, num_inference_steps, guidance_scale)
+    given = {
+        "num_inference_steps": num_inference_steps,
+        "guidance_scale": guidance_scale,
+        "true_cfg_scale": true_cfg_scale,
+        "negative_prompt": negative_prompt,
+    }
+    call = PipelineCall(pipe, _settings(calibration, given))
+    _check_effect(pipe, prompts[0], seed, call)
     if calibration is None:
-        return _images(pipe, prompts, seed, settings)
-    before = _images(pipe, prompts, seed, settings) if compare else []
-    applied = load(pipe, calibration, strength=strength)
+        return _images(pipe, prompts, seed, call)
+    before = _images(pipe, prompts, seed, call) if compare else []
+    applied = apply(pipe, calibration, strength)
     try:
-        after = _images(pipe, prompts, seed, settings)
+        after = _images(pipe, prompts, seed, call)
     finally:
         applied.unload()
     return [_beside(a, b) for a, b in zip(before, after, strict=True)] if compare else after
 
 
-def _settings(
-    calibration: Calibration | None, steps: int | None, guidance_scale: float | None
-) -> dict[str, Any]:
-    sampling = calibration.sampling if calibration else None
-    chosen: dict[str, Any] = {
-        "num_inference_steps": steps or (sampling and sampling.num_inference_steps),
-        "guidance_scale": (
-            guidance_scale if guidance_scale is not None else (sampling and sampling.guidance_scale)
-        ),
-        "height": sampling and sampling.height,
-        "width": sampling and sampling.width,
-        "num_frames": sampling and sampling.num_frames,
-    }
-    if sampling and sampling.true_cfg_scale > 1.0:
-        # Pipelines with this argument run the second branch only beside a negative prompt.
-        chosen |= {"true_cfg_scale": sampling.true_cfg_scale, "negative_prompt": ""}
-    return {name: value for name, value in chosen.items() if value is not None}
+def _settings(calibration: Calibration | None, given: Mapping[str, Any]) -> GivenSettings:
+    """Settings as given, else those of the calibration, else those of the pipeline."""
+    names = [field.name for field in fields(GivenSettings)]
+    stored = {n: getattr(calibration.sampling, n) for n in names} if calibration else {}
+    return GivenSettings(**stored | {n: v for n, v in given.items() if v is not None})
 
 
-def _images(
-    pipe: Any, prompts: Sequence[str], seed: int, settings: dict[str, Any]
-) -> list[Picture]:
-    images = []
-    for index, prompt in enumerate(prompts):
-        generator = torch.Generator("cpu").manual_seed(seed + index)
-        # Images or videos: pipelines name them differently, but they are always first.
-        images.append(pipe(prompt, generator=generator, output_type="pil", **settings)[0][0])
-    return images
+def _images(pipe: Any, prompts: Sequence[str], seed: int, call: PipelineCall) -> list[Picture]:
+    return [
+        _sampled(pipe, seed + index, call.text_arguments(prompt), output_type="pil")[0]
+        for index, prompt in enumerate(prompts)
+    ]
+
+
+def _check_effect(pipe: Any, prompt: str, seed: int, call: PipelineCall) -> None:
+    few = call.text_arguments(prompt) | {"num_inference_steps": 2}
+    call.check_effect(lambda scales: _sampled(pipe, seed, few | dict(scales), output_type="pt"))
+
+
+def _sampled(pipe: Any, seed: int, arguments: Mapping[str, Any], output_type: str) -> Any:
+    generator = torch.Generator("cpu").manual_seed(seed)
+    # Images or videos: pipelines name them differently, but they are always first.
+    return pipe(generator=generator, output_type=output_type, **arguments)[0]
 
 
 def _beside(left: Picture, right: Picture) -> Picture:

@@ -63,6 +63,22 @@ _Enlarge = Annotated[
         help=f"Save images smaller than {VISIBLE} pixels enlarged, so that one can see them.",
     ),
 ]
+_TrueCfgScale = Annotated[
+    float | None,
+    typer.Option(
+        "--true-cfg-scale",
+        help="Guidance of pipelines that call it so; default: as calibrated.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+_NegativePrompt = Annotated[
+    str | None,
+    typer.Option(
+        "--negative-prompt",
+        help="Of the unconditional branch; default: as calibrated.",
+        rich_help_panel=SAMPLING,
+    ),
+]
 _Seed = Annotated[int, typer.Option("--seed", min=0, help="Noise seed.", rich_help_panel=SAMPLING)]
 
 
@@ -76,6 +92,8 @@ def generate(
     enlarge: _Enlarge = True,
     steps: StepsOption = None,
     guidance_scale: GuidanceOption = None,
+    true_cfg_scale: _TrueCfgScale = None,
+    negative_prompt: _NegativePrompt = None,
     seed: _Seed = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
@@ -101,6 +119,8 @@ def generate(
             strength=strength,
             num_inference_steps=steps,
             guidance_scale=guidance_scale,
+            true_cfg_scale=true_cfg_scale,
+            negative_prompt=negative_prompt,
             seed=seed,
             dtype=dtype,
             device=device,

@@ -5,6 +5,7 @@ from .calls import Call as Call
 from .discovery.discover import discover as discover
 from .discovery.findings import Discovery as Discovery
 from .families.family import AuthorsVector as AuthorsVector
+from .families.family import Family as Family
 from .families.lookup import classes_where as classes_where
 from .families.lookup import family_of as family_of
 from .families.timesteps import Schedule as Schedule

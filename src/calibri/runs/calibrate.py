@@ -38,7 +38,7 @@ from calibri.runs.header import open_journal
 from calibri.runs.journal import Journal
 from calibri.runs.loop import ValidatedSearch
 from calibri.runs.objects import Given, configured
-from calibri.runs.probe.cheaper import cheaper_fidelities, check_fidelity
+from calibri.runs.probe.cheaper import cheaper_fidelities, check_fidelity, size_notes
 from calibri.runs.probe.measure import (
     PHASE,
     Design,
@@ -176,6 +176,8 @@ def _design(session: Session, images: Mapping[str, int]) -> Design | None:
 def _run(folder: RunFolder, session: Session, progress: Progress) -> RunSummary:
     with folder.lock(), Journal.open(folder.journal_path) as journal, _stop_politely(folder):
         open_journal(journal, session.config, progress)
+        for note in size_notes(session):
+            progress.message(note)
         planned = planned_images(session)
         ledger = Ledger(journal)
         with session.evaluator(ledger, progress.unit, sum(planned.values())) as evaluator:
@@ -323,6 +325,7 @@ def _calibration(summary: RunSummary, session: Session, coefficients: Coefficien
             num_inference_steps=config.sampling.num_inference_steps,
             guidance_scale=config.sampling.guidance_scale,
             true_cfg_scale=config.sampling.true_cfg_scale,
+            negative_prompt=session.bench.sampler.negative_prompt or "",
             height=config.sampling.height,
             width=config.sampling.width,
             num_frames=config.sampling.num_frames,

@@ -134,6 +134,7 @@ def _config(
             "dtype": calibration.sampling.dtype,
             "sampling": {
                 **calibration.sampling.model_dump(exclude={"dtype"}),
+                "negative_prompt": calibration.sampling.negative_prompt,
                 **sections["sampling"],
             },
             "space": {

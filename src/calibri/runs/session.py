@@ -59,8 +59,8 @@ class Session:
         start: where the search starts, float64 (n,).
 
     Raises:
-        CalibriError: the pipeline, a reward, the prompts or the search space do not work; raised
-            before anything is sampled.
+        CalibriError: the pipeline, a reward, the prompts, the guidance or the search space do not
+            work; raised before anything is scored.
     """
 
     def __init__(
@@ -87,6 +87,7 @@ class Session:
         self.space: SearchSpace = build_space(self.config, capabilities)
         check_factors(self.space.factors, self.bench.pipe)
         self.start: Vector = _start(self.config, self.space, self.bench.pipe, capabilities.sites)
+        self.bench.sampler.check_effect()
 
     def _searched(self, config: RunConfig, measures: Measures) -> list[str]:
         return list(dict.fromkeys((*self.mixture.names, *_guards(config, measures))))

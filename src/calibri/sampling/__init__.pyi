@@ -1,8 +1,12 @@
 from .branches import BranchResolver as BranchResolver
+from .call import GivenSettings as GivenSettings
+from .call import PipelineCall as PipelineCall
 from .sampler import Noise as Noise
 from .sampler import Sampler as Sampler
 from .scales.fold import Fused as Fused
 from .scales.layout import Layout as Layout
 from .scales.scaler import Scaler as Scaler
 from .shift import change_shift as change_shift
+from .signatures import bins_sizes as bins_sizes
 from .signatures import call_arguments as call_arguments
+from .signatures import own_negative_prompt as own_negative_prompt

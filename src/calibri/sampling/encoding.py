@@ -23,6 +23,7 @@ from calibri.sampling.signatures import (
     encoded_names,
     named_outputs,
     needs_texts,
+    passed_on,
     returns_both,
 )
 from calibri.sampling.text_encoders import TextEncoders
@@ -104,8 +105,10 @@ class EmbeddingsEncoder(PromptEncoder):
 
     @property
     def max_sequence_length(self) -> int | None:
-        """Tokens of a prompt, by ``encode_prompt`` of the pipeline."""
-        return _default_length(inspect.signature(type(self._pipe).encode_prompt).parameters)
+        """Tokens of a prompt, as a plain call of the pipeline passes it to ``encode_prompt``."""
+        own = _default_length(inspect.signature(type(self._pipe).encode_prompt).parameters)
+        passed = passed_on(self._pipe).get("max_sequence_length")
+        return passed if isinstance(passed, int) else own
 
     def prepare(self, prompts: Sequence[Prompt], max_sequence_length: int | None = None) -> None:
         """Encode prompts that are not known yet, as many as are remembered."""
@@ -167,18 +170,19 @@ class EmbeddingsEncoder(PromptEncoder):
     def _encoded(self, text: str, length: int | None, prefix: str = "") -> dict[str, Any]:
         """Encode one prompt: what ``__call__`` of the pipeline accepts, by name."""
         with self.encoders.present():
-            outputs = self._outputs(text, length)
+            outputs = self._outputs(text, length, prefix)
         named = {prefix + name: output for name, output in outputs.items()}
         return {name: output for name, output in named.items() if name in self._accepted}
 
-    def _outputs(self, text: str, length: int | None) -> dict[str, Any]:
+    def _outputs(self, text: str, length: int | None, prefix: str) -> dict[str, Any]:
         parameters = inspect.signature(type(self._pipe).encode_prompt).parameters
         arguments: dict[str, Any] = {
             name: None
             for name, parameter in list(parameters.items())[1:]
             if parameter.default is parameter.empty
         }
-        offered = {
+        # The defaults of encode_prompt are not those of a call of the pipeline.
+        offered = passed_on(self._pipe, prefix) | {
             "negative_prompt": self._negative_prompt or "",
             "do_classifier_free_guidance": self._negative_prompt is not None,
         }

@@ -17,21 +17,15 @@ from torch import Tensor
 
 from calibri.config import SamplingConfig
 from calibri.errors import ConfigError, UnsupportedModelError
-from calibri.pipelines import (
-    Network,
-    Pipeline,
-    networks_of,
-)
-from calibri.prompts import Prompt
+from calibri.pipelines import Pipeline, networks_of
+from calibri.prompts import Prompt, make_prompts
 from calibri.results import FULL, Fidelity
+from calibri.sampling.call import PipelineCall
 from calibri.sampling.encoding import make_encoder
 from calibri.sampling.frames import evenly_spaced
 from calibri.sampling.shift import changed_shift
-from calibri.sampling.signatures import NEGATIVE, call_arguments, required_arguments
+from calibri.sampling.signatures import call_arguments
 from calibri.sampling.step_cache import check_cache, step_cache
-
-# What pipelines call the number of frames of a video.
-_FRAMES = ("num_frames", "video_length", "frames")
 
 
 @dataclass(frozen=True)
@@ -61,68 +55,41 @@ class Sampler:
         self.pipe = pipe
         self.config = config
         self.before_call: Callable[[Mapping[str, Any]], None] | None = None
-        self._call = call_arguments(pipe)
-        self._check()
-        self._encoder = make_encoder(pipe, config.negative_prompt if self.guided else None)
-
-    def _check(self) -> None:
-        name = type(self.pipe).__name__
-        needed = set(required_arguments(self.pipe)) - {"prompt"}
-        if "prompt" not in self._call or needed:
-            also = f" but with {', '.join(sorted(needed))}" if needed else ""
-            raise UnsupportedModelError(
-                f"{name} is not called with a prompt alone{also}. Use a pipeline that samples from "
-                "text."
-            )
-        if self.config.num_frames is not None and self._frames is None:
-            raise ConfigError(
-                f"{name} makes images, so sampling.num_frames has no effect. Leave it out."
-            )
-        if self._network.family.unsampled:
-            raise UnsupportedModelError(
-                f"{name} {self._network.family.unsampled}. Use another pipeline."
-            )
-        if "guidance_scale" not in self._scales() and self.config.guidance_scale > 1.0:
-            raise ConfigError(
-                f"guidance_scale is {self.config.guidance_scale}, but this model of {name} has no "
-                "guidance embedded. Set sampling.true_cfg_scale for classifier-free guidance."
-            )
-
-    def _scales(self) -> dict[str, float]:
-        """List the guidance arguments that have an effect on this pipeline."""
-        scales = {
-            "guidance_scale": self.config.guidance_scale,
-            "true_cfg_scale": self.config.true_cfg_scale,
-        }
-        embedded = self._network.embeds_guidance
-        if "true_cfg_scale" in self._call and not embedded:
-            del scales["guidance_scale"]
-        return {name: scale for name, scale in scales.items() if name in self._call}
-
-    @property
-    def _network(self) -> Network:
-        return networks_of(self.pipe)[0]
-
-    @property
-    def _frames(self) -> str | None:
-        """The argument that holds the number of frames, of a pipeline that makes videos."""
-        return next((name for name in _FRAMES if name in self._call), None)
+        self._call = PipelineCall(pipe, config)
+        if unsampled := networks_of(pipe)[0].family.unsampled:
+            raise UnsupportedModelError(f"{type(pipe).__name__} {unsampled}. Use another pipeline.")
+        self._encoder = make_encoder(pipe, self._call.negative_prompt)
 
     @property
     def cfg_scale(self) -> float:
         """The w of classifier-free guidance, u + w (c - u); 1 without it."""
-        negative = any(name.startswith(NEGATIVE) for name in self._call)
-        # A network of its own for the second branch needs no negative prompt.
-        if not negative and all(network.branch is None for network in networks_of(self.pipe)):
-            return 1.0
-        scales = self._scales()
-        scale = scales.get("true_cfg_scale", scales.get("guidance_scale", 1.0))
-        return self._network.family.guidance.scale(scale)
+        return self._call.cfg_scale
 
     @property
     def guided(self) -> bool:
         """Whether classifier-free guidance runs two branches."""
-        return self.cfg_scale > 1.0
+        return self._call.guided
+
+    @property
+    def negative_prompt(self) -> str | None:
+        """Prompt of the unconditional branch; None without one."""
+        return self._call.negative_prompt
+
+    def check_effect(self) -> None:
+        """Sample twice in a few steps where only that tells whether guidance does anything.
+
+        Raises:
+            ConfigError: it does nothing.
+        """
+        noise = Noise(make_prompts(["a picture"])[0], 0)
+        few = Fidelity(num_inference_steps=min(2, self.config.num_inference_steps))
+
+        def run(scales: Mapping[str, float]) -> Any:
+            arguments = self.arguments([noise], few) | dict(scales)
+            with torch.no_grad(), self._encoder.answering():
+                return self.pipe(**arguments)[0]
+
+        self._call.check_effect(run)
 
     def nfe(self, num_inference_steps: int | None = None) -> int:
         """Transformer evaluations per image."""
@@ -146,7 +113,7 @@ class Sampler:
     def text_tokens(self, prompt: Prompt, max_sequence_length: int | None = None) -> int | None:
         """Tokens of a prompt as the transformer sees them; None where that is not known."""
         # Of a video they are few beside its frames.
-        if self._frames is not None:
+        if self._call.makes_videos:
             return None
         return self._encoder.tokens(prompt, max_sequence_length)
 
@@ -227,7 +194,7 @@ class Sampler:
                 f"A gradient through the last {last_steps} steps was asked for, but there are "
                 f"{steps} steps. Choose 1 to {steps}."
             )
-        if "callback_on_step_end" not in self._call:
+        if "callback_on_step_end" not in call_arguments(self.pipe):
             raise UnsupportedModelError(
                 f"{name} has no callback_on_step_end, so that a gradient through its last steps "
                 "alone is not supported. Take the gradient through all steps."
@@ -279,18 +246,15 @@ class Sampler:
         encoded = self._encoder.arguments(prompts, fidelity.max_sequence_length)
         if self.before_call is not None:
             self.before_call(encoded)
-        size = {"height": fidelity.height, "width": fidelity.width}
-        if self._frames is not None:
-            size[self._frames] = self.config.num_frames
+        settings = self._call.arguments()
+        changed = {name: getattr(fidelity, name) for name in ("height", "width")}
         return {
             **encoded,
-            **self._scales(),
-            **{name: length for name, length in size.items() if length is not None},
+            **settings,
+            **{name: length for name, length in changed.items() if length is not None},
             "num_inference_steps": fidelity.num_inference_steps,
             "generator": [torch.Generator("cpu").manual_seed(noise.seed) for noise in noises],
             "output_type": "pt",
-            # Its default would contradict the guidance that was chosen.
-            **{name: None for name in ("guidance_schedule",) if name in self._call},
         }
 
     def _explain(self, error: ValueError, fidelity: Fidelity) -> None:

@@ -14,6 +14,7 @@ from calibri.runs.probe.cheaper import (
     check_fidelity,
     full_size,
     relative_cost,
+    size_notes,
     text_tokens,
     try_out,
 )
@@ -101,6 +102,18 @@ def test_a_size_is_the_pipelines_own_unless_configured_and_no_smaller_than_rewar
     assert not any(kind[0].height for kind in cheaper_fidelities(binned))
     tiny = around("Flux", height=288, width=288)
     assert not any(kind[0].height for kind in cheaper_fidelities(tiny))
+
+
+def test_a_size_that_is_binned_changes_no_cost_and_is_said():
+    """A PixArt of 256 pixels: 256 latents of 8 pixels, two by two, and 300 tokens."""
+    binned, small = around("PixArtSigma", height=128, width=128), Fidelity(height=64, width=64)
+    assert relative_cost(binned, small) == 1.0
+    short = small.updated(Fidelity(max_sequence_length=150))
+    assert relative_cost(binned, short) == pytest.approx((256 + 150) / (256 + 300))
+    (note,) = size_notes(binned)
+    assert "PixArtSigmaPipeline samples at the nearest of its own sizes" in note
+    assert size_notes(around("PixArtSigma")) == []
+    assert size_notes(around("Flux", height=128, width=128)) == []
 
 
 def test_text_is_shortened_only_where_the_transformer_sees_it():

@@ -7,15 +7,17 @@ on whether a run was interrupted.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from calibri.errors import CalibriError, ConfigError, RunError
 from calibri.memory import is_out_of_memory
+from calibri.pipelines import networks_of
 from calibri.planning import image_tokens
 from calibri.planning import relative_cost as cost_in_full_images
 from calibri.prompts import Prompt
 from calibri.results import FULL, Fidelity
 from calibri.runs.session import Session
-from calibri.sampling import call_arguments
+from calibri.sampling import bins_sizes, call_arguments
 
 # Fewer steps and smaller sides as shares of the full ones, the cheapest last.
 _SHARES = (0.75, 0.5)
@@ -69,7 +71,7 @@ def _caches(session: Session) -> list[Fidelity]:
 def _sizes(session: Session) -> list[Fidelity]:
     size = full_size(session)
     # Pipelines that bin sizes sample at one of their own, and only shrink what comes of it.
-    if size is None or "use_resolution_binning" in call_arguments(session.bench.pipe):
+    if size is None or bins_sizes(session.bench.pipe):
         return []
     multiple = 2 * _latent(session)
     sides = [[int(share * side) // multiple * multiple for side in size] for share in _SHARES]
@@ -95,18 +97,38 @@ def _lengths(session: Session) -> list[Fidelity]:
     return found
 
 
-def full_size(session: Session) -> tuple[int, int] | None:
+def size_notes(session: Session) -> list[str]:
+    """Say where another size of the images is not another size of the latents."""
+    sampling, fidelity = session.config.sampling, session.config.search.fidelity
+    asked = (sampling.height, sampling.width, fidelity.height, fidelity.width)
+    if not any(asked) or not bins_sizes(session.bench.pipe):
+        return []
+    return [
+        f"{type(session.bench.pipe).__name__} samples at the nearest of its own sizes and resizes "
+        "the images to the height and width that were asked for, so that smaller ones cost the "
+        "same. Leave them out to score what it samples."
+    ]
+
+
+def full_size(session: Session, *, configured: bool = True) -> tuple[int, int] | None:
     """Height and width of an image in pixels; None where the pipeline does not tell.
 
     What is not configured is a default of the pipeline's call, or of its own.
+
+    Args:
+        session: of a run.
+        configured: False for what the pipeline would sample by itself.
     """
     accepted = call_arguments(session.bench.pipe)
     if not {"height", "width"} <= accepted.keys():
         return None
     sample = getattr(session.bench.pipe, "default_sample_size", None)
+    if sample is None and bins_sizes(session.bench.pipe):
+        config: Any = networks_of(session.bench.pipe)[0].transformer.config
+        sample = config.sample_size
     own = sample * _latent(session) if isinstance(sample, int) else None
     sizes = [
-        getattr(session.config.sampling, name) or accepted[name].default or own
+        (configured and getattr(session.config.sampling, name)) or accepted[name].default or own
         for name in ("height", "width")
     ]
     height, width = sizes
@@ -143,12 +165,15 @@ def relative_cost(session: Session, fidelity: Fidelity) -> float:
 
 
 def _tokens(session: Session, fidelity: Fidelity) -> float | None:
-    size = full_size(session)
+    # Another size is the same latents of a pipeline that bins sizes.
+    binned = bins_sizes(session.bench.pipe)
+    size = full_size(session, configured=not binned)
     if size is None:
         return None
-    height, width = fidelity.height or size[0], fidelity.width or size[1]
-    image = image_tokens(height, width, _latent(session))
-    return image + (text_tokens(session, fidelity) or 0)
+    height, width = size
+    if not binned:
+        height, width = fidelity.height or height, fidelity.width or width
+    return image_tokens(height, width, _latent(session)) + (text_tokens(session, fidelity) or 0)
 
 
 def check_fidelity(session: Session) -> None:
