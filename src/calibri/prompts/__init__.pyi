@@ -1,6 +1,6 @@
+from .buckets import Buckets as Buckets
 from .compositional import compositional_prompts as compositional_prompts
 from .files import Prompt as Prompt
-from .files import bucket as bucket
 from .files import check_disjoint as check_disjoint
 from .files import load_prompts as load_prompts
 from .files import make_prompts as make_prompts
