@@ -2,7 +2,6 @@ import csv
 import hashlib
 import json
 import os
-from collections import Counter
 from pathlib import Path
 
 import pytest
