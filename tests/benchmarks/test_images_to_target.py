@@ -69,7 +69,7 @@ def test_the_whole_way_resumes(tmp_path, capsys):
         "search.bucket_size": 2,
         "search.bucket_growth": 1,
         "search.race_keep": 1,
-        "search.num_validation_prompts": 4,
+        "search.num_validation_prompts": 5,
         "evaluation.num_prompts": 4,
     }
     arguments = [f"--set={key}={value}" for key, value in small.items()]

@@ -32,7 +32,7 @@ TINY = {
     "search.popsize": 4,
     "search.bucket_size": 3,
     "search.validate_every": 2,
-    "search.num_validation_prompts": 4,
+    "search.num_validation_prompts": 5,
     "space.granularity": "block",
     "rewards.held_out": (),
     "evaluation.num_prompts": 4,

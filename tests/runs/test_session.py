@@ -10,7 +10,7 @@ from tests.fakes import Named
 
 SMALL = {
     "search.bucket_size": 2,
-    "search.num_validation_prompts": 3,
+    "search.num_validation_prompts": 5,
     "evaluation.num_prompts": 4,
 }
 

@@ -24,7 +24,7 @@ VALUES = {
     "search.bucket_size": 6,
     "search.bucket_growth": 1,
     "search.race_keep": 1.0,
-    "search.num_validation_prompts": 4,
+    "search.num_validation_prompts": 5,
     "rewards.held_out": (),
     "evaluation.num_prompts": 4,
     "evaluation.step_multiples": (1,),
