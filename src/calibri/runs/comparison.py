@@ -13,7 +13,7 @@ import torch
 from calibri.arrays import Scores
 from calibri.artifact import Calibration
 from calibri.coefficients import Coefficients
-from calibri.config import SHIPPED, RunConfig, validate_config
+from calibri.config import RunConfig, validate_config
 from calibri.configure import check_own_prompts
 from calibri.planning import images_by_phase
 from calibri.progress import Progress
@@ -31,6 +31,7 @@ from calibri.rewards import (
     parse_mixture,
     resolve_files,
 )
+from calibri.runs.fresh_prompts import fresh_prompts
 from calibri.runs.objects import split_pipeline
 from calibri.runs.session import Session
 from calibri.sampling import Noise, film_strip
@@ -62,8 +63,8 @@ def evaluate(
         pipeline: a name (see ``load_pipeline``) or a loaded pipeline; None for the calibration's
             base model.
         prompts: prompts that the search did not use: a file, a set's name, ``"compositional"``, or
-            ``"shapes"`` for the held-out captions of the shipped world; None for these, when it is
-            the shipped pipeline.
+            ``"shapes"`` for the held-out captions of the shipped world; None for these without the
+            ones that chose the calibration or gave its figures, when it is the shipped pipeline.
         rewards: names of rewards, rewards or their classes, the first is the objective; None for
             those of the calibration. An objective that is a mixture is followed by the rewards
             that it names, where they are given as objects.
@@ -107,7 +108,7 @@ def evaluate(
             "step_multiples": tuple(step_multiples),
         },
     )
-    sets = PromptSets((), (), _test_prompts(prompts, num_prompts, seed))
+    sets = PromptSets((), (), _test_prompts(calibration, prompts, num_prompts, seed))
     session = Session(config, sets, pipe=pipe, rewards=objects)
     try:
         return _compared(session, calibration, progress or Progress())
@@ -181,8 +182,12 @@ def _used(names: Sequence[str]) -> list[str]:
     return [*parse_mixture(names[0]).weights, *_held_out(names)]
 
 
-def _test_prompts(source: Path | str | None, count: int, seed: int) -> tuple[Prompt, ...]:
-    return prompts_from(str(source or SHIPPED), "held_out", count, seed)[:count]
+def _test_prompts(
+    calibration: Calibration, source: Path | str | None, count: int, seed: int
+) -> tuple[Prompt, ...]:
+    if source is None:
+        return fresh_prompts(calibration, count, seed)
+    return prompts_from(str(source), "held_out", count, seed)[:count]
 
 
 @dataclass(frozen=True)
