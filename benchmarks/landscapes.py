@@ -19,8 +19,12 @@ import numpy as np
 from calibri.arrays import Vector
 from calibri.seeds import derive_seed
 
+NO_NOISE = "none"
 NOISES = {"low": (0.25, 0.5), "mid": (0.5, 1.0), "high": (0.8, 2.0)}
 LANDSCAPES = ("rotated", "near", "far", "isotropic", "rippled")
+# Their best point within [LOW, HIGH] lies on its border.
+BOUNDED = ("bounded", "bounded-rotated", "corner")
+LOW, HIGH = -1.0, 2.0
 POOL = 5_600
 
 
@@ -35,28 +39,45 @@ class Problem:
         self.optimum = 1 + offset
         self._root = None if landscape == "isotropic" else _ill_conditioned(rng, dimension)
         self._ripple = 0.3 if landscape == "rippled" else 0.0
-        self._scale = 1.0
+        self._scale, self._least = 1.0, 0.0
+        self._peak = self.optimum
+        if landscape in BOUNDED:
+            self._bound(landscape)
         # -10 q / (10 + q) is -2 at q = 2.5.
         self._scale = 2.5 / float(self._quadratic(np.ones((1, dimension)))[0])
         pool = np.random.default_rng(derive_seed(seed, "pool", dimension))
         self._ease = _centred(2.5 * pool.standard_normal((POOL, 1)))[:, 0]
         self._taste = _centred(pool.standard_normal((POOL, dimension), dtype=np.float32))
 
+    def _bound(self, landscape: str) -> None:
+        """Move the peak beyond the bounds; the optimum is the best point within them."""
+        if landscape == "corner":
+            self._peak = np.full_like(self.optimum, 2 * HIGH)
+        else:
+            self._peak[:5] = 2.5, -1.5, 2.5, -1.5, 2.5
+        if landscape != "bounded-rotated":
+            self._root = None
+        self.optimum = _nearest_within(self._peak, self._root)
+        self._least = float(self._quadratic(self.optimum[None])[0])
+
     def truth(self, x: Vector) -> Vector:
-        """f of rows, float64 (k, n): saturates at -10, 0 at the optimum."""
+        """f of rows, float64 (k, n): saturates at -10, 0 at the optimum.
+
+        Of a bounded landscape only rows within the bounds count.
+        """
         value = self._quadratic(x)
         ripples = self._ripple * np.mean(1 - np.cos(10 * math.pi * (x - self.optimum)), axis=1)
         return np.asarray(-10 * value / (10 + value) - ripples)
 
     def _quadratic(self, x: Vector) -> Vector:
-        steps = x - self.optimum
+        steps = x - self._peak
         if self._root is not None:
             steps = steps @ self._root
-        return np.asarray(self._scale * np.square(steps).sum(axis=1))
+        return np.asarray(self._scale * (np.square(steps).sum(axis=1) - self._least))
 
     def scores(self, x: Vector, prompts: Vector, noise: str, rng: np.random.Generator) -> Vector:
         """One image of every row on every prompt, float64 (rows, prompts)."""
-        taste, chaos = NOISES[noise]
+        taste, chaos = NOISES.get(noise, (0.0, 0.0))
         liked = (x - 1) @ self._taste[prompts].T.astype(np.float64)
         shared = self._ease[prompts] + self.truth(x)[:, None] + taste * liked
         return np.asarray(shared + chaos * rng.standard_normal(liked.shape))
@@ -65,6 +86,19 @@ class Problem:
 def _ill_conditioned(rng: np.random.Generator, dimension: int) -> Vector:
     rotation = np.linalg.qr(rng.normal(size=(dimension, dimension)))[0]
     return np.asarray(rotation * np.sqrt(np.geomspace(1, 100, dimension)))
+
+
+def _nearest_within(peak: Vector, root: Vector | None) -> Vector:
+    """Best point of [LOW, HIGH]^n of a quadratic, by accelerated projected gradients."""
+    x = before = np.clip(peak, LOW, HIGH)
+    if root is None:
+        return x
+    hessian = root @ root.T
+    for i in range(20_000):
+        ahead = x + i / (i + 3) * (x - before)
+        step = hessian @ (ahead - peak) / 100  # its largest eigenvalue
+        before, x = x, np.clip(ahead - step, LOW, HIGH)
+    return x
 
 
 def _centred(values: Any) -> Any:

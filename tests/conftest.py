@@ -25,7 +25,7 @@ def finished_run(tmp_path_factory):
                 "generations": 1,
                 "popsize": 4,
                 "bucket_size": 2,
-                "num_validation_prompts": 2,
+                "num_validation_prompts": 5,
             },
             "evaluation": {"num_prompts": 2, "images_per_prompt": 1, "num_samples": 1},
         }

@@ -135,3 +135,10 @@ def test_yaml_tags_run_no_code(tmp_path):
     with pytest.raises(ConfigError, match="YAML"):
         load_config(path)
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("count", [-1, 0, 2, 4])
+def test_validation_prompts_that_can_choose_nothing_are_refused(count):
+    with pytest.raises(ConfigError, match="num_validation_prompts: Input should be at least 5"):
+        load_config(values={"search.num_validation_prompts": count})
+    load_config(values={"search.num_validation_prompts": 5})

@@ -1,4 +1,5 @@
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -6,6 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from calibri.errors import RewardError
+from calibri.seeds import derive_seed
 from calibri.statistics import bootstrap_mean, paired_difference
 
 T_QUANTILE_99 = 1.984217  # 97.5% quantile of Student's t with 99 degrees of freedom
@@ -128,3 +131,35 @@ def test_pairs_of_two_shapes_are_refused() -> None:
 def test_pairs_that_are_not_finite_are_refused_without_a_warning(bad: float) -> None:
     with pytest.raises(ValueError, match="1 of 2 are not"):
         paired_difference([1.0, bad], [1.0, bad], 0)
+
+
+@pytest.mark.filterwarnings("error")
+@given(hnp.arrays(np.float64, (6, 2), elements=st.floats(-1.79e308, 1.79e308)))
+@settings(deadline=None)
+def test_means_of_any_finite_scores_are_finite(table) -> None:
+    figure = bootstrap_mean(table, 0, resamples=50)
+    assert np.isfinite([figure.mean, figure.low, figure.high]).all()
+    rounding = 1e-12 * (np.abs(table).max() / 2)
+    assert table.min() / 2 - rounding <= figure.low / 2 <= figure.high / 2
+    assert figure.high / 2 <= table.max() / 2 + rounding
+    exact = sum(map(Fraction, table.ravel().tolist())) / table.size
+    assert figure.mean == pytest.approx(float(exact), rel=1e-9, abs=1e-9 * np.abs(table / 12).max())
+
+
+@pytest.mark.filterwarnings("error")
+def test_differences_beyond_all_numbers_are_refused_in_words() -> None:
+    huge = [1.7e308, 1.6e308, 1.7e308]
+    assert paired_difference(huge, np.zeros(3), 0).mean == pytest.approx(5 / 3 * 1e308)
+    with pytest.raises(RewardError, match="Check the reward"):
+        paired_difference(huge, np.negative(huge), 0)
+
+
+@settings(max_examples=30, deadline=None)
+@given(hnp.arrays(np.float64, (5, 2), elements=st.floats(-1e6, 1e6)))
+def test_scores_of_ordinary_size_are_not_scaled(table) -> None:
+    rng = np.random.default_rng(derive_seed(3, "bootstrap"))
+    means = table.mean(axis=1)
+    expected = means[rng.integers(5, size=(40, 5))].mean(axis=1)
+    figure = bootstrap_mean(table, 3, resamples=40)
+    assert figure.mean == means.mean()
+    assert [figure.low, figure.high] == np.quantile(expected, [0.025, 0.975]).tolist()

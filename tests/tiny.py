@@ -58,7 +58,7 @@ TINY_RUN: dict[str, Any] = {
     "space.granularity": "block",
     "rewards.held_out": (),
     "search.popsize": 4,
-    "search.num_validation_prompts": 4,
+    "search.num_validation_prompts": 5,
     "evaluation.num_prompts": 4,
     "evaluation.step_multiples": (1,),
     "evaluation.num_samples": 0,

@@ -19,7 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from calibri.errors import ConfigError, suggestion
 from calibri.results import FULL, Fidelity
-from calibri.search import METHODS, MethodInfo, method_info
+from calibri.search import METHODS, MethodInfo, fewest_prompts, method_info
 
 SHIPPED = "shapes"
 COMPOSITIONAL = "compositional"
@@ -181,7 +181,8 @@ class SearchConfig(_Section):
         output_bounds: allowed range of output weights.
         tail: fraction of the generations so far whose means are averaged.
         validate_every: generations between checkpoints.
-        num_validation_prompts: held-out prompts that choose among checkpoints.
+        num_validation_prompts: held-out prompts that choose among checkpoints; at least 5, since
+            fewer could never show that one is better than the original.
         plateau: fewest checkpoints over which a rise of the reward is looked for; after twice as
             many a search may end before its budget (``calibri.search.reached_plateau``).
     """
@@ -203,7 +204,7 @@ class SearchConfig(_Section):
     output_bounds: tuple[float, float] = (-10.0, 10.0)
     tail: float = Field(0.25, gt=0.0, le=1.0)
     validate_every: int = Field(5, ge=1)
-    num_validation_prompts: int = Field(192, ge=2)
+    num_validation_prompts: int = 192
     plateau: int = Field(8, ge=4)
 
     @property
@@ -227,6 +228,17 @@ class SearchConfig(_Section):
             known = ", ".join(f"'{name}'" for name in METHODS)
             raise PydanticCustomError("search_method", f"Input should be one of {known}")
         return method
+
+    @field_validator("num_validation_prompts")
+    @classmethod
+    def _can_choose(cls, count: int) -> int:
+        if count < fewest_prompts():
+            raise PydanticCustomError(
+                "validation_prompts",
+                f"Input should be at least {fewest_prompts()}: fewer prompts can never show that a "
+                "checkpoint is better than the original",
+            )
+        return count
 
     @model_validator(mode="before")
     @classmethod

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from calibri.errors import RewardError
 from calibri.results import Figure
 from calibri.seeds import derive_seed
 
@@ -47,6 +48,28 @@ def bootstrap_mean(values: ArrayLike, seed: int, resamples: int = 2000) -> Figur
         ValueError: another shape, fewer than 2 prompts, or scores that are not finite.
     """
     table = _checked(values)
+    exponent = _headroom(table)
+    return _unscaled(_bootstrap(np.ldexp(table, -exponent), seed, resamples), exponent)
+
+
+def _headroom(*tables: NDArray[np.float64]) -> int:
+    """Power of two to divide scores by so that no sum overflows; 0 of all but absurd ones."""
+    largest = max(float(np.abs(table).max()) for table in tables)
+    return 64 if largest > 1e280 else 0
+
+
+def _unscaled(figure: Figure, exponent: int) -> Figure:
+    with np.errstate(over="ignore"):
+        mean, low, high = np.ldexp([figure.mean, figure.low, figure.high], exponent).tolist()
+    if not np.isfinite([mean, low, high]).all():
+        raise RewardError(
+            "Scores lie further apart than a number can say (1.8e308). Check the reward: its "
+            "scores should be of ordinary size."
+        )
+    return Figure(mean=mean, low=low, high=high, n=figure.n)
+
+
+def _bootstrap(table: NDArray[np.float64], seed: int, resamples: int) -> Figure:
     means = table if table.ndim == 1 else table.mean(axis=1)
     rng = np.random.default_rng(derive_seed(seed, "bootstrap"))
     rows = max(1, _BLOCK_ENTRIES // means.size)
@@ -69,6 +92,7 @@ def paired_difference(a: ArrayLike, b: ArrayLike, seed: int, resamples: int = 20
 
     Raises:
         ValueError: the shapes differ, or as ``bootstrap_mean``.
+        RewardError: the mean difference is beyond the range of float64.
     """
     # Checked before subtracting: the difference of two infinities would warn and become NaN.
     first, second = _checked(a), _checked(b)
@@ -76,4 +100,6 @@ def paired_difference(a: ArrayLike, b: ArrayLike, seed: int, resamples: int = 20
         raise ValueError(
             f"Paired scores must have one shape; got {first.shape} and {second.shape}."
         )
-    return bootstrap_mean(first - second, seed, resamples)
+    exponent = _headroom(first, second)
+    differences = np.ldexp(first, -exponent) - np.ldexp(second, -exponent)
+    return _unscaled(_bootstrap(differences, seed, resamples), exponent)

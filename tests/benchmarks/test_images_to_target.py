@@ -69,7 +69,7 @@ def test_the_whole_way_resumes(tmp_path, capsys):
         "search.bucket_size": 2,
         "search.bucket_growth": 1,
         "search.race_keep": 1,
-        "search.num_validation_prompts": 4,
+        "search.num_validation_prompts": 5,
         "evaluation.num_prompts": 4,
     }
     arguments = [f"--set={key}={value}" for key, value in small.items()]
@@ -77,9 +77,9 @@ def test_the_whole_way_resumes(tmp_path, capsys):
     images_to_target.main([*arguments, "0"])
     first = json.loads((tmp_path / "images_to_target.json").read_text())
     found = first["seeds"]["0"]
-    # Two generations of 4 + 1 candidates x 2 prompts; one validation of two vectors x 4 prompts.
-    assert found["ours"]["images"] == 28
-    assert [point["images"] for point in found["ours"]["curve"]] == [18, 28]
+    # Two generations of 4 + 1 candidates x 2 prompts; one validation of two vectors x 5 prompts.
+    assert found["ours"]["images"] == 30
+    assert [point["images"] for point in found["ours"]["curve"]] == [20, 30]
     assert found["reference"]["images"] == 2 * 13 * 16
     assert set(found["original"]) == {"shapes", "shapes-judge"}
 

@@ -2,10 +2,10 @@ import math
 
 import numpy as np
 import pytest
-from benchmarks.landscapes import LANDSCAPES, NOISES, POOL, Problem
+from benchmarks.landscapes import BOUNDED, HIGH, LANDSCAPES, LOW, NO_NOISE, NOISES, POOL, Problem
 from benchmarks.synthetic import OURS, REFERENCE, plan, run, validate
 
-from benchmarks import synthetic
+from benchmarks import bounds, synthetic
 from calibri.config import SearchConfig
 from calibri.search.racing import images_of_generation
 
@@ -20,6 +20,27 @@ def test_the_original_is_at_minus_two_and_the_optimum_at_zero(landscape):
     anywhere = np.random.default_rng(0).uniform(-1, 2, size=(500, 12))
     assert problem.truth(anywhere).max() < 0
     assert problem.truth(1000 * anywhere).min() >= -10 - ripples
+
+
+@pytest.mark.parametrize("landscape", BOUNDED)
+def test_the_best_point_of_a_bounded_landscape_is_on_its_border(landscape):
+    problem, rng = Problem(landscape, 12, 0), np.random.default_rng(0)
+    assert problem.truth(np.ones((1, 12)))[0] == pytest.approx(-2)
+    assert problem.truth(problem.optimum[None])[0] == pytest.approx(0, abs=1e-12)
+    assert np.isin(problem.optimum, (LOW, HIGH)).sum() >= (12 if landscape == "corner" else 3)
+    near = problem.optimum + 0.01 * rng.normal(size=(500, 12))
+    anywhere = rng.uniform(LOW, HIGH, size=(500, 12))
+    assert problem.truth(np.clip(np.concatenate([near, anywhere]), LOW, HIGH)).max() < 0
+    scores = problem.scores(anywhere, np.arange(2), NO_NOISE, rng)
+    np.testing.assert_allclose(scores[:, 0] - scores[0, 0], scores[:, 1] - scores[0, 1])
+
+
+def test_a_long_search_keeps_an_optimum_on_the_bounds_as_pycma_does():
+    problem = Problem("bounded", 20, 0)
+    for search in (bounds.ours, bounds.pycma):
+        truth = problem.truth(search(problem.truth, 20, 0, 200))
+        assert truth[100:].min() > -1e-3
+        assert truth[-1] > -1e-5
 
 
 def test_optima_are_as_far_as_stated():

@@ -22,7 +22,7 @@ TINY = {
     "search.generations": 2,
     "search.popsize": 4,
     "search.bucket_size": 2,
-    "search.num_validation_prompts": 4,
+    "search.num_validation_prompts": 5,
     "evaluation.num_prompts": 3,
 }
 

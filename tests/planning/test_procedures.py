@@ -66,7 +66,7 @@ TINY = {
     "search.popsize": None,
     "search.bucket_size": 3,
     "search.validate_every": 2,
-    "search.num_validation_prompts": 4,
+    "search.num_validation_prompts": 5,
     "search.images_per_prompt": 2,
     "evaluation.num_prompts": 5,
     "evaluation.step_multiples": (2, 4),

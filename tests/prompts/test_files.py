@@ -2,7 +2,6 @@ import csv
 import hashlib
 import json
 import os
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 
 from calibri.errors import PromptError
 from calibri.prompts import files as module
-from calibri.prompts.files import Prompt, bucket, check_disjoint, load_prompts, make_prompts
+from calibri.prompts.files import Prompt, check_disjoint, load_prompts, make_prompts
 
 TEXTS = ["a red circle, above a blue square", 'a "quoted" ring', "ein grüner Würfel", "二つの円"]
 
@@ -153,51 +152,6 @@ def test_limits_hold_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_no_prompts_at_all_is_refused() -> None:
     with pytest.raises(PromptError, match="no prompts"):
         make_prompts(["", "  "])
-
-
-@given(count=st.integers(1, 40), size=st.integers(1, 40), seed=st.integers(0, 5), epochs=st.just(6))
-@settings(deadline=None)
-def test_buckets_use_every_prompt_once_per_epoch_and_none_twice_in_a_bucket(
-    count: int, size: int, seed: int, epochs: int
-) -> None:
-    prompts = make_prompts(f"prompt {i}" for i in range(count))
-    if size > count:
-        with pytest.raises(PromptError, match="cannot be drawn"):
-            bucket(prompts, size, seed, 0)
-        return
-    buckets = [bucket(prompts, size, seed, g) for g in range(epochs * count // size)]
-    for drawn in buckets:
-        assert len(set(drawn)) == len(drawn) == size
-    stream = [prompt for drawn in buckets for prompt in drawn]
-    for start in range(0, len(stream) - count + 1, count):
-        assert Counter(stream[start : start + count]) == Counter(prompts)
-
-
-def test_a_bucket_is_a_function_of_seed_and_generation() -> None:
-    prompts = make_prompts(f"prompt {i}" for i in range(100))
-    forward = [bucket(prompts, 16, 7, g) for g in range(40)]
-    backward = [bucket(prompts, 16, 7, g) for g in reversed(range(40))]
-    assert forward == backward[::-1]
-    assert len({frozenset(drawn) for drawn in forward}) == 40
-    assert all(bucket(prompts, 16, 8, g) != forward[g] for g in range(40))
-
-
-def test_buckets_favour_no_prompt() -> None:
-    # Also where every bucket spans two epochs: each prompt equally often in each place.
-    prompts = make_prompts(f"prompt {i}" for i in range(7))
-    places = [Counter[str]() for _ in range(5)]
-    for seed in range(300):
-        for generation in range(7):
-            for place, prompt in zip(places, bucket(prompts, 5, seed, generation), strict=True):
-                place[prompt.id] += 1
-    # 2100 draws of probability 1/7: mean 300, standard deviation 16.
-    assert all(abs(place[prompt.id] - 300) < 80 for place in places for prompt in prompts)
-
-
-@pytest.mark.parametrize(("size", "generation"), [(0, 0), (-1, 0), (1, -1)])
-def test_impossible_buckets_are_refused(size: int, generation: int) -> None:
-    with pytest.raises(ValueError, match="size >= 1 and generation >= 0"):
-        bucket(make_prompts(["a"]), size, 0, generation)
 
 
 def test_disjoint_sets_pass_and_shared_prompts_are_named() -> None:

@@ -9,7 +9,7 @@ from calibri.shapes.scenes import held_out
 
 SMALL = {
     "search.bucket_size": 2,
-    "search.num_validation_prompts": 3,
+    "search.num_validation_prompts": 5,
     "evaluation.num_prompts": 4,
 }
 
@@ -26,7 +26,7 @@ def write(path, prompts):
 def test_shipped_prompts_are_disjoint_and_never_trained_on():
     found = sets()
     texts = [{p.text for p in part} for part in (found.train, found.validation, found.test)]
-    assert [len(t) for t in texts[1:]] == [3, 4]
+    assert [len(t) for t in texts[1:]] == [5, 4]
     assert not texts[0] & (texts[1] | texts[2])
     assert not texts[1] & texts[2]
     assert not any(held_out(text) for text in texts[0])

@@ -194,7 +194,7 @@ def config(**space):
             "device": "cpu",
             "sampling": {"num_inference_steps": 2, "guidance_scale": 3.0},
             "rewards": {"held_out": []},
-            "search": {"bucket_size": 2, "num_validation_prompts": 2},
+            "search": {"bucket_size": 2, "num_validation_prompts": 5},
             "evaluation": {"num_prompts": 2, "images_per_prompt": 1},
             "space": space,
         }

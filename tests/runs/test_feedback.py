@@ -23,7 +23,7 @@ def session():
         "search.popsize": POPSIZE,
         "search.bucket_size": BUCKET,
         "search.bucket_growth": 1,
-        "search.num_validation_prompts": 4,
+        "search.num_validation_prompts": 5,
         "evaluation.num_prompts": 4,
         "rewards.held_out": (),
     }

@@ -14,7 +14,7 @@ from tests.rewards.plugins import PLUGIN
 TINY = {
     "device": "cpu",
     "sampling": {"num_inference_steps": 2},
-    "search": {"generations": 1, "popsize": 4, "bucket_size": 2, "num_validation_prompts": 2},
+    "search": {"generations": 1, "popsize": 4, "bucket_size": 2, "num_validation_prompts": 5},
     "evaluation": {"num_prompts": 2, "images_per_prompt": 1, "num_samples": 1},
 }
 FEW = {"num_prompts": 2, "images_per_prompt": 1, "step_multiples": (1,), "device": "cpu"}

@@ -21,7 +21,7 @@ def test_a_video_pipeline_is_calibrated(name, tmp_path):
         "search.generations": 1,
         "search.popsize": 4,
         "search.bucket_size": 2,
-        "search.num_validation_prompts": 3,
+        "search.num_validation_prompts": 5,
         "prompts.train": "compositional",
         "rewards.objective": "jpeg-compressibility",
         "rewards.held_out": (),

@@ -82,3 +82,13 @@ def test_a_population_may_change_its_size():
 def test_three_candidates_are_no_population():
     with pytest.raises(ValueError, match="at least 4"):
         Distribution(6, 0.3).update(np.zeros((3, 6)))
+
+
+def test_a_covariance_with_a_negative_variance_is_mended():
+    rng = np.random.default_rng(0)
+    distribution = Distribution(3, 1.0)
+    distribution.covariance = np.diag([1.0, 2.0, -0.5])
+    distribution.update(distribution.sample(rng.standard_normal((10, 3))))
+    variances = np.linalg.eigvalsh(distribution.covariance)
+    assert 0 < variances[0] < 1e-11
+    assert variances[-1] > 0.5

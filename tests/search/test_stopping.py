@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from calibri.search.error_rate import fewest_prompts
 from calibri.search.stopping import _t_quantile, reached_plateau, select
 
 
@@ -142,3 +143,17 @@ def test_a_later_checkpoint_is_preferred_while_it_is_not_clearly_behind():
     close = prompts + np.array([[0.55], [0.56], [0.53]])
     far = prompts + np.array([[0.55], [0.86], [0.53]])
     assert (select(close, 0), select(far, 0)) == (2, 1)
+
+
+@pytest.mark.parametrize(("error_rate", "fewest"), [(0.05, 5), (0.2, 3)])
+def test_the_fewest_prompts_can_choose_and_fewer_cannot(error_rate, fewest):
+    assert fewest_prompts(error_rate) == fewest
+    chosen = {count: 0 for count in range(2, fewest + 1)}
+    for seed in range(40):
+        # Whole numbers, whose sums are exact: ties with chance stay ties.
+        gains = np.random.default_rng(seed).integers(8, 16, size=fewest).astype(np.float64)
+        for count in chosen:
+            chosen[count] += select(gains[None, :count], seed, error_rate=error_rate) is not None
+    assert chosen.pop(fewest) == 40
+    # The chance of all signs alike is estimated, by draws: rarely it seems rarer than it is.
+    assert max(chosen.values()) <= 4

@@ -1,5 +1,5 @@
+from .buckets import Buckets as Buckets
 from .files import Prompt as Prompt
-from .files import bucket as bucket
 from .files import make_prompts as make_prompts
 from .sources import PromptSets as PromptSets
 from .sources import prompt_sets as prompt_sets

@@ -1,4 +1,4 @@
-"""Prompts: from files to (id, text), and the bucket of prompts of each generation."""
+"""Prompts: from files to (id, text)."""
 
 from __future__ import annotations
 
@@ -6,18 +6,13 @@ import csv
 import hashlib
 import io
 import json
-import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from calibri.errors import PromptError
-from calibri.seeds import derive_seed
 
 MAX_FILE_BYTES = 64 * 2**20
 MAX_PROMPTS = 100_000
@@ -217,52 +212,6 @@ def _entry(entry: object, where: str) -> tuple[str, Mapping[str, Any]]:
 
 
 _READERS = {".txt": _read_txt, ".json": _read_json, ".jsonl": _read_jsonl, ".csv": _read_csv}
-
-
-def bucket(prompts: Sequence[Prompt], size: int, seed: int, generation: int) -> tuple[Prompt, ...]:
-    """Draw the prompts of one generation (spec section 3), as a pure function of its arguments.
-
-    Buckets run through one permutation of the prompts per epoch, so that every prompt is used once
-    before any repeats; a bucket that spans two epochs still has no prompt twice.
-
-    Args:
-        prompts: the training prompts.
-        size: prompts per bucket.
-        seed: the seed of the run.
-        generation: 0 for the first.
-
-    Raises:
-        PromptError: there are fewer prompts than ``size``.
-        ValueError: ``size`` is below 1 or ``generation`` below 0.
-    """
-    if size < 1 or generation < 0:
-        raise ValueError(f"Need size >= 1 and generation >= 0; got {size} and {generation}.")
-    if size > len(prompts):
-        raise PromptError(
-            f"A bucket of {size} prompts cannot be drawn from {len(prompts)}. Give more training "
-            "prompts or a smaller bucket."
-        )
-    epoch, start = divmod(generation * size, len(prompts))
-    order = _epoch_order(len(prompts), size, seed, epoch)[start : start + size]
-    if len(order) < size:
-        following = _epoch_order(len(prompts), size, seed, epoch + 1)
-        order = np.concatenate([order, following[: size - len(order)]])
-    return tuple(prompts[index] for index in order)
-
-
-def _epoch_order(count: int, size: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Permutation of one epoch whose head does not repeat what its first bucket already holds."""
-    # Epochs that begin with a whole bucket depend on nothing before them: at most `size` steps.
-    independent = size // math.gcd(count, size)
-    order = np.empty(0, dtype=np.int64)
-    for current in range(epoch - epoch % independent, epoch + 1):
-        rng = np.random.default_rng(derive_seed(seed, "bucket", current))
-        fresh = rng.permutation(count)
-        head = -current * count % size  # places in the bucket that the epoch before began
-        held = order[count - (size - head) :] if head else order[:0]
-        first = fresh[~np.isin(fresh, held)][:head]
-        order = np.concatenate([first, fresh[~np.isin(fresh, first)]])
-    return order
 
 
 def check_disjoint(

@@ -33,6 +33,7 @@ from calibri.runs.basis import check_start
 from calibri.runs.comparison import Comparer, sample_settings, verdict
 from calibri.runs.feedback import scale_prompts
 from calibri.runs.folder import RunFolder, check_run_name, check_unused, reserved_run
+from calibri.runs.fresh_prompts import USED, used_shipped_prompts
 from calibri.runs.gradients import check_gradient
 from calibri.runs.header import open_journal
 from calibri.runs.journal import Journal
@@ -340,6 +341,7 @@ def _calibration(summary: RunSummary, session: Session, coefficients: Coefficien
             "method": config.search.method,
             "generations": len(summary.search.generations),
             "images": summary.search.images,
+            USED: used_shipped_prompts(config),
             "created": summary.created,
         },
         evaluation=summary.evaluation,

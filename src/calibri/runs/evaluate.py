@@ -9,7 +9,7 @@ from typing import Any
 
 from calibri.artifact import Calibration
 from calibri.coefficients import Coefficients
-from calibri.config import SHIPPED, RunConfig, validate_config
+from calibri.config import RunConfig, validate_config
 from calibri.configure import check_own_prompts
 from calibri.planning import images_by_phase
 from calibri.progress import Progress
@@ -24,6 +24,7 @@ from calibri.rewards import (
     resolve_files,
 )
 from calibri.runs.comparison import Comparer
+from calibri.runs.fresh_prompts import fresh_prompts
 from calibri.runs.objects import split_pipeline
 from calibri.runs.session import Session
 from calibri.scoring import Ledger, MemoryRecords
@@ -52,8 +53,8 @@ def evaluate(
         pipeline: a name (see ``load_pipeline``) or a loaded pipeline; None for the calibration's
             base model.
         prompts: prompts that the search did not use: a file, a set's name, ``"compositional"``, or
-            ``"shapes"`` for the held-out captions of the shipped world; None for these, when it is
-            the shipped pipeline.
+            ``"shapes"`` for the held-out captions of the shipped world; None for these without the
+            ones that chose the calibration or gave its figures, when it is the shipped pipeline.
         rewards: names of rewards, rewards or their classes, the first is the objective; None for
             those of the calibration. An objective that is a mixture is followed by the rewards
             that it names, where they are given as objects.
@@ -82,7 +83,7 @@ def evaluate(
     }
     run = {**_model(calibration, name), "device": device, "seed": seed}
     config, objects = _config(calibration, rewards, reward_options or {}, run, sections)
-    sets = PromptSets((), (), _test_prompts(prompts, num_prompts, seed))
+    sets = PromptSets((), (), _test_prompts(calibration, prompts, num_prompts, seed))
     with closing(Session(config, sets, pipe=pipe, rewards=objects)) as session:
         return _compared(session, calibration, progress or Progress())
 
@@ -172,5 +173,9 @@ def _used(names: Sequence[str]) -> list[str]:
     return [*parse_mixture(names[0]).weights, *_held_out(names)]
 
 
-def _test_prompts(source: Path | str | None, count: int, seed: int) -> tuple[Prompt, ...]:
-    return prompts_from(str(source or SHIPPED), "held_out", count, seed)[:count]
+def _test_prompts(
+    calibration: Calibration, source: Path | str | None, count: int, seed: int
+) -> tuple[Prompt, ...]:
+    if source is None:
+        return fresh_prompts(calibration, count, seed)
+    return prompts_from(str(source), "held_out", count, seed)[:count]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from calibri.arrays import Scores, Vector
 from calibri.config import SearchConfig
 from calibri.errors import NothingScoredError
-from calibri.prompts import bucket
+from calibri.prompts import Buckets
 from calibri.rewards import Scale, scale_of
 from calibri.runs.gradients import Gradients, Slope
 from calibri.runs.session import Session
@@ -48,7 +48,8 @@ class Objective:
         session = self._session
         if session.mixture.is_plain:
             return {}
-        prompts = bucket(session.prompts.train, scale_prompts(session), session.config.seed, 0)
+        buckets = Buckets(session.prompts.train, session.config.seed)
+        prompts = buckets.draw(scale_prompts(session))
         noises = session.noises("scales", 0, prompts, self._config.images_per_prompt)
         tables = self.tables("scales", 0, [session.space.start], noises)
         return {name: scale_of(name, table) for name, table in tables.items()}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from calibri.arrays import Vector
 from calibri.config import SearchConfig
 from calibri.progress import Progress
-from calibri.prompts import bucket
+from calibri.prompts import Buckets
 from calibri.results import Generation, SearchResult
 from calibri.rewards import Scale
 from calibri.runs.basis import make_search, share_shifts
@@ -80,6 +80,7 @@ class SearchLoop(Iterator[Step]):
         self._progress = progress
         self._config = config or session.config.search
         info = method or self._config.method_info
+        self._buckets = Buckets(session.prompts.train, session.config.seed)
         self._objective = Objective(session, evaluator, self._config)
         self._judge = self._make_judge(info)
         own = session.config.model_copy(update={"search": self._config})
@@ -127,7 +128,7 @@ class SearchLoop(Iterator[Step]):
         session, config = self._session, self._config
         last = config.final_bucket_size
         size = bucket_size(config.bucket_size, last, len(self.generations), config.generations)
-        prompts = bucket(session.prompts.train, size, session.config.seed, number)
+        prompts = self._buckets.draw(size)
         return session.noises("search", number, prompts, config.images_per_prompt)
 
     def _record(self, compared: Compared) -> Generation:

@@ -15,6 +15,8 @@ import numpy as np
 from calibri.arrays import Vector
 
 _SMALLEST_VARIANCE = 1e-12
+# Beyond this condition eigenvectors are rounding errors, and small variances may turn negative.
+_SMALLEST_RATIO = 1e-14
 # exp(1) in one generation: a step-size that jumps further has left what was sampled.
 _LARGEST_LOG_STEP = 1.0
 
@@ -159,4 +161,8 @@ class Distribution:
             return
         self._decomposed = self.generation
         variances, self._axes = np.linalg.eigh((self.covariance + self.covariance.T) / 2)
-        self._lengths = np.sqrt(np.maximum(variances, _SMALLEST_VARIANCE))
+        smallest = max(_SMALLEST_VARIANCE, _SMALLEST_RATIO * float(variances[-1]))
+        self._lengths = np.sqrt(np.maximum(variances, smallest))
+        if variances[0] < smallest:
+            # What is sampled and what is learnt stay the same distribution.
+            self.covariance = (self._axes * self._lengths**2) @ self._axes.T

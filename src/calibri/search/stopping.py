@@ -9,6 +9,7 @@ from statistics import NormalDist
 import numpy as np
 
 from calibri.arrays import Scores
+from calibri.search.error_rate import ERROR_RATE
 from calibri.seeds import derive_seed
 
 # Each look is at a fifth more checkpoints than the last.
@@ -75,7 +76,7 @@ def _t_quantile(probability: float, freedom: int) -> float:
 
 
 def select(
-    differences: Scores, seed: int, *, error_rate: float = 0.05, resamples: int = 2000
+    differences: Scores, seed: int, *, error_rate: float = ERROR_RATE, resamples: int = 2000
 ) -> int | None:
     """Choose the checkpoint to return, or none if none is surely better than the original.
 
@@ -96,7 +97,8 @@ def select(
 
     Returns:
         The last eligible checkpoint within one standard error of the best eligible one, or None: a
-        search is more likely to have gained since than to have lost what cannot be seen.
+        search is more likely to have gained since than to have lost what cannot be seen. On fewer
+        than ``fewest_prompts`` prompts it is as good as always None.
 
     Raises:
         ValueError: fewer than 2 prompts, or another shape.

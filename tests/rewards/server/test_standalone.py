@@ -1,10 +1,12 @@
 import ast
+import contextlib
 import json
 import socket
 import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -146,6 +148,47 @@ def test_a_client_that_sends_too_slowly_is_cut_off():
         deadline = time.monotonic() + 10
         while ask(server, "GET", "/healthz")[0] != 200:
             assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize("said", [b"", b"POST /v1/score HTTP/1.1\r\n"])
+def test_idle_connections_lock_nobody_out(said):
+    body = form(["a"], [picture(5)])
+    limits = {"connections": 8, "idle_seconds": 0.2}
+    with serving(token="secret", limits=limits) as server, contextlib.ExitStack() as idle:
+        for _ in range(24):
+            client = idle.enter_context(socket.create_connection(server.server_address, timeout=10))
+            with contextlib.suppress(OSError):  # the last ones are refused at once
+                client.sendall(said)
+        time.sleep(0.4)
+        for _ in range(20):
+            assert ask(server, body=body, Authorization="Bearer secret")[0] == 200
+
+
+def test_a_connection_with_the_token_is_not_closed_for_another():
+    body = form(["a"], [picture(5)])
+    limits = {"connections": 1, "idle_seconds": 0.0}
+    head = (
+        "POST /v1/score HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\n"
+        f"Content-Type: multipart/form-data; boundary=xyz\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    with (
+        serving(token="secret", limits=limits) as server,
+        socket.create_connection(server.server_address, timeout=10) as slow,
+    ):
+        slow.sendall(head.encode() + body[:20])
+        time.sleep(0.3)
+        assert ask(server, "GET", "/healthz")[0] == 429
+        slow.sendall(body[20:])
+        assert b" 200 " in slow.makefile("rb").readline()
+
+
+def test_a_body_of_nothing_but_boundaries_takes_no_memory():
+    body = b"--x" + 500_000 * b"ab\r\n--x" + b"--\r\n"
+    tracemalloc.start()
+    with pytest.raises(Exception, match="at most 32 images"):
+        standalone.read_multipart(body, "multipart/form-data; boundary=x", 33)
+    assert tracemalloc.get_traced_memory()[1] < 3 * len(body)
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("given", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "s"}])

@@ -289,7 +289,7 @@ def test_a_run_of_two_workers_ends_as_one_of_one(tmp_path):
                 "search.generations": 2,
                 "search.popsize": 4,
                 "search.bucket_size": 3,
-                "search.num_validation_prompts": 4,
+                "search.num_validation_prompts": 5,
                 "evaluation.num_prompts": 4,
                 "evaluation.num_samples": 0,
             }

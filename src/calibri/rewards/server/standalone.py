@@ -62,7 +62,9 @@ class Limits:
         prompt_characters: of one prompt.
         requests: read, waiting or scored at a time; more are answered with 429. Decoded images
             of all of them take up to 3 x pixels x requests bytes.
-        connections: open at a time; more are answered with 429.
+        connections: open at a time; more are answered with 429, unless one can be closed for them.
+        idle_seconds: after which a connection that has shown neither headers nor the token it needs
+            may be closed for another.
         read_seconds: for a whole request to arrive.
         score_seconds: for it to be scored once it has arrived.
     """
@@ -74,6 +76,7 @@ class Limits:
     prompt_characters: int = 4000
     requests: int = 16
     connections: int = 64
+    idle_seconds: float = 2.0
     read_seconds: float = 60.0
     score_seconds: float = 600.0
 
@@ -224,11 +227,12 @@ def _as_http_error(error: Exception) -> _HTTPError:
     return _HTTPError(500, f"the reward failed: {type(error).__name__}: {error}")
 
 
-def read_multipart(body: bytes, content_type: str) -> dict[str, bytes]:
-    """Split a multipart/form-data body into its parts by name.
+def read_multipart(body: bytes, content_type: str, most: int) -> dict[str, bytes]:
+    """Split a multipart/form-data body into at most ``most`` parts by name.
 
     Raises:
-        _HTTPError: it is of another type or malformed, or a name is missing or repeated.
+        _HTTPError: it is of another type or malformed, has more parts, or a name is missing or
+            repeated.
     """
     kind, _, parameters = content_type.partition(";")
     if kind.strip().lower() != "multipart/form-data":
@@ -236,7 +240,10 @@ def read_multipart(body: bytes, content_type: str) -> dict[str, bytes]:
     boundary = _parameter(parameters, "boundary").encode()
     if not 1 <= len(boundary) <= 70:
         raise _HTTPError(400, "the Content-Type has no boundary of 1 to 70 characters")
-    sections = (b"\r\n" + body).split(b"\r\n--" + boundary)
+    # No more pieces than can be parts: a body of nothing but boundaries would fill the memory.
+    sections = (b"\r\n" + body).split(b"\r\n--" + boundary, most + 2)
+    if len(sections) > most + 2:
+        raise _HTTPError(413, f"more than {most} parts; at most {most - 1} images fit in a request")
     if len(sections) < 3 or sections[0] or sections[-1].strip() != b"--":
         raise _HTTPError(400, "the multipart body does not begin and end with its boundary")
     parts: dict[str, bytes] = {}
@@ -363,6 +370,7 @@ class _Handler(BaseHTTPRequestHandler):
         given = self.headers.get("Authorization", "")
         if token and not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
             raise _HTTPError(401, "a bearer token is needed")
+        self.server.welcome(self.connection)
 
     def _get(self) -> dict[str, Any]:
         if self.path == "/healthz":
@@ -382,7 +390,9 @@ class _Handler(BaseHTTPRequestHandler):
         started = time.monotonic()
         server = self.server
         with server.scorer.slot():
-            parts = read_multipart(self._body(), self.headers.get("Content-Type", ""))
+            kind = self.headers.get("Content-Type", "")
+            # The request and its images.
+            parts = read_multipart(self._body(), kind, server.limits.images + 1)
             images, prompts = read_request(parts, server.info["name"], server.limits)
             scores = server.scorer.submit(images, prompts)
         bad = [i for i, score in enumerate(scores) if not math.isfinite(score)]
@@ -470,8 +480,9 @@ class RewardServer(ThreadingHTTPServer):
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.info, self.token, self.limits = dict(info), token, limits
         self._connections = threading.BoundedSemaphore(limits.connections)
-        self._lock = threading.Condition()  # of the two below
+        self._lock = threading.Condition()  # of the three below
         self._arriving: dict[socket.socket, float] = {}
+        self._strangers: dict[socket.socket, float] = {}  # since when, the oldest first
         self._in_flight = 0
         super().__init__((host, port), _Handler)
         self.scorer = Scorer(score, limits, merge)
@@ -484,12 +495,13 @@ class RewardServer(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Handle a connection in a thread of its own, unless too many are open."""
-        if not self._connections.acquire(blocking=False):
+        if not self._connections.acquire(blocking=False) and not self._made_room():
             refuse_connection(request)
             self.shutdown_request(request)
             return
         with self._lock:
             self._arriving[request] = time.monotonic() + self.limits.read_seconds
+            self._strangers[request] = time.monotonic()
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
@@ -498,7 +510,28 @@ class RewardServer(ThreadingHTTPServer):
             super().process_request_thread(request, client_address)
         finally:
             self.arrived(request)
+            self.welcome(request)
             self._connections.release()
+
+    def _made_room(self) -> bool:
+        """Close the connection that has idled longest, and take its place.
+
+        Otherwise whoever opens enough of them and says nothing locks out those who have the token.
+        """
+        with self._lock:
+            oldest, since = next(iter(self._strangers.items()), (None, math.inf))
+            if oldest is None or time.monotonic() - since < self.limits.idle_seconds:
+                return False
+            del self._strangers[oldest]
+            with contextlib.suppress(OSError):
+                oldest.shutdown(socket.SHUT_RDWR)
+        # Its thread reads the end of the stream and goes.
+        return self._connections.acquire(timeout=1.0)
+
+    def welcome(self, connection: socket.socket) -> None:
+        """Keep a connection open that has shown what it needs, however many others come."""
+        with self._lock:
+            self._strangers.pop(connection, None)
 
     def arrived(self, connection: socket.socket) -> None:
         """Stop the clock that a connection has for sending its request."""

@@ -20,7 +20,7 @@ from calibri.config import RunConfig, SearchConfig
 from calibri.errors import ConfigError, RewardError
 from calibri.planning import measures_first
 from calibri.progress import Progress
-from calibri.prompts import bucket
+from calibri.prompts import Buckets
 from calibri.results import (
     FULL,
     Fidelity,
@@ -207,7 +207,7 @@ class Measurement:
         self._evaluator = evaluator
         self._design = design
         self._seed = derive_seed(session.config.seed, PHASE)
-        self._prompts = bucket(session.prompts.train, design.prompts, self._seed, 0)
+        self._prompts = Buckets(session.prompts.train, self._seed).draw(design.prompts)
         self._vectors = [session.space.start, *self._candidates()]
         self._tables = 0
         self._last: FidelityResult | None = None
