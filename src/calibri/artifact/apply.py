@@ -12,15 +12,17 @@ from typing import Any
 from torch import nn
 
 from calibri.artifact.calibration import Calibration
+from calibri.artifact.watch import Watch
 from calibri.coefficients import BRANCHES, Branch, Coefficients, check_factors
 from calibri.errors import CalibrationError, CalibriError, FuseError, GuidanceError
 from calibri.pipelines import networks_of, sites_of
-from calibri.sampling import BranchResolver, Fused, Layout, Scaler, change_shift
+from calibri.sampling import BranchResolver, Fused, Layout, Scaler, Uncopied, change_shift
 
+# Marks a transformer, and no more than that: what stands on it goes along wherever it is copied.
 _APPLIED = "_calibri_applied"
 
 
-class AppliedCalibration:
+class AppliedCalibration(Uncopied):
     """A calibration on a pipeline. Made by ``load``.
 
     Attributes:
@@ -35,7 +37,9 @@ class AppliedCalibration:
         self._coefficients = self._full.with_strength(strength)
         self._resolver: BranchResolver | _ToldBranch | None = None
         self._scaler: Scaler | None = None
+        self._watch: Watch | None = None
         self._fused: Fused | None = None
+        self._is_loaded = True
         self._restore_schedule: Callable[[], None] = lambda: None
         self._attach()
 
@@ -61,6 +65,7 @@ class AppliedCalibration:
             CalibrationError: ``strength`` is outside [0, 1].
             FuseError: the calibration is fused.
         """
+        self._check_loaded()
         if self._fused is not None:
             raise FuseError("The calibration is fused into the weights. Call unfuse() first.")
         self._coefficients = self._full.with_strength(strength)
@@ -76,7 +81,9 @@ class AppliedCalibration:
         Raises:
             FuseError: the calibration is an ensemble, the scales differ between the branches of
                 guidance, or a weight cannot take a scale.
+            CalibrationError: it is not loaded any more.
         """
+        self._check_loaded()
         if self._fused is not None:
             return
         owned = [_of_branch(self._coefficients, network.branch) for network in self.networks]
@@ -96,9 +103,14 @@ class AppliedCalibration:
         """
         if self._fused is None:
             return
-        self._fused.undo()
-        self._fused = None
+        # The hooks first: what refuses leaves the calibration fused as it was.
         self._attach()
+        try:
+            self._fused.undo()
+        except CalibriError:
+            self._detach()
+            raise
+        self._fused = None
 
     def unload(self) -> None:
         """Remove the calibration; the pipeline is as it was before.
@@ -106,12 +118,21 @@ class AppliedCalibration:
         Raises:
             FuseError: it was fused without keeping the original weights.
         """
+        if not self._is_loaded:
+            return
         if self._fused is not None:
             self._fused.undo()
             self._fused = None
         self._detach()
+        self._is_loaded = False
         for network in self.networks:
             delattr(network.transformer, _APPLIED)
+
+    def _check_loaded(self) -> None:
+        if not self._is_loaded:
+            raise CalibrationError(
+                "This calibration was unloaded. Load it again and use the handle that load returns."
+            )
 
     def _attach(self) -> None:
         if self._full.num_branches > 1 and self._full.per_branch:
@@ -119,6 +140,7 @@ class AppliedCalibration:
             self._resolver = _ToldBranch() if bare else BranchResolver(self.pipe)
         try:
             self._scaler = Scaler(self.networks, self._resolver)
+            self._watch = Watch(self.pipe, self.networks, self._scaler)
             self._set()
         except CalibriError:
             self._detach()
@@ -126,12 +148,19 @@ class AppliedCalibration:
 
     def _set(self) -> None:
         assert self._scaler is not None
+        assert self._watch is not None
         self._scaler.apply([self._coefficients])
         self._restore_schedule()
-        self._restore_schedule = change_shift(self.pipe, self._coefficients.shift)
+        shift = self._coefficients.shift
+        self._restore_schedule = change_shift(self.pipe, shift)
+        self._watch.expect_scheduler(None if shift == 1.0 else self.pipe.scheduler)
 
     def _detach(self) -> None:
         self._restore_schedule()
+        self._restore_schedule = lambda: None
+        if self._watch is not None:
+            self._watch.remove()
+            self._watch = None
         if self._scaler is not None:
             self._scaler.remove()
             self._scaler = None
@@ -232,5 +261,5 @@ def load(
     check_factors(coefficients.factors, pipe)
     applied = AppliedCalibration(pipe, calibration, strength)
     for network in networks:
-        setattr(network.transformer, _APPLIED, applied)
+        setattr(network.transformer, _APPLIED, True)
     return applied

@@ -86,7 +86,7 @@ Networks = Sequence[Network]
 
 def as_networks(model: nn.Module | Networks) -> tuple[Network, ...]:
     """Take a bare transformer as the only network."""
-    return (Network(model),) if isinstance(model, nn.Module) else tuple(model)
+    return (Network(_plain(model)),) if isinstance(model, nn.Module) else tuple(model)
 
 
 def sites_of(networks: Networks) -> tuple[Site, ...]:
@@ -96,6 +96,12 @@ def sites_of(networks: Networks) -> tuple[Site, ...]:
         UnsupportedModelError: the blocks of one of them are not known.
     """
     return tuple(site for network in networks for site in network.sites)
+
+
+def _plain(model: nn.Module) -> nn.Module:
+    """Look into what ``torch.compile(model)`` returns: the model itself, which it runs."""
+    inner: nn.Module = getattr(model, "_orig_mod", model)
+    return inner
 
 
 def networks_of(pipe: PipelineOrTransformer) -> tuple[Network, ...]:
@@ -108,14 +114,14 @@ def networks_of(pipe: PipelineOrTransformer) -> tuple[Network, ...]:
         UnsupportedModelError: the pipeline has none (a UNet, say).
     """
     if isinstance(pipe, nn.Module):
-        return (Network(pipe),)
+        return as_networks(pipe)
     parts = {name: getattr(pipe, name, None) for name in _TRANSFORMERS}
     if parts["transformer_2"] is not None and getattr(pipe.config, "boundary_ratio", 1) is None:
         del parts["transformer_2"]  # which the pipeline then never runs
     branches = _BRANCHES if parts["unconditional_transformer"] is not None else {}
     scheduler = getattr(pipe, "scheduler", None)
     networks = tuple(
-        Network(part, "" if name == "transformer" else name, branches.get(name), scheduler)
+        Network(_plain(part), "" if name == "transformer" else name, branches.get(name), scheduler)
         for name, part in parts.items()
         if isinstance(part, nn.Module)
     )

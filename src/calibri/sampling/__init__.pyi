@@ -1,11 +1,13 @@
 from .branches import BranchResolver as BranchResolver
 from .frames import film_strip as film_strip
 from .frames import mean_over_frames as mean_over_frames
+from .methods import replace_method as replace_method
 from .sampler import Noise as Noise
 from .sampler import Sampler as Sampler
 from .scales.fold import Fused as Fused
 from .scales.layout import Layout as Layout
 from .scales.scaler import Scaler as Scaler
+from .scales.uncopied import Uncopied as Uncopied
 from .shift import change_shift as change_shift
 from .signatures import call_arguments as call_arguments
 from .step_cache import check_cache as check_cache

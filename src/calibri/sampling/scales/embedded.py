@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from calibri.errors import GuidanceError
 from calibri.pipelines import check_embedded_guidance, embeds_guidance
+from calibri.sampling.scales.uncopied import Uncopied
 
 _ARGUMENT = "guidance"
 
 
-class GuidanceHook:
+class GuidanceHook(Uncopied):
     """Multiplies the guidance argument of a transformer row by row; the identity until told.
 
     Args:
