@@ -122,10 +122,16 @@ def test_another_class_is_refused(pipe):
 
 def test_a_fused_folder_is_an_ordinary_pipeline_with_the_calibrated_images(pipe, tmp_path):
     folder = fuse(calibration(pipe), tmp_path / "fused")
+    exact = fuse(calibration(pipe), tmp_path / "exact", dtype="float32")
     applied = load(pipe, calibration(pipe))
-    torch.testing.assert_close(
-        sample(load_pipeline(str(folder), device="cpu")), sample(pipe), rtol=1e-4, atol=1e-4
-    )
+    # The shipped pipeline is stored in float16, to which the folded weights are rounded.
+    for saved, tolerance in ((folder, 1e-3), (exact, 1e-4)):
+        torch.testing.assert_close(
+            sample(load_pipeline(str(saved), device="cpu")),
+            sample(pipe),
+            rtol=tolerance,
+            atol=tolerance,
+        )
     applied.unload()
     with pytest.raises(Exception, match="not an empty folder"):
         fuse(calibration(pipe), tmp_path / "fused")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from calibri.artifact.calibration import Calibration
 from calibri.artifact.watch import Watch
 from calibri.coefficients import BRANCHES, Branch, Coefficients, check_factors
 from calibri.errors import CalibrationError, CalibriError, FuseError, GuidanceError
-from calibri.pipelines import networks_of, sites_of
+from calibri.pipelines import Networks, networks_of, sites_of
 from calibri.sampling import BranchResolver, Fused, Layout, Scaler, Uncopied, change_shift
 
 # Marks a transformer, and no more than that: what stands on it goes along wherever it is copied.
@@ -86,12 +86,7 @@ class AppliedCalibration(Uncopied):
         self._check_loaded()
         if self._fused is not None:
             return
-        owned = [_of_branch(self._coefficients, network.branch) for network in self.networks]
-        for own in owned:
-            if reason := own.unfoldable:
-                raise FuseError(f"{reason} Keep it loaded without fusing.")
-        sites = sites_of(self.networks)
-        scales = [own.site_scales(sites)[0] for own in owned]
+        scales = scales_to_fold(self._coefficients, self.networks)
         self._fused = Fused(self.networks, scales, keep_originals=keep_originals)
         self._detach()
 
@@ -175,6 +170,36 @@ def _coefficients_of(calibration: Calibration | Coefficients) -> Coefficients:
     return calibration
 
 
+def scales_to_fold(coefficients: Coefficients, networks: Networks) -> list[Sequence[float]]:
+    """Give each network the scales that its weights are to take.
+
+    Raises:
+        FuseError: weights cannot hold these coefficients.
+        CalibrationError: they are for another model.
+    """
+    owned = [_of_branch(coefficients, network.branch) for network in networks]
+    for own in owned:
+        if reason := own.unfoldable:
+            raise FuseError(f"{reason} Keep it loaded without fusing.")
+    sites = sites_of(networks)
+    return [own.site_scales(sites)[0].tolist() for own in owned]
+
+
+def check_class(calibration: Calibration, networks: Networks) -> None:
+    """Refuse a calibration of another transformer.
+
+    Raises:
+        CalibrationError: the class is another.
+    """
+    found = type(networks[0].transformer).__name__
+    if found != calibration.transformer_class:
+        raise CalibrationError(
+            f"This calibration was made for {calibration.transformer_class} "
+            f"({calibration.base_model}); the pipeline has a {found}. Load it onto the model it "
+            "was made for."
+        )
+
+
 def _of_branch(coefficients: Coefficients, branch: int | None) -> Coefficients:
     """Say what a network that runs one branch of guidance alone gets of them."""
     if branch is None or coefficients.is_ensemble or coefficients.num_branches == 1:
@@ -245,13 +270,8 @@ def load(
     if isinstance(calibration, str | Path):
         calibration = Calibration.from_pretrained(calibration, revision=revision, token=token)
     networks = networks_of(pipe)
-    found = type(networks[0].transformer).__name__
-    if isinstance(calibration, Calibration) and found != calibration.transformer_class:
-        raise CalibrationError(
-            f"This calibration was made for {calibration.transformer_class} "
-            f"({calibration.base_model}); the pipeline has a {found}. Load it onto the model it "
-            "was made for."
-        )
+    if isinstance(calibration, Calibration):
+        check_class(calibration, networks)
     if any(getattr(network.transformer, _APPLIED, None) for network in networks):
         raise CalibrationError(
             "A calibration is already loaded onto this pipeline. Call unload() on it first."

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from calibri.errors import CalibrationError
+from calibri.errors import CalibrationError, CalibriWarning
 from calibri.pipelines import Networks, PipelineOrTransformer
 from calibri.sampling import Scaler, replace_method
 
@@ -87,6 +87,7 @@ class Watch:
                 f"{len(some)} sites of the calibration did not run in this call, '{some[0]}' the "
                 "first of them. If no block was left out on purpose, these were compiled without "
                 "their scales: call torch.compiler.reset() and sample again.",
+                CalibriWarning,
                 stacklevel=4,
             )
 
@@ -108,6 +109,7 @@ class Watch:
                 "What is saved is the original model: the calibration on it is not a part of its "
                 "weights. Call fuse() before saving, or calibri.fuse(calibration, folder), to save "
                 "calibrated weights; or save the calibration itself.",
+                CalibriWarning,
                 stacklevel=2,
             )
             self._saving = True

@@ -17,7 +17,7 @@ from calibri.pipelines.sites.site import Site
 from calibri.pipelines.trajectory import Trajectory, schedule_of, trajectory_of
 
 # What pipelines call their transformers, the one that bears the plain names first.
-_TRANSFORMERS = ("transformer", "transformer_2", "unconditional_transformer")
+TRANSFORMERS = ("transformer", "transformer_2", "unconditional_transformer")
 # Branch of guidance of each where there is one for each branch.
 _BRANCHES = {"transformer": 0, "unconditional_transformer": 1}
 
@@ -115,7 +115,7 @@ def networks_of(pipe: PipelineOrTransformer) -> tuple[Network, ...]:
     """
     if isinstance(pipe, nn.Module):
         return as_networks(pipe)
-    parts = {name: getattr(pipe, name, None) for name in _TRANSFORMERS}
+    parts = {name: getattr(pipe, name, None) for name in TRANSFORMERS}
     if parts["transformer_2"] is not None and getattr(pipe.config, "boundary_ratio", 1) is None:
         del parts["transformer_2"]  # which the pipeline then never runs
     branches = _BRANCHES if parts["unconditional_transformer"] is not None else {}

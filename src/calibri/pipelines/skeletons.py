@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import SD3Transformer2DModel
+from diffusers import DiffusionPipeline, SD3Transformer2DModel
+from huggingface_hub import snapshot_download
 from torch import nn
 
 from calibri.config import SHIPPED
 from calibri.errors import UnsupportedModelError
 from calibri.pipelines.classes import transformer_classes
+from calibri.pipelines.networks import TRANSFORMERS, Networks, networks_of
+from calibri.pipelines.stored import stored_dtype, weight_files
 from calibri.shapes import PIPELINE_PATH
 
 _FOLDER = "transformer"
@@ -29,10 +36,46 @@ def load_skeleton(name: str, *, revision: str | None = None) -> nn.Module:
     Raises:
         UnsupportedModelError: it cannot be found, or its transformer is not one of diffusers.
     """
-    kind, config = _configured(name, revision)
+    return _skeleton(name, revision)
+
+
+def _skeleton(name: str, revision: str | None, folder: str = _FOLDER) -> nn.Module:
+    kind, config = _configured(name, revision, folder)
     with torch.device("meta"):
         built: nn.Module = kind.from_config(config)
     return built
+
+
+def load_skeletons(name: str, *, revision: str | None = None) -> Networks:
+    """Build the transformers of a pipeline without their weights.
+
+    Args:
+        name: ``"shapes"``, a folder, or a Hugging Face repository id.
+        revision: branch, tag or commit of a repository.
+
+    Returns:
+        As ``networks_of`` lists those of the loaded pipeline, on the meta device.
+
+    Raises:
+        UnsupportedModelError: see ``load_skeleton``.
+    """
+    try:
+        index = DiffusionPipeline.load_config(_path(name), revision=revision)
+    except (OSError, ValueError) as error:
+        raise UnsupportedModelError(
+            f"Cannot read model_index.json of '{name}': {_reason(error)}. Pass a diffusers folder "
+            "or a repository id."
+        ) from error
+    parts = {}
+    for part in TRANSFORMERS:
+        if (index.get(part) or (None,))[0] is not None:
+            parts[part] = _skeleton(name, revision, part)
+    kind = getattr(diffusers, str(index.get("_class_name")), object)
+    ratio = inspect.signature(kind).parameters.get("boundary_ratio")
+    default = 1 if ratio is None else ratio.default
+    config = SimpleNamespace(boundary_ratio=index.get("boundary_ratio", default))
+    pipe: Any = SimpleNamespace(config=config, components=parts, **parts)
+    return networks_of(pipe)
 
 
 def load_transformer(name: str, *, revision: str | None = None) -> nn.Module:
@@ -47,7 +90,11 @@ def load_transformer(name: str, *, revision: str | None = None) -> nn.Module:
     """
     kind, _ = _configured(name, revision)
     try:
-        loaded: nn.Module = kind.from_pretrained(_path(name), subfolder=_FOLDER, revision=revision)
+        # diffusers converts to float32 unless it is told the type.
+        dtype = stored_dtype(weight_files(_weights(name, revision)))
+        loaded: nn.Module = kind.from_pretrained(
+            _path(name), subfolder=_FOLDER, revision=revision, dtype=dtype
+        )
     except (OSError, ValueError) as error:
         raise UnsupportedModelError(
             f"Cannot read the transformer's weights of '{name}': {_reason(error)}. Check the "
@@ -56,18 +103,26 @@ def load_transformer(name: str, *, revision: str | None = None) -> nn.Module:
     return loaded
 
 
-def _configured(name: str, revision: str | None) -> tuple[Any, Any]:
+def _configured(name: str, revision: str | None, folder: str = _FOLDER) -> tuple[Any, Any]:
     try:
         # Reading a configuration is the same for every class.
-        config = SD3Transformer2DModel.load_config(
-            _path(name), subfolder=_FOLDER, revision=revision
-        )
+        config = SD3Transformer2DModel.load_config(_path(name), subfolder=folder, revision=revision)
         return transformer_classes()[config["_class_name"]], config
     except (OSError, ValueError, KeyError) as error:
         raise UnsupportedModelError(
             f"Cannot read the transformer's configuration of '{name}': {_reason(error)}. Pass a "
             "diffusers folder or a repository id whose transformer is one of `calibri models`."
         ) from error
+
+
+def _weights(name: str, revision: str | None) -> Path:
+    """Find the folder with the weights of the transformer, after a download where it must be."""
+    path = _path(name)
+    if not Path(path).is_dir():
+        files = ("config.json", "diffusion_pytorch_model*.safetensors*")
+        wanted = [f"{_FOLDER}/{file}" for file in files]
+        path = snapshot_download(path, revision=revision, allow_patterns=wanted)
+    return Path(path) / _FOLDER
 
 
 def _path(name: str) -> str:

@@ -4,7 +4,9 @@ from .frames import mean_over_frames as mean_over_frames
 from .methods import replace_method as replace_method
 from .sampler import Noise as Noise
 from .sampler import Sampler as Sampler
+from .scales.fold import FoldStep as FoldStep
 from .scales.fold import Fused as Fused
+from .scales.fold import fold_steps as fold_steps
 from .scales.layout import Layout as Layout
 from .scales.scaler import Scaler as Scaler
 from .scales.uncopied import Uncopied as Uncopied
