@@ -40,6 +40,7 @@ from .sites.find import find_output_sites as find_output_sites
 from .sites.find import find_sites as find_sites
 from .sites.site import Fold as Fold
 from .sites.site import Site as Site
+from .skeletons import load_pipeline_skeleton as load_pipeline_skeleton
 from .skeletons import load_skeleton as load_skeleton
 from .skeletons import load_skeletons as load_skeletons
 from .skeletons import load_transformer as load_transformer

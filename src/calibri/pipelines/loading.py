@@ -97,7 +97,7 @@ def compile_transformers(pipe: Pipeline, backend: Any = "inductor") -> None:
     """Compile every block of the transformers: in them is the time, and no decision of ours.
 
     What comes before the blocks, which rows are conditional for one, differs from batch to batch
-    and would be compiled again. Call this after hooks were put on: torch ignores later ones.
+    and would be compiled again. Call this after hooks were put on: later ones compile it again.
 
     Args:
         pipe: a diffusers pipeline.

@@ -9,6 +9,7 @@ from typing import Any
 
 import diffusers
 import torch
+import transformers
 from diffusers import DiffusionPipeline, SD3Transformer2DModel
 from huggingface_hub import snapshot_download
 from torch import nn
@@ -16,6 +17,7 @@ from torch import nn
 from calibri.config import SHIPPED
 from calibri.errors import UnsupportedModelError
 from calibri.pipelines.classes import transformer_classes
+from calibri.pipelines.loading import load_pipeline
 from calibri.pipelines.networks import TRANSFORMERS, Networks, networks_of
 from calibri.pipelines.stored import stored_dtype, weight_files
 from calibri.shapes import PIPELINE_PATH
@@ -59,13 +61,7 @@ def load_skeletons(name: str, *, revision: str | None = None) -> Networks:
     Raises:
         UnsupportedModelError: see ``load_skeleton``.
     """
-    try:
-        index = DiffusionPipeline.load_config(_path(name), revision=revision)
-    except (OSError, ValueError) as error:
-        raise UnsupportedModelError(
-            f"Cannot read model_index.json of '{name}': {_reason(error)}. Pass a diffusers folder "
-            "or a repository id."
-        ) from error
+    index = _index(name, revision)
     parts = {}
     for part in TRANSFORMERS:
         if (index.get(part) or (None,))[0] is not None:
@@ -76,6 +72,68 @@ def load_skeletons(name: str, *, revision: str | None = None) -> Networks:
     config = SimpleNamespace(boundary_ratio=index.get("boundary_ratio", default))
     pipe: Any = SimpleNamespace(config=config, components=parts, **parts)
     return networks_of(pipe)
+
+
+def load_pipeline_skeleton(name: str, *, revision: str | None = None) -> Any:
+    """Load a pipeline without weights: enough to know its sites and how it is called.
+
+    Args:
+        name: ``"shapes"``, a folder, or a Hugging Face repository id.
+        revision: branch, tag or commit of a repository.
+
+    Returns:
+        The pipeline, its models on the meta device; with weights and on the CPU where a part is
+        neither of diffusers nor of transformers.
+
+    Raises:
+        UnsupportedModelError: nothing could be read under that name, or it has no transformer.
+    """
+    index = _index(name, revision)
+    kind: Any = getattr(diffusers, str(index.get("_class_name")), None)
+    try:
+        parts = {
+            part: _component(entry, name, revision, part) if _is_part(entry) else entry
+            for part, entry in index.items()
+        }
+        known = inspect.signature(kind).parameters if kind is not None else {}
+        pipe = kind(**{part: parts.get(part, known[part].default) for part in known})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return load_pipeline(name, revision=revision, device="cpu")
+    networks_of(pipe)
+    return pipe
+
+
+def _is_part(entry: Any) -> bool:
+    """Tell a part of a pipeline from a setting: a library and a class of it, or no two."""
+    if not isinstance(entry, list | tuple) or len(entry) != 2:
+        return False
+    return all(word is None or isinstance(word, str) for word in entry)
+
+
+def _component(entry: Any, name: str, revision: str | None, part: str) -> Any:
+    library, class_name = entry
+    if library is None:
+        return None
+    kind = getattr({"diffusers": diffusers, "transformers": transformers}[library], class_name)
+    place = {"subfolder": part, "revision": revision}
+    if not issubclass(kind, nn.Module):
+        return kind.from_pretrained(_path(name), **place)
+    if issubclass(kind, transformers.PreTrainedModel):
+        build, config = kind, kind.config_class.from_pretrained(_path(name), **place)
+    else:
+        build, config = kind.from_config, kind.load_config(_path(name), **place)
+    with torch.device("meta"):
+        return build(config)
+
+
+def _index(name: str, revision: str | None) -> dict[str, Any]:
+    try:
+        return dict(DiffusionPipeline.load_config(_path(name), revision=revision))
+    except (OSError, ValueError) as error:
+        raise UnsupportedModelError(
+            f"Cannot load a pipeline from '{name}': {_reason(error)}. Pass a folder with "
+            f"model_index.json, a repository id, or '{SHIPPED}'."
+        ) from error
 
 
 def load_transformer(name: str, *, revision: str | None = None) -> nn.Module:
