@@ -16,6 +16,10 @@ class CalibriError(Exception):
     exit_code = 1
 
 
+class CalibriWarning(UserWarning):
+    """Something works, and does not do what was probably meant."""
+
+
 class ConfigError(CalibriError):
     """A configuration value, file or override is wrong."""
 

@@ -176,3 +176,18 @@ def test_a_search_starts_from_a_finished_run(calibri, finished_run):
     shown = calibri("calibrate", "--dry-run", "--start", finished_run)
     assert shown.exit_code == 0
     assert f"start: {finished_run / 'calibration'}" in shown.stdout
+
+
+def test_fuse_says_what_the_stored_precision_rounds_away(calibri, run, tmp_path):
+    made = Calibration.from_pretrained(run)
+    names = made.coefficients.scales[0]
+    # The shipped pipeline is stored in float16, whose numbers are 0.0005 to 0.001 apart.
+    scales = (dict.fromkeys(names, 1.0003),)
+    weak = made.coefficients.model_copy(update={"scales": scales})
+    folder = made.model_copy(update={"coefficients": weak}).save_pretrained(tmp_path / "weak")
+    rounded = calibri("fuse", folder, "--output", "fused")
+    assert rounded.exit_code == 0
+    assert "rounding is more than a third of their effect" in " ".join(rounded.stderr.split())
+    exact = calibri("fuse", folder, "--output", "exact", "--dtype", "float32")
+    assert exact.exit_code == 0
+    assert "rounding" not in exact.stderr

@@ -207,6 +207,7 @@ def test_an_edited_configuration_is_refused(undisturbed, tmp_path):
     shutil.copytree(path, copy)
     stored = json.loads((copy / "config.json").read_text())
     stored["config"]["seed"] = 7
+    (copy / "results.json").unlink()
     (copy / "config.json").write_text(json.dumps(stored))
     with pytest.raises(RunError, match="configuration was edited"):
         resume(copy)

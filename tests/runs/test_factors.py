@@ -146,16 +146,17 @@ def stock_at(pipe, shift):
 
 
 def test_a_calibration_of_the_shift_is_stock_at_that_shift(pipe, tmp_path):
-    before, scheduler = picture(pipe), pipe.scheduler
+    before, scheduler, shift = picture(pipe), pipe.scheduler, pipe.scheduler.shift
+    stock = {factor: stock_at(pipe, factor) for factor in (2.5, 1.75)}
     made(pipe.transformer, shift=2.5).save_pretrained(tmp_path / "made")
     applied = load(pipe, tmp_path / "made")
-    assert torch.equal(picture(pipe), stock_at(pipe, 2.5))
+    assert torch.equal(picture(pipe), stock[2.5])
     applied.set_strength(0.5)
-    assert torch.equal(picture(pipe), stock_at(pipe, 1.75))
+    assert torch.equal(picture(pipe), stock[1.75])
     with pytest.raises(FuseError, match="changes the shift of the sampling"):
         applied.fuse()
     applied.set_strength(0.0)
-    assert pipe.scheduler is scheduler
+    assert scheduler.shift == shift
     applied.set_strength(1.0)
     applied.unload()
     assert pipe.scheduler is scheduler

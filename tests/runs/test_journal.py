@@ -317,7 +317,7 @@ def test_appending_to_a_deleted_or_closed_journal_is_refused(path: Path) -> None
 WRITER = """
 import sys
 from pathlib import Path
-from calibri.runs import Journal
+from calibri.runs.journal import Journal
 journal = Journal.open(Path(sys.argv[1]))
 n = len(journal.records)
 while True:

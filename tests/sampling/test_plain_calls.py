@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from calibri.config import SamplingConfig
-from calibri.pipelines.capabilities import embeds_guidance
+from calibri.pipelines.networks import networks_of
 from calibri.prompts.files import make_prompts
 from calibri.sampling.sampler import Noise, Sampler
 from tests.sampling.pipelines import CASES
@@ -56,7 +56,7 @@ def test_one_prompt_reaches_the_transformer_as_in_a_plain_call(case, negative):
 
     pipe = case.build()
     words = dict(num_inference_steps=3, generator=torch.Generator().manual_seed(5))
-    if embeds_guidance(pipe.transformer):
+    if networks_of(pipe)[0].embeds_guidance:
         guidance = {"guidance_scale": 1.0} | guidance
     if text is not None or (guided and case.guidance == "true_cfg_scale"):
         # Without one these pipelines run no guidance.

@@ -55,19 +55,43 @@ def test_a_linear_shift_of_the_image_size_is_multiplied():
         assert torch.equal(pipe.sigmas(mu=0.75), stock.sigmas(mu=2.25))
 
 
-def test_the_scheduler_comes_back_and_a_factor_of_one_leaves_it():
+def test_the_scheduler_is_what_it_was_and_a_factor_of_one_leaves_it():
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    pipe = Pipe(scheduler)
+    pipe, before = Pipe(scheduler), dict(vars(scheduler))
     with changed_shift(pipe, 1.0):
-        assert pipe.scheduler is scheduler
+        assert vars(scheduler) == before
     with changed_shift(pipe, 2.0):
-        assert pipe.scheduler is not scheduler
-    assert pipe.scheduler is scheduler
+        assert pipe.scheduler is scheduler
+        assert scheduler.shift == 6.0
+        pipe.sigmas()
     assert scheduler.shift == 3.0
-    undo = change_shift(pipe, 2.0)
-    pipe.scheduler = given_since = FlowMatchEulerDiscreteScheduler()
-    undo()
-    assert pipe.scheduler is given_since
+    assert vars(scheduler).keys() == before.keys()
+    assert all(value is before[name] for name, value in vars(scheduler).items())
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_pipelines_with_one_scheduler_have_one_shift(dynamic):
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=dynamic)
+    pipe, other = Pipe(scheduler), Pipe(scheduler)
+    mu = {"mu": 0.5} if dynamic else {}
+    before = other.sigmas(**mu)
+    with changed_shift(pipe, 2.0):
+        made_meanwhile = Pipe(pipe.scheduler)
+        assert torch.equal(other.sigmas(**mu), pipe.sigmas(**mu))
+        assert not torch.equal(other.sigmas(**mu), before)
+    for one in (pipe, other, made_meanwhile):
+        assert torch.equal(one.sigmas(**mu), before)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_what_is_saved_meanwhile_is_the_original_scheduler(dynamic, tmp_path):
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=dynamic)
+    with changed_shift(Pipe(scheduler), 2.0):
+        scheduler.save_pretrained(tmp_path)
+        made = type(scheduler).from_config(scheduler.config)
+    saved = FlowMatchEulerDiscreteScheduler.from_pretrained(tmp_path)
+    assert all(scheduler.config[name] == value for name, value in saved.config.items())
+    assert saved.shift == made.shift == 3.0
 
 
 def test_a_changed_scheduler_is_what_pipelines_expect(pipe):

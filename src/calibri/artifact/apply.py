@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -13,22 +13,25 @@ from typing import Any
 from torch import nn
 
 from calibri.artifact.calibration import Calibration
+from calibri.artifact.watch import Watch
 from calibri.coefficients import BRANCHES, Branch, Coefficients, check_factors
 from calibri.errors import CalibrationError, CalibriError, FuseError, GuidanceError
-from calibri.pipelines import networks_of, sites_of
+from calibri.pipelines import Network, networks_of, sites_of
 from calibri.sampling import (
     BranchResolver,
     Fused,
     Layout,
     Scaler,
+    Uncopied,
     change_shift,
     own_negative_prompt,
 )
 
+# Marks a transformer, and no more than that: what stands on it goes along wherever it is copied.
 _APPLIED = "_calibri_applied"
 
 
-class AppliedCalibration:
+class AppliedCalibration(Uncopied):
     """A calibration on a pipeline. Made by ``load``.
 
     Attributes:
@@ -43,7 +46,9 @@ class AppliedCalibration:
         self._coefficients = self._full.with_strength(strength)
         self._resolver: BranchResolver | _ToldBranch | None = None
         self._scaler: Scaler | None = None
+        self._watch: Watch | None = None
         self._fused: Fused | None = None
+        self._is_loaded = True
         self._restore_schedule: Callable[[], None] = lambda: None
         self._attach()
 
@@ -69,6 +74,7 @@ class AppliedCalibration:
             CalibrationError: ``strength`` is outside [0, 1].
             FuseError: the calibration is fused.
         """
+        self._check_loaded()
         if self._fused is not None:
             raise FuseError("The calibration is fused into the weights. Call unfuse() first.")
         self._coefficients = self._full.with_strength(strength)
@@ -84,15 +90,12 @@ class AppliedCalibration:
         Raises:
             FuseError: the calibration is an ensemble, the scales differ between the branches of
                 guidance, or a weight cannot take a scale.
+            CalibrationError: it is not loaded any more.
         """
+        self._check_loaded()
         if self._fused is not None:
             return
-        owned = [_of_branch(self._coefficients, network.branch) for network in self.networks]
-        for own in owned:
-            if reason := own.unfoldable:
-                raise FuseError(f"{reason} Keep it loaded without fusing.")
-        sites = sites_of(self.networks)
-        scales = [own.site_scales(sites)[0] for own in owned]
+        scales = scales_to_fold(self._coefficients, self.networks)
         self._fused = Fused(self.networks, scales, keep_originals=keep_originals)
         self._detach()
 
@@ -104,9 +107,14 @@ class AppliedCalibration:
         """
         if self._fused is None:
             return
-        self._fused.undo()
-        self._fused = None
+        # The hooks first: what refuses leaves the calibration fused as it was.
         self._attach()
+        try:
+            self._fused.undo()
+        except CalibriError:
+            self._detach()
+            raise
+        self._fused = None
 
     def unload(self) -> None:
         """Remove the calibration; the pipeline is as it was before.
@@ -114,12 +122,21 @@ class AppliedCalibration:
         Raises:
             FuseError: it was fused without keeping the original weights.
         """
+        if not self._is_loaded:
+            return
         if self._fused is not None:
             self._fused.undo()
             self._fused = None
         self._detach()
+        self._is_loaded = False
         for network in self.networks:
             delattr(network.transformer, _APPLIED)
+
+    def _check_loaded(self) -> None:
+        if not self._is_loaded:
+            raise CalibrationError(
+                "This calibration was unloaded. Load it again and use the handle that load returns."
+            )
 
     def _attach(self) -> None:
         if self._full.num_branches > 1 and self._full.per_branch:
@@ -127,6 +144,7 @@ class AppliedCalibration:
             self._resolver = _ToldBranch() if bare else BranchResolver(self.pipe)
         try:
             self._scaler = Scaler(self.networks, self._resolver)
+            self._watch = Watch(self.pipe, self.networks, self._scaler)
             self._set()
         except CalibriError:
             self._detach()
@@ -134,12 +152,19 @@ class AppliedCalibration:
 
     def _set(self) -> None:
         assert self._scaler is not None
+        assert self._watch is not None
         self._scaler.apply([self._coefficients])
         self._restore_schedule()
-        self._restore_schedule = change_shift(self.pipe, self._coefficients.shift)
+        shift = self._coefficients.shift
+        self._restore_schedule = change_shift(self.pipe, shift)
+        self._watch.expect_scheduler(None if shift == 1.0 else self.pipe.scheduler)
 
     def _detach(self) -> None:
         self._restore_schedule()
+        self._restore_schedule = lambda: None
+        if self._watch is not None:
+            self._watch.remove()
+            self._watch = None
         if self._scaler is not None:
             self._scaler.remove()
             self._scaler = None
@@ -152,6 +177,38 @@ def _coefficients_of(calibration: Calibration | Coefficients) -> Coefficients:
     if isinstance(calibration, Calibration):
         return calibration.coefficients
     return calibration
+
+
+def scales_to_fold(
+    coefficients: Coefficients, networks: Sequence[Network]
+) -> list[Sequence[float]]:
+    """Give each network the scales that its weights are to take.
+
+    Raises:
+        FuseError: weights cannot hold these coefficients.
+        CalibrationError: they are for another model.
+    """
+    owned = [_of_branch(coefficients, network.branch) for network in networks]
+    for own in owned:
+        if reason := own.unfoldable:
+            raise FuseError(f"{reason} Keep it loaded without fusing.")
+    sites = sites_of(networks)
+    return [own.site_scales(sites)[0].tolist() for own in owned]
+
+
+def check_class(calibration: Calibration, networks: Sequence[Network]) -> None:
+    """Refuse a calibration of another transformer.
+
+    Raises:
+        CalibrationError: the class is another.
+    """
+    found = type(networks[0].transformer).__name__
+    if found != calibration.transformer_class:
+        raise CalibrationError(
+            f"This calibration was made for {calibration.transformer_class} "
+            f"({calibration.base_model}); the pipeline has a {found}. Load it onto the model it "
+            "was made for."
+        )
 
 
 def _of_branch(coefficients: Coefficients, branch: int | None) -> Coefficients:
@@ -247,13 +304,8 @@ def apply(
 ) -> AppliedCalibration:
     """Do what ``load`` does with a calibration that is loaded, without its warning."""
     networks = networks_of(pipe)
-    found = type(networks[0].transformer).__name__
-    if isinstance(calibration, Calibration) and found != calibration.transformer_class:
-        raise CalibrationError(
-            f"This calibration was made for {calibration.transformer_class} "
-            f"({calibration.base_model}); the pipeline has a {found}. Load it onto the model it "
-            "was made for."
-        )
+    if isinstance(calibration, Calibration):
+        check_class(calibration, networks)
     if any(getattr(network.transformer, _APPLIED, None) for network in networks):
         raise CalibrationError(
             "A calibration is already loaded onto this pipeline. Call unload() on it first."
@@ -263,5 +315,5 @@ def apply(
     check_factors(coefficients.factors, pipe)
     applied = AppliedCalibration(pipe, calibration, strength)
     for network in networks:
-        setattr(network.transformer, _APPLIED, applied)
+        setattr(network.transformer, _APPLIED, True)
     return applied

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 from calibri.artifact.apply import load
 from calibri.artifact.calibration import Calibration
-from calibri.errors import RunError
+from calibri.artifact.stored_fuse import StoredPipeline, stored_folder
+from calibri.artifact.survival import loss, survival
+from calibri.errors import CalibriWarning, RunError, UnsupportedModelError
 from calibri.files import check_new_folder
 from calibri.pipelines import load_pipeline
 
@@ -18,9 +21,13 @@ def fuse(
     pipeline: str | None = None,
     strength: float = 1.0,
     revision: str | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
 ) -> Path:
     """Fold a calibration into a pipeline and save it as an ordinary diffusers folder.
+
+    Without a ``dtype`` the stored files are copied and the weights that take a scale changed in
+    them, one at a time: every dtype, shard and other part of the pipeline stays as it is stored.
+    A warning says where the stored precision rounds a good part of the calibration away.
 
     Args:
         calibration: a folder, a finished run, a repository id, or a ``Calibration``.
@@ -28,7 +35,8 @@ def fuse(
         pipeline: a name (see ``load_pipeline``); None for the calibration's base model.
         strength: 0 is the original model, 1 the full calibration.
         revision: branch, tag or commit of a repository.
-        dtype: of the saved weights.
+        dtype: of all saved weights, which are then loaded and converted; None for that in which
+            each is stored, or for float32 where they are not stored as safetensors.
 
     Returns:
         The folder.
@@ -36,17 +44,50 @@ def fuse(
     Raises:
         RunError: the folder is not empty or cannot be written.
         FuseError: the calibration cannot be folded.
+        UnsupportedModelError: the pipeline cannot be read.
     """
     target = Path(output)
     check_new_folder(target)
     if not isinstance(calibration, Calibration):
         calibration = Calibration.from_pretrained(calibration)
-    pipe = load_pipeline(
-        pipeline or calibration.base_model, revision=revision, dtype=dtype, device="cpu"
-    )
+    name = pipeline or calibration.base_model
+    if dtype is None and _fuse_stored(calibration, name, target, strength, revision):
+        return target
+    pipe = load_pipeline(name, revision=revision, dtype=dtype or "float32", device="cpu")
     load(pipe, calibration, strength=strength).fuse(keep_originals=False)
     try:
         pipe.save_pretrained(target)
     except OSError as error:
-        raise RunError(f"Cannot write the pipeline to '{target}': {error}.") from error
+        raise _unwritten(target, error) from error
     return target
+
+
+def _fuse_stored(
+    calibration: Calibration, name: str, target: Path, strength: float, revision: str | None
+) -> bool:
+    """Fold into the stored files; say whether they are such as can be changed."""
+    folder = stored_folder(name, revision)
+    if folder is None:
+        return False
+    coefficients = calibration.coefficients.with_strength(strength)
+    wanted = calibration.model_copy(update={"coefficients": coefficients})
+    try:
+        stored = StoredPipeline(folder, wanted)
+    except (OSError, ValueError) as error:
+        raise UnsupportedModelError(
+            f"Cannot read the weights of '{name}': {error}. Check the folder, or download the "
+            "repository again."
+        ) from error
+    if not stored.is_complete:
+        return False
+    try:
+        kept = stored.write(target)
+    except OSError as error:
+        raise _unwritten(target, error) from error
+    if said := loss(survival(kept)):
+        warnings.warn(said, CalibriWarning, stacklevel=3)
+    return True
+
+
+def _unwritten(target: Path, error: OSError) -> RunError:
+    return RunError(f"Cannot write the pipeline to '{target}': {error}.")

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from calibri.cli.display import err, loading, out, say, verbatim
-from calibri.cli.options import CalibrationArgument, DtypeOption, PipelineOption, StrengthOption
+from calibri.cli.options import (
+    MACHINE,
+    CalibrationArgument,
+    DtypeName,
+    PipelineOption,
+    StrengthOption,
+)
 from calibri.cli.paths import calibration_source
 from calibri.cli.quiet import quiet_libraries
+from calibri.errors import CalibriWarning
 
 
 def fuse(
@@ -20,7 +28,15 @@ def fuse(
     ],
     pipeline: PipelineOption = None,
     strength: StrengthOption = 1.0,
-    dtype: DtypeOption = "float32",
+    dtype: Annotated[
+        DtypeName | None,
+        typer.Option(
+            "--dtype",
+            help="Precision of the saved weights; by default each keeps the one it is stored in.",
+            show_default=False,
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
 ) -> None:
     """Fold a calibration into the weights and save an ordinary diffusers pipeline.
 
@@ -33,6 +49,13 @@ def fuse(
         from calibri import fuse as fuse_pipeline
 
         quiet_libraries()
-        folder = fuse_pipeline(source, output, pipeline=pipeline, strength=strength, dtype=dtype)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always", CalibriWarning)
+            folder = fuse_pipeline(
+                source, output, pipeline=pipeline, strength=strength, dtype=dtype
+            )
+    for warning in said:
+        if issubclass(warning.category, CalibriWarning):
+            say(err(), str(warning.message))
     verbatim(out(), str(folder))
     say(err(), f"Load it with DiffusionPipeline.from_pretrained({str(folder)!r}).")

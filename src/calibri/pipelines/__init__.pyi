@@ -20,5 +20,12 @@ from .pipeline import PipelineOrTransformer as PipelineOrTransformer
 from .placement import movable_modules as movable_modules
 from .sites.site import Fold as Fold
 from .sites.site import Site as Site
+from .skeletons import load_pipeline_skeleton as load_pipeline_skeleton
 from .skeletons import load_skeleton as load_skeleton
+from .skeletons import load_skeletons as load_skeletons
 from .skeletons import load_transformer as load_transformer
+from .stored import StoredTensor as StoredTensor
+from .stored import change_stored as change_stored
+from .stored import is_other_index as is_other_index
+from .stored import stored_tensors as stored_tensors
+from .stored import weight_files as weight_files

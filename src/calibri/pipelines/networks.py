@@ -19,7 +19,7 @@ from calibri.pipelines.sites.site import Site
 from calibri.pipelines.trajectory import Trajectory, knows_timesteps, schedule_of, trajectory_of
 
 # What pipelines call their transformers, the one that bears the plain names first.
-_TRANSFORMERS = ("transformer", "transformer_2", "unconditional_transformer")
+TRANSFORMERS = ("transformer", "transformer_2", "unconditional_transformer")
 # Branch of guidance of each where there is one for each branch.
 _BRANCHES = {"transformer": 0, "unconditional_transformer": 1}
 
@@ -113,6 +113,12 @@ def sites_of(model: Model) -> tuple[Site, ...]:
     return tuple(site for network in networks_of(model) for site in network.sites)
 
 
+def _plain(model: nn.Module) -> nn.Module:
+    """Look into what ``torch.compile(model)`` returns: the model itself, which it runs."""
+    inner: nn.Module = getattr(model, "_orig_mod", model)
+    return inner
+
+
 def networks_of(model: Model) -> tuple[Network, ...]:
     """List the transformers of a pipeline; a bare transformer is the only one.
 
@@ -126,20 +132,20 @@ def networks_of(model: Model) -> tuple[Network, ...]:
         UnsupportedModelError: the pipeline has none (a UNet, say).
     """
     if isinstance(model, nn.Module):
-        return (Network(model),)
+        return (Network(_plain(model)),)
     if isinstance(model, Sequence):
         return tuple(model)
     return _networks_of_pipeline(model)
 
 
 def _networks_of_pipeline(pipe: Pipeline) -> tuple[Network, ...]:
-    parts = {name: getattr(pipe, name, None) for name in _TRANSFORMERS}
+    parts = {name: getattr(pipe, name, None) for name in TRANSFORMERS}
     if parts["transformer_2"] is not None and getattr(pipe.config, "boundary_ratio", 1) is None:
         del parts["transformer_2"]  # which the pipeline then never runs
     branches = _BRANCHES if parts["unconditional_transformer"] is not None else {}
     scheduler = getattr(pipe, "scheduler", None)
     networks = tuple(
-        Network(part, "" if name == "transformer" else name, branches.get(name), scheduler)
+        Network(_plain(part), "" if name == "transformer" else name, branches.get(name), scheduler)
         for name, part in parts.items()
         if isinstance(part, nn.Module)
     )

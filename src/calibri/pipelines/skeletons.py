@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import SD3Transformer2DModel
+import transformers
+from diffusers import DiffusionPipeline, SD3Transformer2DModel
+from huggingface_hub import snapshot_download
 from torch import nn
 
 from calibri.config import SHIPPED
 from calibri.errors import UnsupportedModelError, first_line
 from calibri.pipelines.classes import transformer_classes
+from calibri.pipelines.loading import load_pipeline
+from calibri.pipelines.networks import TRANSFORMERS, Network, networks_of
+from calibri.pipelines.stored import stored_dtype, weight_files
 from calibri.shapes import PIPELINE_PATH
 
 _FOLDER = "transformer"
@@ -29,10 +39,102 @@ def load_skeleton(name: str, *, revision: str | None = None) -> nn.Module:
     Raises:
         UnsupportedModelError: it cannot be found, or its transformer is not one of diffusers.
     """
-    kind, config = _configured(name, revision)
+    return _skeleton(name, revision)
+
+
+def _skeleton(name: str, revision: str | None, folder: str = _FOLDER) -> nn.Module:
+    kind, config = _configured(name, revision, folder)
     with torch.device("meta"):
         built: nn.Module = kind.from_config(config)
     return built
+
+
+def load_skeletons(name: str, *, revision: str | None = None) -> Sequence[Network]:
+    """Build the transformers of a pipeline without their weights.
+
+    Args:
+        name: ``"shapes"``, a folder, or a Hugging Face repository id.
+        revision: branch, tag or commit of a repository.
+
+    Returns:
+        As ``networks_of`` lists those of the loaded pipeline, on the meta device.
+
+    Raises:
+        UnsupportedModelError: see ``load_skeleton``.
+    """
+    index = _index(name, revision)
+    parts = {}
+    for part in TRANSFORMERS:
+        if (index.get(part) or (None,))[0] is not None:
+            parts[part] = _skeleton(name, revision, part)
+    kind = getattr(diffusers, str(index.get("_class_name")), object)
+    ratio = inspect.signature(kind).parameters.get("boundary_ratio")
+    default = 1 if ratio is None else ratio.default
+    config = SimpleNamespace(boundary_ratio=index.get("boundary_ratio", default))
+    pipe: Any = SimpleNamespace(config=config, components=parts, **parts)
+    return networks_of(pipe)
+
+
+def load_pipeline_skeleton(name: str, *, revision: str | None = None) -> Any:
+    """Load a pipeline without weights: enough to know its sites and how it is called.
+
+    Args:
+        name: ``"shapes"``, a folder, or a Hugging Face repository id.
+        revision: branch, tag or commit of a repository.
+
+    Returns:
+        The pipeline, its models on the meta device; with weights and on the CPU where a part is
+        neither of diffusers nor of transformers.
+
+    Raises:
+        UnsupportedModelError: nothing could be read under that name, or it has no transformer.
+    """
+    index = _index(name, revision)
+    kind: Any = getattr(diffusers, str(index.get("_class_name")), None)
+    try:
+        parts = {
+            part: _component(entry, name, revision, part) if _is_part(entry) else entry
+            for part, entry in index.items()
+        }
+        known = inspect.signature(kind).parameters if kind is not None else {}
+        pipe = kind(**{part: parts.get(part, known[part].default) for part in known})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return load_pipeline(name, revision=revision, device="cpu")
+    networks_of(pipe)
+    return pipe
+
+
+def _is_part(entry: Any) -> bool:
+    """Tell a part of a pipeline from a setting: a library and a class of it, or no two."""
+    if not isinstance(entry, list | tuple) or len(entry) != 2:
+        return False
+    return all(word is None or isinstance(word, str) for word in entry)
+
+
+def _component(entry: Any, name: str, revision: str | None, part: str) -> Any:
+    library, class_name = entry
+    if library is None:
+        return None
+    kind = getattr({"diffusers": diffusers, "transformers": transformers}[library], class_name)
+    place = {"subfolder": part, "revision": revision}
+    if not issubclass(kind, nn.Module):
+        return kind.from_pretrained(_path(name), **place)
+    if issubclass(kind, transformers.PreTrainedModel):
+        build, config = kind, kind.config_class.from_pretrained(_path(name), **place)
+    else:
+        build, config = kind.from_config, kind.load_config(_path(name), **place)
+    with torch.device("meta"):
+        return build(config)
+
+
+def _index(name: str, revision: str | None) -> dict[str, Any]:
+    try:
+        return dict(DiffusionPipeline.load_config(_path(name), revision=revision))
+    except (OSError, ValueError) as error:
+        raise UnsupportedModelError(
+            f"Cannot load a pipeline from '{name}': {first_line(error)}. Pass a folder with "
+            f"model_index.json, a repository id, or '{SHIPPED}'."
+        ) from error
 
 
 def load_transformer(name: str, *, revision: str | None = None) -> nn.Module:
@@ -47,7 +149,11 @@ def load_transformer(name: str, *, revision: str | None = None) -> nn.Module:
     """
     kind, _ = _configured(name, revision)
     try:
-        loaded: nn.Module = kind.from_pretrained(_path(name), subfolder=_FOLDER, revision=revision)
+        # diffusers converts to float32 unless it is told the type.
+        dtype = stored_dtype(weight_files(_weights(name, revision)))
+        loaded: nn.Module = kind.from_pretrained(
+            _path(name), subfolder=_FOLDER, revision=revision, dtype=dtype
+        )
     except (OSError, ValueError) as error:
         raise UnsupportedModelError(
             f"Cannot read the transformer's weights of '{name}': {first_line(error)}. Check the "
@@ -56,18 +162,26 @@ def load_transformer(name: str, *, revision: str | None = None) -> nn.Module:
     return loaded
 
 
-def _configured(name: str, revision: str | None) -> tuple[Any, Any]:
+def _configured(name: str, revision: str | None, folder: str = _FOLDER) -> tuple[Any, Any]:
     try:
         # Reading a configuration is the same for every class.
-        config = SD3Transformer2DModel.load_config(
-            _path(name), subfolder=_FOLDER, revision=revision
-        )
+        config = SD3Transformer2DModel.load_config(_path(name), subfolder=folder, revision=revision)
         return transformer_classes()[config["_class_name"]], config
     except (OSError, ValueError, KeyError) as error:
         raise UnsupportedModelError(
             f"Cannot read the transformer's configuration of '{name}': {first_line(error)}. Pass a "
             "diffusers folder or a repository id whose transformer is one of `calibri models`."
         ) from error
+
+
+def _weights(name: str, revision: str | None) -> Path:
+    """Find the folder with the weights of the transformer, after a download where it must be."""
+    path = _path(name)
+    if not Path(path).is_dir():
+        files = ("config.json", "diffusion_pytorch_model*.safetensors*")
+        wanted = [f"{_FOLDER}/{file}" for file in files]
+        path = snapshot_download(path, revision=revision, allow_patterns=wanted)
+    return Path(path) / _FOLDER
 
 
 def _path(name: str) -> str:

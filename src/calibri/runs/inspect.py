@@ -16,6 +16,7 @@ from calibri.pipelines import (
     Discovery,
     Network,
     load_pipeline,
+    load_pipeline_skeleton,
     networks_of,
     parameter_names,
     sites_of,
@@ -96,7 +97,7 @@ def inspect(
     if discover and sites is not None:
         raise ConfigError("Discover the sites or read them from a file, not both.")
     name = pipeline if isinstance(pipeline, str | Path) else type(pipeline).__name__
-    loaded = _loaded(pipeline, revision)
+    loaded = _loaded(pipeline, revision, with_weights=discover)
     networks = networks_of(loaded)
     transformer = networks[0].transformer
     discovery = _discover(loaded, transformer) if discover else None
@@ -149,10 +150,12 @@ def _inspection(name: str, networks: Sequence[Network], granularity: Granularity
     )
 
 
-def _loaded(pipeline: Any, revision: str | None) -> Any:
-    if isinstance(pipeline, str | Path):
+def _loaded(pipeline: Any, revision: str | None, with_weights: bool) -> Any:
+    if not isinstance(pipeline, str | Path):
+        return pipeline
+    if with_weights:
         return load_pipeline(str(pipeline), revision=revision, device="cpu")
-    return pipeline
+    return load_pipeline_skeleton(str(pipeline), revision=revision)
 
 
 def _discover(pipeline: Any, transformer: nn.Module) -> Discovery:

@@ -1,11 +1,15 @@
 from .branches import BranchResolver as BranchResolver
 from .call import GivenSettings as GivenSettings
 from .call import PipelineCall as PipelineCall
+from .methods import replace_method as replace_method
 from .sampler import Noise as Noise
 from .sampler import Sampler as Sampler
+from .scales.fold import FoldStep as FoldStep
 from .scales.fold import Fused as Fused
+from .scales.fold import fold_steps as fold_steps
 from .scales.layout import Layout as Layout
 from .scales.scaler import Scaler as Scaler
+from .scales.uncopied import Uncopied as Uncopied
 from .shift import change_shift as change_shift
 from .signatures import bins_sizes as bins_sizes
 from .signatures import call_arguments as call_arguments

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from calibri.errors import GuidanceError, UnsupportedModelError
 from calibri.pipelines import Network, Pipeline, networks_of
+from calibri.sampling.methods import replace_method
 from calibri.sampling.scales.layout import Layout
 from calibri.sampling.signatures import NEGATIVE, encoded_names, named_outputs, returns_both
 
@@ -72,12 +73,12 @@ class BranchResolver:
                 "set of coefficients without guidance."
             )
         self._both = returns_both(self._names)
-        self._undo.append(_replace(pipe, "encode_prompt", self._watch_encode))
+        self._undo.append(replace_method(pipe, "encode_prompt", self._watch_encode))
         if hasattr(pipe, "check_inputs"):
-            self._undo.append(_replace(pipe, "check_inputs", self._watch_start))
+            self._undo.append(replace_method(pipe, "check_inputs", self._watch_start))
         for network in networks:
             if hasattr(network.transformer, "cache_context"):
-                undo = _replace(network.transformer, "cache_context", self._watch_context)
+                undo = replace_method(network.transformer, "cache_context", self._watch_context)
                 self._undo.append(undo)
 
     def remove(self) -> None:
@@ -216,22 +217,6 @@ def _unknown(problem: str) -> GuidanceError:
         f"transformer received {problem}. Use a negative prompt that differs from the prompt, and "
         "call the pipeline rather than its transformer."
     )
-
-
-def _replace(
-    owner: Any, name: str, change: Callable[[Callable[..., Any]], Callable[..., Any]]
-) -> Callable[[], None]:
-    """Shadow a method on one instance; the function returned takes that back."""
-    before = vars(owner).get(name)
-    setattr(owner, name, change(getattr(owner, name)))
-
-    def undo() -> None:
-        if before is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, before)
-
-    return undo
 
 
 # Parts of a name that say it holds no tokens of the prompt.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,14 +18,18 @@ from calibri.pipelines import Pipeline
 
 
 def change_shift(pipe: Pipeline, factor: float) -> Callable[[], None]:
-    """Give a pipeline a scheduler whose shift is that of its own times a factor.
+    """Multiply the shift of a pipeline's scheduler by a factor.
+
+    The scheduler itself changes, so that pipelines that have it in common, such as those that
+    ``from_pipe`` makes, keep and lose the factor together. Its configuration does not: what is
+    saved or made from that is the original.
 
     Args:
-        pipe: its scheduler is replaced by a copy, and left alone when the factor is 1.
+        pipe: its scheduler is left alone when the factor is 1.
         factor: above 0.
 
     Returns:
-        A function that gives the pipeline its scheduler back.
+        A function that makes the scheduler what it was before.
 
     Raises:
         UnsupportedModelError: the scheduler is another than FlowMatchEulerDiscreteScheduler.
@@ -33,14 +37,19 @@ def change_shift(pipe: Pipeline, factor: float) -> Callable[[], None]:
     if factor == 1.0:
         return lambda: None
     check_factors(("shift",), pipe)
-    before = pipe.scheduler
-    pipe.scheduler = changed = _shifted(before, factor)
+    scheduler: Any = pipe.scheduler
+    kind, state = type(scheduler), dict(vars(scheduler))
+    shifted = _shifted(scheduler, factor)
+    # The settings of a class of diffusers are in its configuration, kept under this name.
+    changed = {name: v for name, v in vars(shifted).items() if name != "_internal_dict"}
+    _become(scheduler, type(shifted), state | changed)
+    return functools.partial(_become, scheduler, kind, state)
 
-    def undo() -> None:
-        if pipe.scheduler is changed:  # and not one that it was given since
-            pipe.scheduler = before
 
-    return undo
+def _become(scheduler: Any, kind: type, state: Mapping[str, Any]) -> None:
+    scheduler.__class__ = kind
+    vars(scheduler).clear()
+    vars(scheduler).update(state)
 
 
 @contextmanager

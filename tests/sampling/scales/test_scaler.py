@@ -5,7 +5,7 @@ import torch
 
 from calibri.coefficients.coefficients import Coefficients
 from calibri.coefficients.space import SearchSpace
-from calibri.errors import CalibrationError, UnsupportedModelError
+from calibri.errors import CalibrationError
 from calibri.pipelines.sites.find import find_sites
 from calibri.sampling.scales.scaler import Scaler
 from tests.tiny import flux_inputs, forward, sd3_inputs, tiny_flux, tiny_sd3
@@ -110,10 +110,3 @@ def test_candidates_of_another_model_are_refused():
 def test_wrong_number_of_scales_is_refused():
     with pytest.raises(ValueError, match="Expected scales"):
         Scaler(tiny_sd3()).set(torch.ones(1, 1, 3))
-
-
-def test_a_compiled_model_is_refused():
-    model = tiny_sd3()
-    model.transformer_blocks[0].compile()
-    with pytest.raises(UnsupportedModelError, match="already compiled"):
-        Scaler(model)

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from calibri.coefficients import check_factors
 from calibri.errors import GuidanceError
 from calibri.pipelines import networks_of
+from calibri.sampling.scales.uncopied import Uncopied
 
 _ARGUMENT = "guidance"
 
 
-class GuidanceHook:
+class GuidanceHook(Uncopied):
     """Multiplies the guidance argument of a transformer row by row; the identity until told.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,6 +13,57 @@ from torch import Tensor, nn
 from calibri.coefficients import Place, scaled_places
 from calibri.errors import FuseError
 from calibri.pipelines import Fold, Network, Site, networks_of
+
+
+@dataclass(frozen=True)
+class FoldStep:
+    """One weight that takes one scale.
+
+    Attributes:
+        site: name of what is scaled.
+        parameter: name of the weight in its transformer.
+        rows: first and last-but-one row to multiply; None for all.
+        scale: the factor.
+    """
+
+    site: str
+    parameter: str
+    rows: tuple[int, int] | None
+    scale: float
+
+    @torch.no_grad()
+    def multiply(self, weight: Tensor) -> None:
+        """Multiply a weight in place."""
+        rows = self.part(weight)
+        # Double precision, one rounding: the closest the weight's dtype has to the product.
+        rows.copy_(rows.double() * self.scale)
+
+    def part(self, weight: Tensor) -> Tensor:
+        """Look at what of a weight is multiplied."""
+        return weight if self.rows is None else weight[slice(*self.rows)]
+
+
+def fold_steps(
+    networks: nn.Module | Sequence[Network], scales: Sequence[float] | Sequence[Sequence[float]]
+) -> list[list[FoldStep]]:
+    """List what folding multiplies; the weights themselves may be on the meta device.
+
+    Args:
+        networks: see ``Fused``.
+        scales: see ``Fused``.
+
+    Returns:
+        For each network its steps, without those that change nothing.
+
+    Raises:
+        FuseError: a target cannot take a scale.
+    """
+    networks = networks_of(networks)
+    rows = np.broadcast_to(np.asarray(scales), (len(networks), np.shape(scales)[-1]))
+    return [
+        _steps(network.transformer, places, row.tolist())
+        for network, places, row in zip(networks, scaled_places(networks), rows, strict=True)
+    ]
 
 
 class Fused:
@@ -35,22 +87,17 @@ class Fused:
         keep_originals: bool = True,
     ) -> None:
         networks = networks_of(networks)
-        rows = np.broadcast_to(np.asarray(scales), (len(networks), np.shape(scales)[-1]))
         targets = []  # all of them before the first weight is changed
-        for network, places, row in zip(networks, scaled_places(networks), rows, strict=True):
-            targets += _targets(network.transformer, places, row.tolist())
-        self._originals: list[tuple[Tensor, Tensor]] = []
+        for network, steps in zip(networks, fold_steps(networks, scales), strict=True):
+            targets += _targets(network.transformer, steps)
         self._keep = keep_originals
-        for parameter, fold, scale in targets:
-            self._multiply(parameter, fold, scale)
-
-    @torch.no_grad()
-    def _multiply(self, parameter: Tensor, fold: Fold, scale: float) -> None:
-        rows = parameter if fold.rows is None else parameter[slice(*fold.rows)]
-        if self._keep:
-            self._originals.append((rows, rows.to("cpu", copy=True)))
-        # Double precision, one rounding: the closest the weight's dtype has to the product.
-        rows.copy_(rows.double() * scale)
+        self._originals = [
+            (step.part(weight), step.part(weight).detach().to("cpu", copy=True))
+            for step, weight in targets
+            if keep_originals
+        ]
+        for step, weight in targets:
+            step.multiply(weight)
 
     @torch.no_grad()
     def undo(self) -> None:
@@ -69,18 +116,34 @@ class Fused:
         self._originals = []
 
 
-def _targets(
+def _steps(
     transformer: nn.Module, places: Sequence[Place], scales: Sequence[float]
-) -> list[tuple[Tensor, Fold, float]]:
-    """List what to multiply."""
+) -> list[FoldStep]:
     _refuse_group_offload(transformer)
     return [
-        (parameter, fold, scales[place.column])
+        FoldStep(place.site.name, name, fold.rows, scales[place.column])
         for place in places
         if scales[place.column] != 1.0
         for fold in _folds_of(place.site)
-        for parameter in _parameters(transformer, fold)
+        for name in _parameters(transformer, fold)
     ]
+
+
+def _targets(transformer: nn.Module, steps: Sequence[FoldStep]) -> list[tuple[FoldStep, Tensor]]:
+    """Find the weights of steps, each of which must belong to one place."""
+    targets: list[tuple[FoldStep, Tensor]] = [
+        (step, transformer.get_parameter(step.parameter)) for step in steps
+    ]
+    names: dict[int, str] = {}
+    for step, weight in targets:
+        _refuse_packed(step.parameter, weight)
+        if names.setdefault(id(weight), step.parameter) != step.parameter:
+            raise FuseError(
+                f"Cannot fold scales into '{step.parameter}': it is the same weight as "
+                f"'{names[id(weight)]}', and would take the scales of both. Keep the calibration "
+                "loaded without fusing."
+            )
+    return targets
 
 
 def _refuse_group_offload(transformer: nn.Module) -> None:
@@ -117,7 +180,7 @@ def _folds_of(site: Site) -> tuple[Fold, ...]:
     return site.fold
 
 
-def _parameters(transformer: nn.Module, fold: Fold) -> list[Tensor]:
+def _parameters(transformer: nn.Module, fold: Fold) -> list[str]:
     parent, _, name = fold.path.rpartition(".")
     owner = transformer.get_submodule(parent)
     target = getattr(owner, name)
@@ -128,14 +191,14 @@ def _parameters(transformer: nn.Module, fold: Fold) -> list[Tensor]:
             "(pipe.fuse_lora(), then pipe.unload_lora_weights()), fuse before quantising, or keep "
             "the calibration loaded without fusing."
         )
-    own = list(target.parameters(recurse=False)) if isinstance(target, nn.Module) else [target]
+    if not isinstance(target, nn.Module):
+        return [fold.path]
+    own = [f"{fold.path}.{name}" for name, _ in target.named_parameters(recurse=False)]
     if not own:
         raise FuseError(
             f"Cannot fold a scale into '{fold.path}': it has no weights in this model. Keep the "
             "calibration loaded without fusing."
         )
-    for parameter in own:
-        _refuse_packed(fold.path, parameter)
     return own
 
 

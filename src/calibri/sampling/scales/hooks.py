@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from calibri.coefficients import Place
-from calibri.errors import UnsupportedModelError
 from calibri.pipelines import Call, Network
 from calibri.sampling.scales.behaviours import AlongTrajectory, Behaviour, ByBranch, Constant
 from calibri.sampling.scales.ensemble import MemberSum, PassRunner
 from calibri.sampling.scales.layout import LayoutResolver, RowLayout
 from calibri.sampling.scales.site_hooks import SiteHooks
+from calibri.sampling.scales.uncopied import Uncopied
 from calibri.sampling.scales.wrapped_forward import WrappedForward
 
 
-class NetworkHooks:
+class NetworkHooks(Uncopied):
     """The hooks of one transformer, the identity until told otherwise.
 
     Args:
@@ -71,6 +71,10 @@ class NetworkHooks:
         self._behaviour = behaviour
         behaviour.use(scales.to(_device(self._transformer), torch.float32))
 
+    def skipped(self) -> list[str]:
+        """Name the sites inside of blocks that were not scaled since this was last asked."""
+        return self._sites.skipped()
+
     def remove(self) -> None:
         """Take every hook off; the transformer is as it was before."""
         self._before_forward.remove()
@@ -87,13 +91,3 @@ def _device(transformer: nn.Module) -> torch.device:
     device = next(transformer.parameters()).device
     # Weights of a sequentially offloaded model rest on the meta device between forwards.
     return torch.device("cpu") if device.type == "meta" else device
-
-
-def refuse_compiled(transformer: nn.Module) -> None:
-    """Raise UnsupportedModelError for a compiled model: torch ignores hooks added to it."""
-    compiled = (m for m in transformer.modules() if m._compiled_call_impl is not None)
-    if hasattr(transformer, "_orig_mod") or next(compiled, None) is not None:
-        raise UnsupportedModelError(
-            "This transformer is already compiled, and torch ignores hooks added after that. "
-            "Load the calibration first, then compile; or fuse the calibration into the weights."
-        )

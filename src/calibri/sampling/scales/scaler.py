@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from calibri.coefficients import Coefficients, scaled_places
 from calibri.pipelines import Network, networks_of, sites_of
+from calibri.sampling.scales.compiled import guard_hooks
 from calibri.sampling.scales.embedded import GuidanceHook
-from calibri.sampling.scales.hooks import NetworkHooks, refuse_compiled
+from calibri.sampling.scales.hooks import NetworkHooks
 from calibri.sampling.scales.layout import LayoutResolver
 
 
@@ -27,8 +28,7 @@ class Scaler:
         sites: their sites, in the order of the scales.
 
     Raises:
-        UnsupportedModelError: no sites are known, or a model is already compiled (torch ignores
-            hooks that are added after the first compiled call).
+        UnsupportedModelError: no sites are known.
     """
 
     def __init__(
@@ -37,8 +37,7 @@ class Scaler:
         self.networks = networks_of(networks)
         self.sites = sites_of(self.networks)
         places = scaled_places(self.networks)
-        for network in self.networks:  # all of them before the first is touched
-            refuse_compiled(network.transformer)
+        guard_hooks()
         self._hooks = [
             NetworkHooks(network, own, resolver)
             for network, own in zip(self.networks, places, strict=True)
@@ -119,6 +118,14 @@ class Scaler:
             hook.set(guidance)
         for hooks, behaviour in zip(self._hooks, chosen, strict=True):
             hooks.set(behaviour, scales)
+
+    def skipped(self) -> tuple[list[str], ...]:
+        """Name the sites that no forward has scaled since this was last asked, by transformer.
+
+        Those of a block that was left out are among them, and those that ran in a compiled graph
+        without their hooks.
+        """
+        return tuple(hooks.skipped() for hooks in self._hooks)
 
     def remove(self) -> None:
         """Take every hook off; the transformers are as they were before."""

@@ -12,23 +12,29 @@ from torch.utils.hooks import RemovableHandle
 from calibri.coefficients import Place
 from calibri.errors import GuidanceError
 from calibri.pipelines import Site
+from calibri.sampling.scales.uncopied import Uncopied
 
 
-class SiteHook:
+class SiteHook(Uncopied):
     """Multiplies one output of a module; holds its own view so a compiled graph has no index.
 
     Attributes:
         scale: (1,) for every row, or (rows,).
+        is_inside: whether it is in a block, not the output of the transformer.
+        has_run: set by every run, also from within a compiled graph; whoever asks clears it.
     """
 
     def __init__(self, site: Site) -> None:
         self.index = site.index
         self.name = site.name
         self.axis = site.batch_axis
+        self.is_inside = bool(site.block)
         self.scale = torch.ones(1)
+        self.has_run = False
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Scale what the module returns."""
+        self.has_run = True  # written and never read here: a graph would be tied to its value
         if self.index is None:
             return self._scaled(output)
         parts = list(output)
@@ -108,6 +114,13 @@ class SiteHooks:
         current = self._transformer.get_submodule
         if any(current(path) is not module for path, module in self._modules.items()):
             self._install()
+
+    def skipped(self) -> list[str]:
+        """Name the sites inside of blocks whose hooks have not run since this was last asked."""
+        skipped = [h.name for h in self.hooks if h.is_inside and not h.has_run]
+        for hook in self.hooks:
+            hook.has_run = False
+        return skipped
 
     def remove(self) -> None:
         """Take every hook off."""
