@@ -13,7 +13,7 @@ calibrate: $(VENV)/.base  ## set up, then calibrate the shipped pipeline
 test: lint  ## lint, types, import order and the suite
 	$(PYTEST) -m "not end_to_end"
 
-test-all: lint  ## the same with the benchmarks from end to end
+test-all: lint  ## the same with what takes long from end to end
 	$(PYTEST)
 
 quick: $(VENV)/.dev  ## the suite without its slow tests

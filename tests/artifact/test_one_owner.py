@@ -45,7 +45,7 @@ def separate(pipe):
     return scaled_calibration(pipe, guidance_scale=3.0, branches="separate")
 
 
-KINDS = pytest.mark.parametrize("make", [calibration, ensemble, separate, shifted])
+KINDS = pytest.mark.parametrize("make", [scaled_calibration, ensemble, separate, shifted])
 
 
 @KINDS

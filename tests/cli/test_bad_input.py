@@ -61,6 +61,7 @@ def test_calibrate_refuses_a_file_in_the_way(calibri, tiny, tmp_path):
 
 
 def test_a_run_in_use_is_left_alone(calibri, run):
+    (run / "results.json").unlink()  # as if it were still going on
     with RunFolder.open(run).lock():
         assert refused(calibri("resume", "tiny"), RUN, "runs/tiny is in use by process")
 
@@ -72,6 +73,7 @@ def test_an_unknown_run_names_those_that_exist(calibri, run):
 
 
 def test_a_damaged_journal_is_refused_with_its_place(calibri, run):
+    (run / "results.json").unlink()
     journal = run / "journal.jsonl"
     data = bytearray(journal.read_bytes())
     data[30] ^= 1

@@ -133,7 +133,12 @@ def test_a_search_and_its_evaluation_use_one_negative_prompt(tmp_path):
     pipe.encode_prompt = watched
     values = {
         "sampling": {"num_inference_steps": 2, "guidance_scale": 3.0, "negative_prompt": "blue"},
-        "search": {"generations": 1, "popsize": 4, "bucket_size": 2},
+        "search": {
+            "generations": 1,
+            "popsize": 4,
+            "bucket_size": 2,
+            "num_validation_prompts": 5,
+        },
         "evaluation": {"num_prompts": 5, "num_samples": 1},
         "rewards": {"held_out": []},
     }

@@ -107,7 +107,7 @@ def test_on_the_same_machine_it_ends_as_if_it_had_never_stopped(copy, whole):
     assert found.evaluation.comparisons == whole.evaluation.comparisons
 
 
-@pytest.mark.slow
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("threads", ["1", "2"])
 def test_other_kernels_lose_no_unit(copy, threads, tmp_path):
     """Kernels of other processors, which OpenBLAS lets one choose."""

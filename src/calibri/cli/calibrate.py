@@ -212,18 +212,18 @@ def _run(config: RunConfig, name: str | None, runs: Path) -> None:
     from calibri.runs import reserved_run
 
     if name is not None:
-        return _run_in(runs / name, config)
+        return _run_named(config, name, runs)
     with reserved_run(runs) as path:
-        return _run_in(path, config)
+        return _run_named(config, path.name, runs)
 
 
-def _run_in(path: Path, config: RunConfig) -> None:
+def _run_named(config: RunConfig, name: str, runs: Path) -> None:
     from calibri import calibrate as calibrate_pipeline
 
     def work(progress: Progress) -> RunSummary:
-        return calibrate_pipeline(config, name=path.name, runs=path.parent, progress=progress)
+        return calibrate_pipeline(config, name=name, runs=runs, progress=progress)
 
-    run_with_progress(path, config, work)
+    run_with_progress(runs / name, config, work)
 
 
 def _show_plan(config: RunConfig) -> None:
