@@ -63,32 +63,46 @@ def generate(
         CalibriError: the pipeline or the calibration cannot be loaded.
     """
     prompts = [prompts] if isinstance(prompts, str) else prompts
-    if not prompts:
-        raise ConfigError("There is no prompt. Pass at least one text.")
-    if compare and calibration is None:
-        raise ConfigError("Comparing needs a calibration. Pass --calibration FOLDER.")
-    if calibration is not None and not isinstance(calibration, Calibration):
+    _check_arguments(prompts, calibration, compare)
+    if isinstance(calibration, str | Path):
         calibration = Calibration.from_pretrained(calibration)
-    pipe = pipeline
     if isinstance(pipeline, str | Path):
-        pipe = load_pipeline(str(pipeline), revision=revision, dtype=dtype, device=device)
+        pipeline = load_pipeline(str(pipeline), revision=revision, dtype=dtype, device=device)
     given = {
         "num_inference_steps": num_inference_steps,
         "guidance_scale": guidance_scale,
         "true_cfg_scale": true_cfg_scale,
         "negative_prompt": negative_prompt,
     }
-    call = PipelineCall(pipe, _settings(calibration, given))
-    _check_effect(pipe, prompts[0], seed, call)
+    call = PipelineCall(pipeline, _settings(calibration, given))
+    _check_effect(pipeline, prompts[0], seed, call)
     if calibration is None:
-        return _images(pipe, prompts, seed, call)
-    before = _images(pipe, prompts, seed, call) if compare else []
+        return _images(pipeline, prompts, seed, call)
+    before = _images(pipeline, prompts, seed, call) if compare else []
+    after = _calibrated_images(pipeline, prompts, seed, call, calibration, strength)
+    return [_beside(a, b) for a, b in zip(before, after, strict=True)] if compare else after
+
+
+def _check_arguments(prompts: Sequence[str], calibration: object, compare: bool) -> None:
+    if not prompts:
+        raise ConfigError("There is no prompt. Pass at least one text.")
+    if compare and calibration is None:
+        raise ConfigError("Comparing needs a calibration. Pass --calibration FOLDER.")
+
+
+def _calibrated_images(
+    pipe: Any,
+    prompts: Sequence[str],
+    seed: int,
+    call: PipelineCall,
+    calibration: Calibration,
+    strength: float,
+) -> list[Picture]:
     applied = apply(pipe, calibration, strength)
     try:
-        after = _images(pipe, prompts, seed, call)
+        return _images(pipe, prompts, seed, call)
     finally:
         applied.unload()
-    return [_beside(a, b) for a, b in zip(before, after, strict=True)] if compare else after
 
 
 def _settings(calibration: Calibration | None, given: Mapping[str, Any]) -> GivenSettings:
