@@ -47,8 +47,7 @@ def generate(
         num_inference_steps: None for the steps of the calibration.
         guidance_scale: None for the guidance of the calibration.
         true_cfg_scale: the same for the pipelines that call it so (FLUX, Qwen-Image).
-        negative_prompt: prompt of the unconditional branch; None for that of the calibration, or
-            the pipeline's own.
+        negative_prompt: None for that of the calibration, or for the pipeline's own.
         seed: noise seed; prompt i is sampled with ``seed + i``.
         revision: branch, tag or commit of a repository.
         dtype: of the weights, when the pipeline is loaded here.
