@@ -3,7 +3,7 @@ import torch
 
 from calibri.artifact.calibration import Calibration
 from calibri.pipelines.loading import load_pipeline
-from calibri.results import Comparison, Evaluation, Figure, SettingResult
+from calibri.results import Checkpoint, Comparison, Evaluation, Figure, SettingResult
 from calibri.rewards.registry import make_reward
 from calibri.runs.calibrate import calibrate
 from calibri.runs.comparison import verdict
@@ -65,6 +65,16 @@ def test_the_verdict_says_when_more_steps_are_not_reached():
 def test_the_verdict_on_the_original_itself():
     same = comparison("objective", 6, 0.0, half=0.0)
     assert "nothing better" in verdict(evaluation(same, held_out=()))
+
+
+@pytest.mark.parametrize(("low", "vetoed"), [(0.1, True), (-0.1, False)])
+def test_the_verdict_says_when_a_veto_left_the_original(low, vetoed):
+    same = comparison("objective", 6, 0.0, half=0.0)
+    figure = Figure(mean=0.2, low=low, high=0.5, n=8)
+    refused = Checkpoint(generation=5, difference=figure, vetoed_by=["judge"])
+    text = verdict(evaluation(same), [refused])
+    assert ("lowered judge" in text) == vetoed
+    assert ("nothing better" in text) != vetoed
 
 
 def test_the_original_against_itself_differs_by_nothing(shipped):

@@ -272,7 +272,7 @@ def _summary(
         transformer_class=type(networks_of(session.bench.pipe)[0].transformer).__name__,
         calibri_version=__version__,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        verdict=verdict(evaluation),
+        verdict=verdict(evaluation, search.checkpoints),
         config=_shareable(config),
         granularity=granularity,
         sites=[

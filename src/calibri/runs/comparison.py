@@ -12,7 +12,15 @@ from calibri.arrays import Scores
 from calibri.coefficients import Coefficients
 from calibri.progress import Progress
 from calibri.prompts import Prompt
-from calibri.results import DIVERSITY, FEATURES, Comparison, Evaluation, Fidelity, SettingResult
+from calibri.results import (
+    DIVERSITY,
+    FEATURES,
+    Checkpoint,
+    Comparison,
+    Evaluation,
+    Fidelity,
+    SettingResult,
+)
 from calibri.rewards import Mixture, Scale
 from calibri.runs.session import Session
 from calibri.sampling import Noise
@@ -232,17 +240,34 @@ def film_strip(images: Tensor) -> Tensor:
     return images if images.ndim == 4 else images.permute(0, 2, 3, 1, 4).flatten(3)
 
 
-def verdict(evaluation: Evaluation) -> str:
-    """Say in words what an evaluation shows, no more than its intervals allow."""
+def verdict(evaluation: Evaluation, checkpoints: Sequence[Checkpoint] = ()) -> str:
+    """Say in words what an evaluation shows, no more than its intervals allow.
+
+    Args:
+        evaluation: what to speak of.
+        checkpoints: of the search before it, which tell why nothing was chosen.
+    """
     first = min(c.num_inference_steps for c in evaluation.comparisons)
     same = [c.difference for c in evaluation.comparisons if c.num_inference_steps == first]
     if all(d.mean == d.low == d.high == 0 for d in same):
-        return "The search found nothing better than the original model, which is what it returns."
+        return _nothing_chosen(checkpoints)
     held_out = evaluation.held_out_rewards or [evaluation.objective]
     parts = [_at_same_steps(evaluation, first)]
     for name in held_out:
         parts.append(_against_more_steps(evaluation, name, first))
     return " ".join(part for part in parts if part)
+
+
+def _nothing_chosen(checkpoints: Sequence[Checkpoint]) -> str:
+    vetoes = [c.vetoed_by for c in checkpoints if c.vetoed_by and c.difference.low > 0]
+    if not vetoes:
+        return "The search found nothing better than the original model, which is what it returns."
+    names = ", ".join(dict.fromkeys(name for vetoed_by in vetoes for name in vetoed_by))
+    return (
+        f"The search returns the original model: what raised the objective lowered {names}, "
+        "which vetoed it. A longer search may find what raises both; rewards.guard decides "
+        "whether held-out rewards have a veto."
+    )
 
 
 def _at_same_steps(evaluation: Evaluation, steps: int) -> str:
