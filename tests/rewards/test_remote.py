@@ -13,8 +13,8 @@ from calibri.rewards.registry import make_reward
 from calibri.rewards.remote import RemoteReward
 from calibri.rewards.reward import BatchedReward, Reward, RewardInfo
 from calibri.rewards.server.adapter import info_fields, score_function
-from calibri.rewards.server.standalone import Limits, RewardServer
 from calibri.rewards.servers import Rests
+from tests.rewards.server.serving import serving as server_of
 
 INFO = {"name": "brightness", "variant": "1", "range": [0, None], "unit": "mean"}
 
@@ -42,19 +42,10 @@ def expected(images):
     return images.float().mean((1, 2, 3))
 
 
-@contextlib.contextmanager
-def serving(reward=None, port=0, **options):
+def serving(reward=None, **options):
     reward = reward or Brightness()
-    limits = Limits(**options.pop("limits", {}))
     info = info_fields(reward.info) | options.pop("info", {})
-    server = RewardServer(score_function(reward), info, port=port, limits=limits, **options)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.stop(5.0)
-        thread.join()
+    return server_of(score_function(reward), info, **options)
 
 
 class Script(http.server.BaseHTTPRequestHandler):

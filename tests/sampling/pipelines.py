@@ -208,13 +208,16 @@ CASES = (
         call=dict(height=16, width=16),
         settings=dict(prompt_template_encode="{}", prompt_template_encode_start_idx=0),
     ),
-    PipelineCase(
-        "PixArtSigmaPipeline",
-        "PixArtTransformer2DModel",
-        diffusers.DDIMScheduler,
-        UNCONDITIONAL_FIRST,
-        call=SHORT | dict(use_resolution_binning=False),
-        config=dict(sample_size=32),  # which the pipeline knows sizes for
+    *(
+        PipelineCase(
+            name,
+            "PixArtTransformer2DModel",
+            diffusers.DDIMScheduler,
+            UNCONDITIONAL_FIRST,
+            call=SHORT | dict(use_resolution_binning=False),
+            config=dict(sample_size=32),  # which the pipeline knows sizes for
+        )
+        for name in ("PixArtSigmaPipeline", "PixArtAlphaPipeline")
     ),
     PipelineCase(
         "SanaPipeline",
@@ -265,14 +268,6 @@ CASES = (
         call=dict(height=64, width=64, num_frames=17, max_sequence_length=5),
     ),
     PipelineCase("ChromaPipeline", "ChromaTransformer2DModel", _flow(), APART, call=SHORT),
-    PipelineCase(
-        "PixArtAlphaPipeline",
-        "PixArtTransformer2DModel",
-        diffusers.DDIMScheduler,
-        UNCONDITIONAL_FIRST,
-        call=SHORT | dict(use_resolution_binning=False),
-        config=dict(sample_size=32),  # which the pipeline knows sizes for
-    ),
     PipelineCase(
         "AuraFlowPipeline",
         "AuraFlowTransformer2DModel",

@@ -27,7 +27,7 @@ from calibri.files import write_atomically
 from calibri.pipelines import networks_of
 from calibri.planning import images_by_phase, measures_first
 from calibri.progress import Progress
-from calibri.results import Evaluation, RunSummary, SampleRow, SearchResult, SiteRecord
+from calibri.results import Evaluation, RunSummary, SampleRow, SearchResult
 from calibri.rewards import name_rewards, storable_options
 from calibri.runs.basis import check_start
 from calibri.runs.comparison import Comparer, sample_settings, verdict
@@ -36,6 +36,7 @@ from calibri.runs.folder import RunFolder, check_run_name, check_unused, reserve
 from calibri.runs.fresh_prompts import USED, used_shipped_prompts
 from calibri.runs.gradients import check_gradient
 from calibri.runs.header import open_journal
+from calibri.runs.inspect import site_records
 from calibri.runs.journal import Journal
 from calibri.runs.loop import ValidatedSearch
 from calibri.runs.objects import Given, configured
@@ -275,16 +276,7 @@ def _summary(
         verdict=verdict(evaluation, search.checkpoints),
         config=_shareable(config),
         granularity=granularity,
-        sites=[
-            SiteRecord(
-                name=site.name,
-                block=site.block,
-                layer=site.layer,
-                stream=site.stream,
-                parameter=site.parameter(granularity),
-            )
-            for site in session.bench.scaler.sites
-        ],
+        sites=site_records(session.bench.scaler.sites, granularity),
         coefficients=search.coefficients,
         start=dict(session.space.named(session.space.start)),
         search=search,

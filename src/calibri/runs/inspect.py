@@ -15,6 +15,7 @@ from calibri.errors import ConfigError, UnsupportedModelError
 from calibri.pipelines import (
     Discovery,
     Network,
+    Site,
     load_pipeline,
     load_pipeline_skeleton,
     networks_of,
@@ -136,18 +137,23 @@ def _inspection(name: str, networks: Sequence[Network], granularity: Granularity
         pipeline=name,
         transformer_class=type(networks[0].transformer).__name__,
         counts={g: len(parameter_names(sites, g)) for g in GRANULARITIES},
-        sites=[
-            SiteRecord(
-                name=site.name,
-                block=site.block,
-                layer=site.layer,
-                stream=site.stream,
-                parameter=site.parameter(granularity),
-            )
-            for site in sites
-        ],
+        sites=site_records(sites, granularity),
         output=networks[0].outputs[0].name,
     )
+
+
+def site_records(sites: Sequence[Site], granularity: Granularity) -> list[SiteRecord]:
+    """Write down sites, each with the parameter that scales it under a granularity."""
+    return [
+        SiteRecord(
+            name=site.name,
+            block=site.block,
+            layer=site.layer,
+            stream=site.stream,
+            parameter=site.parameter(granularity),
+        )
+        for site in sites
+    ]
 
 
 def _loaded(pipeline: Any, revision: str | None, with_weights: bool) -> Any:

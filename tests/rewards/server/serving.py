@@ -21,9 +21,9 @@ def brightness(images, prompts):
 
 
 @contextlib.contextmanager
-def serving(score=brightness, info=INFO, **options):
+def serving(score=brightness, info=INFO, port=0, **options):
     limits = Limits(**options.pop("limits", {}))
-    server = RewardServer(score, info, port=0, limits=limits, **options)
+    server = RewardServer(score, info, port=port, limits=limits, **options)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:

@@ -5,16 +5,8 @@ from torch import nn
 from calibri.errors import FuseError
 from calibri.sampling.scales.fold import Fused
 from calibri.sampling.scales.scaler import Scaler
-from tests.tiny import flux_inputs, forward, sd3_inputs, tiny_flux, tiny_sd3
-
-MODELS = pytest.mark.parametrize(
-    ("make", "inputs"), [(tiny_sd3, sd3_inputs), (tiny_flux, flux_inputs)], ids=["sd3", "flux"]
-)
-
-
-def random_scales(count: int, rows: int = 1, seed: int = 3) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return 0.5 + torch.rand(rows, 1, count, generator=generator, dtype=torch.float64)
+from tests.sampling.scales.models import MODELS, random_scales
+from tests.tiny import forward, tiny_sd3
 
 
 @MODELS

@@ -3,16 +3,8 @@ import torch
 
 from calibri.errors import GuidanceError
 from calibri.sampling.scales.scaler import Scaler
-from tests.tiny import flux_inputs, forward, has_hooks, sd3_inputs, tiny_flux, tiny_sd3
-
-MODELS = pytest.mark.parametrize(
-    ("make", "inputs"), [(tiny_sd3, sd3_inputs), (tiny_flux, flux_inputs)], ids=["sd3", "flux"]
-)
-
-
-def random_scales(count: int, rows: int = 1, seed: int = 3) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return 0.5 + torch.rand(rows, 1, count, generator=generator, dtype=torch.float64)
+from tests.sampling.scales.models import MODELS, random_scales
+from tests.tiny import forward, has_hooks, sd3_inputs, tiny_sd3
 
 
 @MODELS
