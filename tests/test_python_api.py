@@ -33,6 +33,7 @@ PARAMETERS = {
     "config_file": "config",
     ("evaluate", "reward"): "rewards",
     ("evaluate", "option"): "reward_options",
+    ("extract", "steps"): "num_inference_steps",
     ("generate", "steps"): "num_inference_steps",
 }
 

@@ -16,6 +16,7 @@ Use a calibration:
     publish(calibration, repo_id, ...)  to the Hugging Face Hub
     export(calibration, output, ...)    for ComfyUI, PEFT or the authors' code
     import_(file, pipeline, ...)        a file of the authors
+    extract(base, tuned, ...)           the scalars of a model that was fused
     preset(name, pipe, ...)             known guidance as coefficients
 
 Look at a model:
