@@ -23,6 +23,7 @@ from .pipelines.discovery.discover import discover as discover
 from .pipelines.discovery.findings import Discovery as Discovery
 from .planning.costs import Plan as Plan
 from .planning.costs import plan as plan
+from .reporting.gallery import gallery as gallery
 from .reporting.page import report as report
 from .results import Evaluation as Evaluation
 from .results import RunSummary as RunSummary
