@@ -242,6 +242,43 @@ def test_a_change_beside_the_sites_is_named(base, tmp_path):
     assert {s.verdict for s in found.sites} == {"scaling"}
 
 
+def test_rows_beside_those_of_a_site_are_looked_at_too(tmp_path):
+    """The gates of CogVideoX are two of the six parts of a linear's rows."""
+    specimen = next(s for s in ZOO if s.model_class == "CogVideoXTransformer3DModel")
+    specimen.model().save_pretrained(tmp_path / "base")
+    shutil.copytree(tmp_path / "base", tmp_path / "tuned")
+    tensors = load_file(tmp_path / "tuned" / NAME)
+    name = "transformer_blocks.0.norm1.linear.weight"
+    for row in (0, len(tensors[name]) - 1):  # a gate is the last part, a shift the first
+        moved = {**tensors, name: tensors[name].clone()}
+        moved[name][row] *= 2
+        save_file(moved, tmp_path / "tuned" / NAME)
+        found = extract(tmp_path / "base", tmp_path / "tuned")
+        assert found.elsewhere == (() if row else (name,))
+        assert ({s.verdict for s in found.sites} == {"unchanged"}) == (row == 0)
+
+
+def test_nothing_is_shared_where_every_site_stands_alone(tmp_path):
+    pipe = wan_2_2()
+    original = stored(pipe, tmp_path / "base", torch.float32)
+    assert extract(original, fused(drawn(pipe), tmp_path / "fused", original)).shared == ()
+
+
+def test_names_that_only_diffusers_knows_are_translated(tmp_path):
+    """Those of the first code of FLUX, in kohya's spelling."""
+    base = stored(flux(), tmp_path / "base", torch.float32)
+    shape = load_file(base / "transformer" / NAME)[f"{LAYER}.weight"].shape
+    tensors = {
+        "lora_unet_double_blocks_0_img_attn_proj.lora_down.weight": torch.ones(2, shape[1]),
+        "lora_unet_double_blocks_0_img_attn_proj.lora_up.weight": torch.ones(shape[0], 2),
+        "lora_unet_double_blocks_0_img_attn_proj.alpha": torch.tensor(1.0),
+    }
+    save_file(tensors, tmp_path / "lora.safetensors")
+    found = extract(base, tmp_path / "lora.safetensors")
+    powers = {site.name: site.power for site in found.sites if site.power}
+    assert powers == pytest.approx({"transformer_blocks.0.attn[0]": shape.numel()})
+
+
 def test_the_wrong_order_is_seen(base, tmp_path):
     tuned = fused(drawn(load_skeletons(base)), tmp_path / "fused", base)
     assert "wrong order" in extract(tuned, base).verdict
