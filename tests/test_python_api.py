@@ -21,7 +21,7 @@ COMMANDS = {
 # What only a terminal needs: how to print, where a picture goes, settings without a flag.
 TERMINAL = {
     "as_json",
-    "dry_run",  # what it prints is that of `calibri.plan` and `calibri.inspect`
+    "dry_run",  # what it prints is that of `calibri.plan`, `calibri.inspect`, `artifact.preview`
     "enlarge",
     "overrides",
     ("generate", "output"),  # the call returns the images
@@ -33,6 +33,7 @@ PARAMETERS = {
     "config_file": "config",
     ("evaluate", "reward"): "rewards",
     ("evaluate", "option"): "reward_options",
+    ("extract", "steps"): "num_inference_steps",
     ("generate", "steps"): "num_inference_steps",
 }
 

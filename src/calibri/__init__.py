@@ -16,6 +16,8 @@ Use a calibration:
     publish(calibration, repo_id, ...)  to the Hugging Face Hub
     export(calibration, output, ...)    for ComfyUI, PEFT or the authors' code
     import_(file, pipeline, ...)        a file of the authors
+    extract(base, tuned, ...)           the scalars of a model that was fused
+    gallery(calibrations, ...)          several of them on one HTML page
     preset(name, pipe, ...)             known guidance as coefficients
 
 Look at a model:

@@ -2,6 +2,8 @@ from .artifact.apply import AppliedCalibration as AppliedCalibration
 from .artifact.apply import load as load
 from .artifact.calibration import Calibration as Calibration
 from .artifact.export import export as export
+from .artifact.extract import extract as extract
+from .artifact.extraction import Extraction as Extraction
 from .artifact.formats.authors import AuthorsFile as AuthorsFile
 from .artifact.formats.authors import export_authors_vector as export_authors_vector
 from .artifact.formats.authors import import_authors_vector as import_authors_vector
@@ -21,6 +23,7 @@ from .pipelines.discovery.discover import discover as discover
 from .pipelines.discovery.findings import Discovery as Discovery
 from .planning.costs import Plan as Plan
 from .planning.costs import plan as plan
+from .reporting.gallery import gallery as gallery
 from .reporting.page import report as report
 from .results import Evaluation as Evaluation
 from .results import RunSummary as RunSummary

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -16,9 +16,14 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from calibri.artifact import folder_format as files
-from calibri.errors import CalibrationError
+from calibri.errors import CalibrationError, first_line
+
+# Which HTTP client the hub's library uses depends on its version; its own error inherits from the
+# client's, and so does that of a connection that fails.
+_CLIENT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 
 
 def download(
@@ -64,6 +69,37 @@ def download(
     return folders.pop()
 
 
+def check_repository_name(repo_id: str) -> None:
+    """Refuse what cannot be the name of a repository of a user, without asking anyone.
+
+    Raises:
+        CalibrationError: it is no ``user/name``.
+    """
+    try:
+        validate_repo_id(repo_id)
+        problem = "" if repo_id.count("/") == 1 else "it has no user or organisation before a '/'"
+    except HFValidationError:
+        problem = "names have letters, digits, '-', '_' and '.' on both sides of one '/'"
+    if problem:
+        raise CalibrationError(
+            f"'{repo_id}' cannot be the name of a repository: {problem}. Pass user/name, such as "
+            "me/flux-15-steps."
+        )
+
+
+def check_token(token: str | bool | None) -> None:
+    """Refuse to upload without a token, without asking anyone.
+
+    Raises:
+        CalibrationError: none was given and nobody is logged in.
+    """
+    if not token and (token is False or get_token() is None):
+        raise CalibrationError(
+            "Uploading needs an access token of the Hugging Face Hub that may write, and there is "
+            "none. Log in once with `hf auth login`, or set HF_TOKEN."
+        )
+
+
 def upload(
     repo_id: str,
     contents: Mapping[str, bytes],
@@ -98,7 +134,7 @@ def _plain_errors(repo_id: str, action: str) -> Iterator[None]:
         yield
     except CalibrationError:
         raise
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+    except (HfHubHTTPError, HFValidationError, _CLIENT_ERROR, OSError, ValueError) as error:
         raise CalibrationError(
             f"The calibration '{repo_id}' was not {action}: {_reason(error)}"
         ) from error
@@ -126,5 +162,10 @@ def _reason(error: Exception) -> str:
             "Check the subfolder and the revision.",
         ),
     )
+    if isinstance(error, _CLIENT_ERROR | ConnectionError) and not isinstance(error, HfHubHTTPError):
+        return (
+            f"the hub could not be reached ({first_line(error)}). Check the connection, the proxy "
+            "and HF_ENDPOINT, then try again."
+        )
     known = (text for kind, text in reasons if isinstance(error, kind))
     return next(known, f"{error} Check the connection, the token and its permissions.")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from calibri.artifact import hub
 from calibri.artifact.calibration import Calibration
+from calibri.artifact.card import render_card
 
 
 def publish(
@@ -33,11 +35,14 @@ def publish(
 
     Raises:
         RunError: the run is not finished.
-        CalibrationError: the calibration cannot be read, or the hub refused or could not be
-            reached.
+        CalibrationError: the name is none of a repository, there is no token, the calibration
+            cannot be read, or the hub refused or could not be reached.
     """
+    # What needs no network comes first.
+    hub.check_repository_name(repo_id)
     if not isinstance(calibration, Calibration):
         calibration = Calibration.from_pretrained(calibration)
+    hub.check_token(token)
     return calibration.push_to_hub(
         repo_id,
         private=private or None,
@@ -46,3 +51,23 @@ def publish(
         revision=revision,
         create_pr=create_pr,
     )
+
+
+def preview(calibration: Calibration | str | Path, repo_id: str) -> str:
+    """Write the page that ``publish`` would upload, and upload nothing.
+
+    Args:
+        calibration: see ``publish``.
+        repo_id: ``"user/repo"``.
+
+    Returns:
+        The card as Markdown, with its metadata as YAML before it.
+
+    Raises:
+        RunError: the run is not finished.
+        CalibrationError: the name is none of a repository, or the calibration cannot be read.
+    """
+    hub.check_repository_name(repo_id)
+    if not isinstance(calibration, Calibration):
+        calibration = Calibration.from_pretrained(calibration)
+    return render_card(calibration, repo_id)

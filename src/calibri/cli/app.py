@@ -12,7 +12,9 @@ from calibri.cli import guard, rewards
 from calibri.cli.calibrate import calibrate
 from calibri.cli.evaluate import evaluate
 from calibri.cli.export import export
+from calibri.cli.extract import extract
 from calibri.cli.fuse import fuse
+from calibri.cli.gallery import gallery
 from calibri.cli.generate import generate
 from calibri.cli.import_ import import_
 from calibri.cli.inspect import inspect
@@ -36,7 +38,7 @@ _REWARDS = "Rewards"
 # The commands as `calibri --help` groups them.
 PANELS = {
     "Calibrate": (plan, calibrate, resume, report),
-    "Use a calibration": (generate, evaluate, fuse, publish, export, import_),
+    "Use a calibration": (generate, evaluate, fuse, publish, export, import_, extract, gallery),
     "Look at a model": (inspect, models),
     _REWARDS: (serve_reward,),
 }

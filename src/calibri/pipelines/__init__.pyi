@@ -27,5 +27,7 @@ from .skeletons import load_transformer as load_transformer
 from .stored import StoredTensor as StoredTensor
 from .stored import change_stored as change_stored
 from .stored import is_other_index as is_other_index
+from .stored import read_header as read_header
+from .stored import read_rows as read_rows
 from .stored import stored_tensors as stored_tensors
 from .stored import weight_files as weight_files

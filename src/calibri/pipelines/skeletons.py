@@ -53,7 +53,8 @@ def load_skeletons(name: str, *, revision: str | None = None) -> Sequence[Networ
     """Build the transformers of a pipeline without their weights.
 
     Args:
-        name: ``"shapes"``, a folder, or a Hugging Face repository id.
+        name: ``"shapes"``, a folder, or a Hugging Face repository id; or the folder of a
+            transformer alone.
         revision: branch, tag or commit of a repository.
 
     Returns:
@@ -62,6 +63,8 @@ def load_skeletons(name: str, *, revision: str | None = None) -> Sequence[Networ
     Raises:
         UnsupportedModelError: see ``load_skeleton``.
     """
+    if (Path(name) / "config.json").is_file() and not (Path(name) / "model_index.json").is_file():
+        return networks_of(_skeleton(name, revision, ""))
     index = _index(name, revision)
     parts = {}
     for part in TRANSFORMERS:
@@ -165,7 +168,9 @@ def load_transformer(name: str, *, revision: str | None = None) -> nn.Module:
 def _configured(name: str, revision: str | None, folder: str = _FOLDER) -> tuple[Any, Any]:
     try:
         # Reading a configuration is the same for every class.
-        config = SD3Transformer2DModel.load_config(_path(name), subfolder=folder, revision=revision)
+        config = SD3Transformer2DModel.load_config(
+            _path(name), subfolder=folder or None, revision=revision
+        )
         return transformer_classes()[config["_class_name"]], config
     except (OSError, ValueError, KeyError) as error:
         raise UnsupportedModelError(

@@ -39,6 +39,11 @@ class StoredTensor:
     begin: int
     end: int
 
+    @property
+    def rows(self) -> int:
+        """Numbers along the first axis; 1 when there are no axes."""
+        return self.shape[0] if self.shape else 1
+
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
     """List the safetensors files that diffusers loads from a folder; none when it loads others.
@@ -121,6 +126,31 @@ def change_stored(path: Path, changes: Mapping[str, Callable[[Tensor], None]]) -
             change(torch.frombuffer(data, dtype=stored.dtype).view(stored.shape))
             file.seek(stored.begin)
             file.write(data)
+
+
+def read_rows(path: Path, tensor: StoredTensor, first: int, last: int) -> Tensor:
+    """Read some rows of a tensor and nothing else of its file.
+
+    Args:
+        path: the file.
+        tensor: of a plain type; one without axes has a single row.
+        first: row.
+        last: last row but one.
+
+    Returns:
+        The rows in the stored dtype, (rows, numbers of each).
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    assert tensor.dtype is not None
+    row = (tensor.end - tensor.begin) // max(1, tensor.rows)
+    with path.open("rb") as file:
+        file.seek(tensor.begin + first * row)
+        data = bytearray(file.read((last - first) * row))
+    if not data:
+        return torch.empty((last - first, 0), dtype=tensor.dtype)
+    return torch.frombuffer(data, dtype=tensor.dtype).view(last - first, -1)
 
 
 def stored_tensors(files: tuple[Path, ...]) -> Iterator[tuple[Path, str, StoredTensor]]:

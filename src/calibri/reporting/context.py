@@ -98,12 +98,13 @@ def comparisons_by_reward(evaluation: Evaluation) -> dict[str, list[tuple[str, F
 def key_numbers(summary: RunSummary) -> list[KeyNumber]:
     """The two or three figures that matter most."""
     evaluation = summary.evaluation
-    gains = _gain_numbers(evaluation) if evaluation else _checkpoint_numbers(summary)
+    gains = gain_numbers(evaluation) if evaluation else _checkpoint_numbers(summary)
     steps = _steps_number(evaluation) if evaluation else None
     return [*gains, steps or _cost_number(summary)]
 
 
-def _gain_numbers(evaluation: Evaluation) -> list[KeyNumber]:
+def gain_numbers(evaluation: Evaluation) -> list[KeyNumber]:
+    """What the calibration gains at the same steps, on the objective and another reward."""
     base = base_steps(evaluation)
     same = {c.reward: c for c in evaluation.comparisons if c.num_inference_steps == base}
     names = [name for name in rewards_of(evaluation) if name in same][:2]

@@ -42,12 +42,13 @@ def report(run: Path | str) -> Path:
         raise RunError(
             f"{folder.path} has no results yet. Finish the run with `calibri resume {folder.path}`."
         )
-    page = render_report(summary, _images(folder.images_path, summary))
+    page = render_report(summary, sample_images(folder.images_path, summary))
     write_atomically(folder.report_path, page.encode())
     return folder.report_path
 
 
-def _images(folder: Path, summary: RunSummary) -> dict[str, bytes]:
+def sample_images(folder: Path, summary: RunSummary) -> dict[str, bytes]:
+    """Read the pictures of a run's samples: file name to bytes."""
     names = {name for sample in summary.samples for name in sample.files.values()}
     # Only plain files of the run itself: a name from a foreign file must not lead elsewhere.
     paths = [folder / name for name in sorted(names) if Path(name).name == name]
@@ -66,7 +67,7 @@ def render_report(summary: RunSummary, images: Mapping[str, bytes]) -> str:
         images: file name to PNG bytes, for the samples; a missing one leaves an empty tile.
     """
     network = place_coefficients(summary)
-    return _environment().get_template("page.html.jinja").render(
+    return environment().get_template("page.html.jinja").render(
         summary=summary,
         key_numbers=context.key_numbers(summary),
         rows=context.sample_rows(summary, images),
@@ -144,8 +145,9 @@ def _marker(shape: str) -> Markup:
 
 
 @lru_cache
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Templates of this room, in which every text is escaped."""
+    made = Environment(
         loader=PackageLoader("calibri.reporting", package_path=""),
         autoescape=True,
         undefined=StrictUndefined,
@@ -154,7 +156,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     helpers = (text.mean, text.interval, text.number, text.general, text.duration)
-    environment.filters.update({helper.__name__: helper for helper in helpers})
-    environment.filters.update(count=text.count, moment=text.moment)
-    environment.filters.update(marker=_marker, columns=_columns)
-    return environment
+    made.filters.update({helper.__name__: helper for helper in helpers})
+    made.filters.update(count=text.count, moment=text.moment)
+    made.filters.update(marker=_marker, columns=_columns)
+    return made
