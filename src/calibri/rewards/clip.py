@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
-from transformers.initialization import no_init_weights
 
+from calibri.rewards.empty_weights import no_init_weights
 from calibri.rewards.images import FLOOR, Offset, clip_pixels
 from calibri.rewards.pretrained import load_tokenizer
 from calibri.rewards.reward import ModelReward, PromptCache
@@ -92,8 +92,14 @@ def load_clip(config: CLIPConfig, checkpoint: Checkpoint) -> nn.Module:
 
 def embed_images(model: Any, pixels: Tensor) -> Tensor:
     """Unit image embeddings of float (N, 3, S, S): float32 (N, D)."""
-    # transformers 5 returns the towers' whole output; the projected embedding is its pooler_output.
-    return functional.normalize(model.get_image_features(pixels).pooler_output.float(), dim=-1)
+    return _unit(model.get_image_features(pixels))
+
+
+def _unit(features: Any) -> Tensor:
+    # transformers 5 returns a tower's whole output, whose pooler_output is the projected embedding;
+    # transformers 4 returns the embedding.
+    embedding = features if isinstance(features, Tensor) else features.pooler_output
+    return functional.normalize(embedding.float(), dim=-1)
 
 
 def embed_texts(model: Any, tokenizer: Any, texts: Sequence[str], device: torch.device) -> Tensor:
@@ -105,8 +111,7 @@ def embed_texts(model: Any, tokenizer: Any, texts: Sequence[str], device: torch.
         max_length=model.config.text_config.max_position_embeddings,
         return_tensors="pt",
     ).to(device)
-    features = model.get_text_features(tokens["input_ids"], tokens["attention_mask"])
-    return functional.normalize(features.pooler_output.float(), dim=-1)
+    return _unit(model.get_text_features(tokens["input_ids"], tokens["attention_mask"]))
 
 
 class ClipReward(ModelReward):
