@@ -179,7 +179,7 @@ def build_pipeline(seed: int) -> StableDiffusion3Pipeline:
 
 
 def write_vocabulary(folder: Path) -> None:
-    """Write ``vocab.json`` and ``merges.txt``, which transformers 4 reads, from ``tokenizer.json``."""
+    """Write ``vocab.json`` and ``merges.txt``, for transformers 4, from ``tokenizer.json``."""
     model = json.loads((folder / "tokenizer.json").read_text())["model"]
     merges = "".join(f"{first} {second}\n" for first, second in model["merges"])
     (folder / "vocab.json").write_text(json.dumps(model["vocab"], indent=2) + "\n")

@@ -112,7 +112,9 @@ def test_every_word_is_one_token_of_its_own(pipe: StableDiffusion3Pipeline, name
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "tokenizer_2", "tokenizer_3"])
-def test_every_transformers_reads_the_same_tokens(pipe: StableDiffusion3Pipeline, name: str) -> None:
+def test_every_transformers_reads_the_same_tokens(
+    pipe: StableDiffusion3Pipeline, name: str
+) -> None:
     """Version 5 reads tokenizer.json; version 4 the other two. Both give the ids of the file."""
     folder = Path(PIPELINE_PATH) / name
     model = json.loads((folder / "tokenizer.json").read_text())["model"]

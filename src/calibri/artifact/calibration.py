@@ -18,7 +18,6 @@ from pydantic import (
 
 from calibri.artifact import folder_format as files
 from calibri.artifact import hub
-from calibri.artifact.card import render_card
 from calibri.artifact.folder_format import FORMAT_VERSION
 from calibri.artifact.source import calibration_folder
 from calibri.coefficients import Coefficients
@@ -197,6 +196,8 @@ class Calibration(Record):
     def _contents(self, source: str) -> dict[str, bytes]:
         # In the order of writing: the JSON file comes last.
         try:
+        from calibri.artifact.card import render_card  # loading needs no templates
+
             return {
                 files.TENSORS_NAME: files.tensor_bytes(self.coefficients),
                 files.CARD_NAME: render_card(self, source).encode(),

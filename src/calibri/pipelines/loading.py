@@ -5,20 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
-from packaging.version import Version
 
 from calibri.config import SHIPPED
 from calibri.devices import resolve_device
 from calibri.errors import UnsupportedModelError, first_line
+from calibri.pipelines.dtype_name import DTYPE
 from calibri.pipelines.networks import networks_of
 from calibri.shapes import PIPELINE_PATH
-
-# The present name; diffusers before 0.40 passes it by in silence.
-_DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.40.0.dev0") else "torch_dtype"
 
 
 def load_pipeline(
@@ -50,7 +46,7 @@ def _from_pretrained(name: str, revision: str | None, dtype: torch.dtype) -> Any
         # Its text encoder and VAE are deliberately smaller classes than SD3's own.
         diffusers_logging.set_verbosity_error()
     try:
-        return DiffusionPipeline.from_pretrained(path, revision=revision, **{_DTYPE: dtype})
+        return DiffusionPipeline.from_pretrained(path, revision=revision, **{DTYPE: dtype})
     except (OSError, ValueError, KeyError, AttributeError) as error:
         where = "a folder here" if Path(name).is_dir() else "neither a folder here nor reachable"
         raise UnsupportedModelError(

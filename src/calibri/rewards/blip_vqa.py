@@ -60,7 +60,9 @@ class Architecture:
     def config(self, image_size: int) -> BlipConfig:
         """Make the configuration for position embeddings of an image size."""
         vision = self.vision(image_size)
-        return BlipConfig(vision_config=vision, text_config=self.text(vision.hidden_size))
+        text = self.text(vision.hidden_size)
+        # transformers 4 takes mappings only.
+        return BlipConfig(vision_config=vision.to_dict(), text_config=text.to_dict())
 
 
 def build(tensors: Mapping[str, Tensor], architecture: Architecture) -> nn.Module:

@@ -22,11 +22,16 @@ CLIP_L14 = Checkpoint("openai/clip-vit-large-patch14")
 CLIP_B32 = Checkpoint("openai/clip-vit-base-patch32")
 
 
+def both_towers(text: CLIPTextConfig, vision: CLIPVisionConfig, width: int) -> CLIPConfig:
+    """Sizes of a CLIP; transformers 4 takes those of its towers as mappings only."""
+    return CLIPConfig(
+        text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=width
+    )
+
+
 def vit_b32() -> CLIPConfig:
     """OpenAI's ViT-B/32: 151 million parameters, QuickGELU."""
-    return CLIPConfig(
-        text_config=CLIPTextConfig(), vision_config=CLIPVisionConfig(), projection_dim=512
-    )
+    return both_towers(CLIPTextConfig(), CLIPVisionConfig(), 512)
 
 
 def vit_l14() -> CLIPConfig:
@@ -34,7 +39,7 @@ def vit_l14() -> CLIPConfig:
     text = CLIPTextConfig(
         hidden_size=768, intermediate_size=3072, num_attention_heads=12, projection_dim=768
     )
-    return CLIPConfig(text_config=text, vision_config=vision_l14(224), projection_dim=768)
+    return both_towers(text, vision_l14(224), 768)
 
 
 def vision_l14(image_size: int) -> CLIPVisionConfig:
@@ -69,7 +74,7 @@ def vit_h14() -> CLIPConfig:
         projection_dim=1024,
         hidden_act="gelu",
     )
-    return CLIPConfig(text_config=text, vision_config=vision, projection_dim=1024)
+    return both_towers(text, vision, 1024)
 
 
 def without_positions(key: str) -> str | None:
