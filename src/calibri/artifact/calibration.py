@@ -194,10 +194,10 @@ class Calibration(Record):
         )
 
     def _contents(self, source: str) -> dict[str, bytes]:
-        # In the order of writing: the JSON file comes last.
-        try:
         from calibri.artifact.card import render_card  # loading needs no templates
 
+        # In the order of writing: the JSON file comes last.
+        try:
             return {
                 files.TENSORS_NAME: files.tensor_bytes(self.coefficients),
                 files.CARD_NAME: render_card(self, source).encode(),
