@@ -178,6 +178,14 @@ def build_pipeline(seed: int) -> StableDiffusion3Pipeline:
         )
 
 
+def write_vocabulary(folder: Path) -> None:
+    """Write ``vocab.json`` and ``merges.txt``, for transformers 4, from ``tokenizer.json``."""
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    merges = "".join(f"{first} {second}\n" for first, second in model["merges"])
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"], indent=2) + "\n")
+    (folder / "merges.txt").write_text("#version: 0.2\n" + merges)
+
+
 def save_pipeline(pipeline: StableDiffusion3Pipeline, folder: Path) -> None:
     """Write the pipeline in half precision; the folder appears whole or not at all."""
     partial = folder.with_name(f".{folder.name}.partial")
@@ -188,5 +196,7 @@ def save_pipeline(pipeline: StableDiffusion3Pipeline, folder: Path) -> None:
         content = json.loads(config.read_text())
         content["dtype"] = "float32"
         config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    for tokenizer in sorted(partial.glob("tokenizer*")):
+        write_vocabulary(tokenizer)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)

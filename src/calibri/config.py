@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -366,6 +365,8 @@ def _read_yaml(path: Path | str) -> dict[str, Any]:
 
 
 def _parse_yaml(text: str, source: str) -> Any:
+    import yaml  # a loaded calibration reads none
+
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -25,7 +25,7 @@ def pair(request):
             }
         )
     )
-    pipe = DiffusionPipeline.from_pretrained(PIPELINE_PATH, dtype=torch.float32)
+    pipe = DiffusionPipeline.from_pretrained(PIPELINE_PATH)
     pipe.set_progress_bar_config(disable=True)
     texts = [prompt.text for prompt in session.prompts.train]
     settings = Settings(num_inference_steps=3, guidance_scale=request.param)

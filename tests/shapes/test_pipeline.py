@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def test_it_loads_plainly_in_single_precision_and_is_small(pipe: StableDiffusion
     assert {p.dtype for part in modules for p in part.parameters()} == {torch.float32}
     files = [path for path in Path(PIPELINE_PATH).rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 8e6
-    assert {path.suffix for path in files} <= {".json", ".safetensors"}
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".txt"}
 
 
 def test_a_prompt_is_enough(pipe: StableDiffusion3Pipeline) -> None:
@@ -108,6 +109,24 @@ def test_every_word_is_one_token_of_its_own(pipe: StableDiffusion3Pipeline, name
     ids = {word: tokenizer(word).input_ids for word in VOCABULARY}
     assert {len(found) for found in ids.values()} == {3}
     assert len({found[1] for found in ids.values()}) == len(VOCABULARY)
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "tokenizer_2", "tokenizer_3"])
+def test_every_transformers_reads_the_same_tokens(
+    pipe: StableDiffusion3Pipeline, name: str
+) -> None:
+    """Version 5 reads tokenizer.json; version 4 the other two. Both give the ids of the file."""
+    folder = Path(PIPELINE_PATH) / name
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    assert json.loads((folder / "vocab.json").read_text()) == model["vocab"]
+    header, *merges = (folder / "merges.txt").read_text().splitlines()
+    assert header.startswith("#version")
+    assert [tuple(merge.split(" ")) for merge in merges] == [tuple(m) for m in model["merges"]]
+    vocabulary = model["vocab"]
+    for text in ["", *sample_prompts(50, 0, "held_out")]:
+        words = [vocabulary[f"{word}</w>"] for word in text.split()]
+        ids = [vocabulary["<|startoftext|>"], *words, vocabulary["<|endoftext|>"]]
+        assert getattr(pipe, name)(text).input_ids == ids
 
 
 def test_the_tokenizers_number_the_words_alike(pipe: StableDiffusion3Pipeline) -> None:

@@ -18,7 +18,6 @@ from pydantic import (
 
 from calibri.artifact import folder_format as files
 from calibri.artifact import hub
-from calibri.artifact.card import render_card
 from calibri.artifact.folder_format import FORMAT_VERSION
 from calibri.artifact.source import calibration_folder
 from calibri.coefficients import Coefficients
@@ -195,6 +194,8 @@ class Calibration(Record):
         )
 
     def _contents(self, source: str) -> dict[str, bytes]:
+        from calibri.artifact.card import render_card  # loading needs no templates
+
         # In the order of writing: the JSON file comes last.
         try:
             return {

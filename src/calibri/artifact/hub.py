@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from huggingface_hub import CommitOperationAdd, HfApi, get_token, hf_hub_url
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -44,22 +46,10 @@ def download(
     with _plain_errors(repo_id, "loaded"):
         for name in (files.JSON_NAME, files.TENSORS_NAME):
             # The size is asked for first, so that an oversized file is never downloaded.
-            info = api.hf_hub_download(
-                repo_id,
-                name,
-                revision=revision,
-                subfolder=subfolder,
-                local_files_only=local_files_only,
-                dry_run=True,
-            )
-            files.checked_size(name, info.file_size or 0)
-            path = api.hf_hub_download(
-                repo_id,
-                name,
-                revision=revision,
-                subfolder=subfolder,
-                local_files_only=local_files_only,
-            )
+            place: dict[str, Any] = {"revision": revision, "subfolder": subfolder}
+            if not local_files_only:
+                files.checked_size(name, _announced_size(api, repo_id, name, place))
+            path = api.hf_hub_download(repo_id, name, local_files_only=local_files_only, **place)
             folders.add(Path(path).parent)
     if len(folders) > 1:
         raise CalibrationError(
@@ -98,6 +88,20 @@ def check_token(token: str | bool | None) -> None:
             "Uploading needs an access token of the Hugging Face Hub that may write, and there is "
             "none. Log in once with `hf auth login`, or set HF_TOKEN."
         )
+
+
+def _announced_size(api: HfApi, repo_id: str, name: str, place: dict[str, Any]) -> int:
+    """Bytes of a file as the hub says; 0 where it says nothing or a cached file will do."""
+    if "dry_run" in signature(api.hf_hub_download).parameters:
+        return api.hf_hub_download(repo_id, name, dry_run=True, **place).file_size or 0
+    # huggingface_hub before 1.0 asks for it apart, and on requests, whose errors are OSErrors.
+    try:
+        url = hf_hub_url(repo_id, name, endpoint=api.endpoint, **place)
+        return api.get_hf_file_metadata(url=url).size or 0
+    except HfHubHTTPError:
+        raise
+    except OSError:
+        return 0  # not to be reached: the download takes what is cached, or says what is wrong
 
 
 def upload(

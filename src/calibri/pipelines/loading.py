@@ -12,6 +12,7 @@ from diffusers.utils import logging as diffusers_logging
 from calibri.config import SHIPPED
 from calibri.devices import resolve_device
 from calibri.errors import UnsupportedModelError, first_line
+from calibri.pipelines.dtype_name import DTYPE
 from calibri.pipelines.networks import networks_of
 from calibri.shapes import PIPELINE_PATH
 
@@ -45,7 +46,7 @@ def _from_pretrained(name: str, revision: str | None, dtype: torch.dtype) -> Any
         # Its text encoder and VAE are deliberately smaller classes than SD3's own.
         diffusers_logging.set_verbosity_error()
     try:
-        return DiffusionPipeline.from_pretrained(path, revision=revision, dtype=dtype)
+        return DiffusionPipeline.from_pretrained(path, revision=revision, **{DTYPE: dtype})
     except (OSError, ValueError, KeyError, AttributeError) as error:
         where = "a folder here" if Path(name).is_dir() else "neither a folder here nor reachable"
         raise UnsupportedModelError(

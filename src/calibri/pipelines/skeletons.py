@@ -18,6 +18,7 @@ from torch import nn
 from calibri.config import SHIPPED
 from calibri.errors import UnsupportedModelError, first_line
 from calibri.pipelines.classes import transformer_classes
+from calibri.pipelines.dtype_name import DTYPE
 from calibri.pipelines.loading import load_pipeline
 from calibri.pipelines.networks import TRANSFORMERS, Network, networks_of
 from calibri.pipelines.stored import stored_dtype, weight_files
@@ -155,7 +156,7 @@ def load_transformer(name: str, *, revision: str | None = None) -> nn.Module:
         # diffusers converts to float32 unless it is told the type.
         dtype = stored_dtype(weight_files(_weights(name, revision)))
         loaded: nn.Module = kind.from_pretrained(
-            _path(name), subfolder=_FOLDER, revision=revision, dtype=dtype
+            _path(name), subfolder=_FOLDER, revision=revision, **{DTYPE: dtype}
         )
     except (OSError, ValueError) as error:
         raise UnsupportedModelError(

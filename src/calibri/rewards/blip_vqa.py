@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import BlipConfig, BlipForQuestionAnswering, BlipTextConfig, BlipVisionConfig
-from transformers.initialization import no_init_weights
 
 from calibri.errors import RewardError
 from calibri.rewards.blip import from_original, text_base, vision_base
 from calibri.rewards.clip import WEIGHTS_FILE
+from calibri.rewards.empty_weights import no_init_weights
 from calibri.rewards.images import BICUBIC, CLIP_MEAN, CLIP_STD, normalise, to_pil
 from calibri.rewards.pretrained import load_tokenizer
 from calibri.rewards.reward import ModelReward, RewardInfo
@@ -60,7 +60,9 @@ class Architecture:
     def config(self, image_size: int) -> BlipConfig:
         """Make the configuration for position embeddings of an image size."""
         vision = self.vision(image_size)
-        return BlipConfig(vision_config=vision, text_config=self.text(vision.hidden_size))
+        text = self.text(vision.hidden_size)
+        # transformers 4 takes mappings only.
+        return BlipConfig(vision_config=vision.to_dict(), text_config=text.to_dict())
 
 
 def build(tensors: Mapping[str, Tensor], architecture: Architecture) -> nn.Module:

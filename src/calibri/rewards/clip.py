@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
-from transformers.initialization import no_init_weights
 
+from calibri.rewards.empty_weights import no_init_weights
 from calibri.rewards.images import FLOOR, Offset, clip_pixels
 from calibri.rewards.pretrained import load_tokenizer
 from calibri.rewards.reward import ModelReward, PromptCache
@@ -22,11 +22,16 @@ CLIP_L14 = Checkpoint("openai/clip-vit-large-patch14")
 CLIP_B32 = Checkpoint("openai/clip-vit-base-patch32")
 
 
+def both_towers(text: CLIPTextConfig, vision: CLIPVisionConfig, width: int) -> CLIPConfig:
+    """Sizes of a CLIP; transformers 4 takes those of its towers as mappings only."""
+    return CLIPConfig(
+        text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=width
+    )
+
+
 def vit_b32() -> CLIPConfig:
     """OpenAI's ViT-B/32: 151 million parameters, QuickGELU."""
-    return CLIPConfig(
-        text_config=CLIPTextConfig(), vision_config=CLIPVisionConfig(), projection_dim=512
-    )
+    return both_towers(CLIPTextConfig(), CLIPVisionConfig(), 512)
 
 
 def vit_l14() -> CLIPConfig:
@@ -34,7 +39,7 @@ def vit_l14() -> CLIPConfig:
     text = CLIPTextConfig(
         hidden_size=768, intermediate_size=3072, num_attention_heads=12, projection_dim=768
     )
-    return CLIPConfig(text_config=text, vision_config=vision_l14(224), projection_dim=768)
+    return both_towers(text, vision_l14(224), 768)
 
 
 def vision_l14(image_size: int) -> CLIPVisionConfig:
@@ -69,7 +74,7 @@ def vit_h14() -> CLIPConfig:
         projection_dim=1024,
         hidden_act="gelu",
     )
-    return CLIPConfig(text_config=text, vision_config=vision, projection_dim=1024)
+    return both_towers(text, vision, 1024)
 
 
 def without_positions(key: str) -> str | None:
@@ -92,8 +97,14 @@ def load_clip(config: CLIPConfig, checkpoint: Checkpoint) -> nn.Module:
 
 def embed_images(model: Any, pixels: Tensor) -> Tensor:
     """Unit image embeddings of float (N, 3, S, S): float32 (N, D)."""
-    # transformers 5 returns the towers' whole output; the projected embedding is its pooler_output.
-    return functional.normalize(model.get_image_features(pixels).pooler_output.float(), dim=-1)
+    return _unit(model.get_image_features(pixels))
+
+
+def _unit(features: Any) -> Tensor:
+    # transformers 5 returns a tower's whole output, whose pooler_output is the projected embedding;
+    # transformers 4 returns the embedding.
+    embedding = features if isinstance(features, Tensor) else features.pooler_output
+    return functional.normalize(embedding.float(), dim=-1)
 
 
 def embed_texts(model: Any, tokenizer: Any, texts: Sequence[str], device: torch.device) -> Tensor:
@@ -105,8 +116,7 @@ def embed_texts(model: Any, tokenizer: Any, texts: Sequence[str], device: torch.
         max_length=model.config.text_config.max_position_embeddings,
         return_tensors="pt",
     ).to(device)
-    features = model.get_text_features(tokens["input_ids"], tokens["attention_mask"])
-    return functional.normalize(features.pooler_output.float(), dim=-1)
+    return _unit(model.get_text_features(tokens["input_ids"], tokens["attention_mask"]))
 
 
 class ClipReward(ModelReward):

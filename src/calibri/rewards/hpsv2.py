@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
-from transformers.initialization import no_init_weights
 
 from calibri.rewards.clip import ClipReward, vit_h14
+from calibri.rewards.empty_weights import no_init_weights
 from calibri.rewards.images import letterbox_pixels
 from calibri.rewards.pretrained import read_converted
 from calibri.rewards.reward import RewardInfo

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, Qwen2VLConfig
-from transformers.initialization import no_init_weights
+
+from calibri.rewards.empty_weights import no_init_weights
 
 _HEAD_WIDTHS = (1024, 16, 2)
 

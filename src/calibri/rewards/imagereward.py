@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
-from transformers.initialization import no_init_weights
 
 from calibri.rewards.aesthetic import score_head
 from calibri.rewards.blip import from_original, text_base, vision_large
+from calibri.rewards.empty_weights import no_init_weights
 from calibri.rewards.images import ROUND, clip_pixels
 from calibri.rewards.pretrained import load_tokenizer, read_converted
 from calibri.rewards.reward import ModelReward, RewardInfo

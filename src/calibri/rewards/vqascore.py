@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPVisionConfig, CLIPVisionModel, T5Config, T5ForConditionalGeneration
-from transformers.initialization import no_init_weights
 
 from calibri.errors import RewardError
 from calibri.rewards.clip import WEIGHTS_FILE, vision_l14
+from calibri.rewards.empty_weights import no_init_weights
 from calibri.rewards.images import (
     CLIP_MEAN,
     CLIP_STD,
