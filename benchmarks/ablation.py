@@ -44,7 +44,7 @@ def swept(session: Session) -> Coefficients:
         for f in SWEEP
     ]
     noises = session.noises("validation", 0, session.prompts.validation)
-    evaluator = session.evaluator(Ledger(MemoryRecords()), lambda images, new: None)
+    evaluator = session.evaluator(Ledger(MemoryRecords()))
     scores = evaluator.score("sweep", 0, candidates, noises, session.objective)
     means = scores[session.config.rewards.objective].mean(axis=1)
     best = int(np.argmax(means))
@@ -54,7 +54,7 @@ def swept(session: Session) -> Coefficients:
 
 def differences(session: Session, coefficients: Coefficients) -> list[Comparison]:
     """Compare with the original at the same steps, on the test prompts."""
-    evaluator = session.evaluator(Ledger(MemoryRecords()), lambda images, new: None)
+    evaluator = session.evaluator(Ledger(MemoryRecords()))
     comparer = Comparer(session, evaluator, coefficients, session.prompts.test)
     steps = session.config.sampling.num_inference_steps
     return [c for c in comparer.run(Progress()).comparisons if c.num_inference_steps == steps]

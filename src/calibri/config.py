@@ -116,6 +116,9 @@ class RewardConfig(_Section):
         guard: held-out rewards are scored at every checkpoint too. A checkpoint at which one is
             below the original, its whole interval under 0, is never returned (``"veto"``); two of
             them in a row end the search as well (``"stop"``).
+        least_diversity: share of the original's diversity that the guard asks of a checkpoint; it
+            is vetoed when it surely has less. The paper's calibrations keep 0.8 of it at equal
+            steps, its reinforcement learning 0.6 (spec section 4, Supp Tab 1). 0 asks nothing.
         options: reward name to the arguments it is made with (``calibri.rewards.make_reward``).
         on_failure: what a score that is not finite leads to: ``"retry"`` samples and scores the
             image once more and then stops the run, ``"drop"`` leaves its prompt and seed out for
@@ -129,6 +132,7 @@ class RewardConfig(_Section):
     constraints: tuple[str, ...] = ()
     held_out: tuple[str, ...] = ("shapes-judge",)
     guard: Guard = "veto"
+    least_diversity: float = Field(0.75, ge=0.0, le=1.0)
     options: dict[str, dict[str, Any]] = {}
     on_failure: OnFailure = "retry"
     offload: bool = False

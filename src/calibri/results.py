@@ -40,7 +40,8 @@ class SettingResult(Record):
         scores: reward name to mean score.
         diversity: mean pairwise RMS distance of images of one prompt, or None when not measured.
         frechet: Frechet distance to reference images, or None when there are none.
-        seconds_per_image: wall time of sampling.
+        seconds_per_image: no longer measured: a calibration changes no cost, and one noisy
+            measurement could only seem to say otherwise. Older results have it.
     """
 
     label: str
@@ -51,7 +52,21 @@ class SettingResult(Record):
     scores: dict[str, Figure]
     diversity: float | None = None
     frechet: float | None = None
-    seconds_per_image: float
+    seconds_per_image: float | None = None
+
+
+class ImageSets(Record):
+    """What a calibration does to sets of images, which no score of a single one shows.
+
+    Attributes:
+        diversity: change of the distance between images of one prompt, paired, in units of the
+            original's; -1 when they are all the same. None when it was not measured.
+        frechet: change of the Frechet distance to real images, paired; above 0 is worse. None where
+            no reward has features and real images.
+    """
+
+    diversity: Figure | None = None
+    frechet: Figure | None = None
 
 
 class Comparison(Record):
@@ -69,6 +84,7 @@ class Evaluation(Record):
     Attributes:
         dropped: (prompt, seed) pairs left out because an image could not be scored, summed over
             the settings; an interval's ``n`` counts the prompts that it still covers.
+        image_sets: what no single image shows, at the fewest steps.
     """
 
     objective: str
@@ -80,6 +96,7 @@ class Evaluation(Record):
     dropped: int = 0
     settings: list[SettingResult]
     comparisons: list[Comparison]
+    image_sets: ImageSets | None = None
 
     def setting(self, *, calibrated: bool, num_inference_steps: int) -> SettingResult | None:
         """Find one setting, or None when it was not evaluated."""
@@ -120,14 +137,16 @@ class Checkpoint(Record):
     Attributes:
         difference: of the objective, paired.
         held_out: difference of each held-out reward that guards the search.
-        vetoed_by: held-out rewards whose whole interval is below 0; such a checkpoint is never
-            chosen.
+        image_sets: what no single image shows.
+        vetoed_by: held-out rewards whose whole interval is below 0, ``"diversity"`` and ``"Frechet
+            distance"`` (``calibri.runs.image_sets``); such a checkpoint is never chosen.
     """
 
     generation: int
     difference: Figure
     chosen: bool = False
     held_out: dict[str, Figure] = {}
+    image_sets: ImageSets = ImageSets()
     vetoed_by: list[str] = []
 
 
@@ -252,6 +271,7 @@ class SearchResult(Record):
         stopped: why the search ended, in words.
         images: images sampled by the search and its validation.
         dropped: (prompt, seed) pairs left out because an image could not be scored.
+        batch_size: images that were computed at once; None in older results.
         measured: what was measured before, and how the search was run because of it.
     """
 
@@ -262,6 +282,7 @@ class SearchResult(Record):
     images: int
     seconds: float
     dropped: int = 0
+    batch_size: int | None = None
     measured: FirstMeasurement | None = None
 
 

@@ -18,7 +18,6 @@ def _setting(calibrated: bool, steps: int, score: float) -> SettingResult:
             "shapes": Figure(mean=score, low=score - 0.01, high=score + 0.01, n=256),
             "judge": Figure(mean=score / 2, low=score / 2 - 0.01, high=score / 2 + 0.01, n=256),
         },
-        seconds_per_image=0.01,
     )
 
 

@@ -24,7 +24,6 @@ def setting(calibrated, steps):
         scores={name: figure(0.1 * steps) for name in REWARDS},
         diversity=0.25,
         frechet=None,
-        seconds_per_image=0.125,
     )
 
 

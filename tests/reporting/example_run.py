@@ -51,7 +51,6 @@ def setting(calibrated: bool, steps: int, shapes: float, judge: float) -> Settin
         scores={"shapes": figure(shapes, 0.014), "judge": figure(judge, 0.021)},
         diversity=0.19 - 0.004 * steps - 0.02 * calibrated,
         frechet=31.0 - 1.5 * steps - 6 * calibrated,
-        seconds_per_image=0.0031 * steps,
     )
 
 

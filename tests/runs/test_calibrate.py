@@ -47,8 +47,6 @@ def undisturbed(tmp_path_factory):
 
 def outcome(summary):
     evaluation = summary.evaluation.model_dump()
-    for setting in evaluation["settings"]:
-        del setting["seconds_per_image"]
     generations = [g.model_dump(exclude={"seconds"}) for g in summary.search.generations]
     return summary.search.coefficients, generations, summary.search.checkpoints, evaluation
 

@@ -10,6 +10,7 @@ from calibri.runs.checkpoints import Checkpoints
 from calibri.runs.session import Session
 
 PROMPTS = 40
+FEATURES = 64  # of the judge's image tower
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +37,15 @@ class Told:
         self.noise = np.random.default_rng(0).normal(size=(len(self.gains), PROMPTS)) * spread
 
     def score(self, phase, step, candidates, noises, measures):
+        if phase == "diversity":
+            return {name: np.ones((1, len(noises), FEATURES)) for name in measures}
         scores = self.gains[step] + self.noise[step][None]
         missing = [*self.missing, *self.lost.get(step, ())]
         scores[:, missing] = np.nan
         judge = np.full_like(scores, self.judged * (step > 0))
         judge[:, missing] = np.nan
-        return {name: judge if name == "shapes-judge" else scores for name in measures}
+        found = {"shapes-judge": judge, "features": np.ones((1, PROMPTS, FEATURES))}
+        return {name: found.get(name, scores) for name in measures}
 
 
 def added(session, told):

@@ -73,7 +73,7 @@ def test_the_verdict_says_when_a_veto_left_the_original(low, vetoed):
     figure = Figure(mean=0.2, low=low, high=0.5, n=8)
     refused = Checkpoint(generation=5, difference=figure, vetoed_by=["judge"])
     text = verdict(evaluation(same), [refused])
-    assert ("lowered judge" in text) == vetoed
+    assert ("worse in judge" in text) == vetoed
     assert ("nothing better" in text) != vetoed
 
 

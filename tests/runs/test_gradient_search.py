@@ -62,7 +62,7 @@ def search(records=None, progress=None, **values):
     progress = progress or Progress()
     session = session_of(dotted(values))
     ledger = Ledger(MemoryRecords() if records is None else records)
-    evaluator = session.evaluator(ledger, progress.unit)
+    evaluator = session.evaluator(ledger, progress)
     return session, *ValidatedSearch(session, evaluator, progress).run()
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from calibri.coefficients.space import SearchSpace
 from calibri.errors import ConfigError, RewardError, RunError, UnsupportedModelError
+from calibri.progress import Progress
 from calibri.rewards.mixing import used_rewards
 from calibri.rewards.registry import make_reward
 from calibri.rewards.reward import BatchedReward, DifferentiableReward, RewardInfo
@@ -76,9 +77,17 @@ def plain():
     return make_session()
 
 
-def gradients_of(session, last_steps=None, records=None, on_unit=lambda images, new: None):
+class Counting(Progress):
+    def __init__(self):
+        self.units = []
+
+    def unit(self, images, new):
+        self.units.append((images, new))
+
+
+def gradients_of(session, last_steps=None, records=None, progress=None):
     ledger = Ledger(MemoryRecords() if records is None else records)
-    evaluator = session.evaluator(ledger, on_unit)
+    evaluator = session.evaluator(ledger, progress)
     return Gradients(session, evaluator, last_steps), evaluator
 
 
@@ -250,11 +259,9 @@ def test_units_in_the_journal_are_not_computed_again(plain, monkeypatch):
     stored = json.loads(json.dumps(records.records, allow_nan=False))
     records.records = stored
     monkeypatch.setattr(plain.bench.sampler, "sample_with_gradient", None)
-    units = []
-    found = gradient_of(
-        plain, vector, noises, records=records, on_unit=lambda n, new: units.append((n, new))
-    )
-    assert units == [(4, False)]
+    progress = Counting()
+    found = gradient_of(plain, vector, noises, records=records, progress=progress)
+    assert progress.units == [(4, False)]
     assert np.array_equal(found.gradient, expected.gradient)
     assert np.array_equal(found.scores, expected.scores)
     with pytest.raises(RunError, match="other candidates"):

@@ -19,6 +19,8 @@ def test_a_unit_that_does_not_fit_is_halved_and_the_size_remembered(candidates, 
     bench.sampler = LittleMemory(bench.sampler, 3)
     found = dict(Local(bench).run(units))
     assert bench.sampler.sizes == [2] * 8
+    assert [result["batch_size"] for result in found.values()] == [2, 2]
+    assert not any("batch_size" in result for result in expected.values())
     for index in range(2):
         one, other = (result[index]["scores"]["m"] for result in (found, expected))
         np.testing.assert_allclose(one, other, rtol=0, atol=0.02)

@@ -46,6 +46,24 @@ def test_candidates_in_one_batch_equal_one_at_a_time(setup):
     assert np.ptp(together, axis=0).min() > 0.5
 
 
+class Smaller:
+    """A back-end on which fewer images fit with every unit."""
+
+    def run(self, units):
+        for index, unit in units:
+            scores = {name: [1.0] * len(unit.rows) for name in unit.measures}
+            yield index, {"scores": scores, "batch_size": 2 - min(index, 1)}
+
+
+def test_a_batch_that_does_not_fit_is_said_once_and_again_from_the_journal(setup):
+    records, said = MemoryRecords(), []
+    for backend in (Smaller(), Idle()):
+        evaluator = Evaluator(backend, 3, FULL, Ledger(records), on_message=said.append)
+        score(evaluator, setup[1])
+        assert evaluator.batch_size == 1
+    assert [text.split(" images")[0] for text in said] == ["Only 2", "Only 1"] * 2
+
+
 def test_feature_measures_keep_their_shape(setup):
     scores = score(make(setup, MemoryRecords(), batch_size=2), setup[1], ("f",))["f"]
     assert scores.shape == (3, 3, 3)

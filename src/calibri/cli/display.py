@@ -113,7 +113,6 @@ def _setting_row(setting: SettingResult, evaluation: Evaluation) -> _Row:
         for name, figure in setting.scores.items()
     }
     others = {metric.label: getattr(setting, metric.name) for metric in METRICS}
-    others["s/image"] = setting.seconds_per_image
     cells |= {name: Text("-" if x is None else _fixed(x)) for name, x in others.items()}
     return Text(printable(setting.label), style="bold" if setting.calibrated else ""), cells
 

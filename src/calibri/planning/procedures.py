@@ -10,11 +10,13 @@ from calibri.planning.flops import ImageFlops
 from calibri.planning.throughput import Speed
 from calibri.results import Record
 from calibri.rewards import Mixture, reward_cost, used_rewards
-from calibri.search import bucket_size, images_of_generation
+from calibri.search import bucket_size, fewest_prompts, images_of_generation
 
 TERA, PETA = 1e12, 1e15
 # The authors' loop: 496 prompts, 16 a bucket, are scored before the first and every 10th iteration.
 _PAPER_VALIDATION = 496
+# What the images of a prompt have in common is seen on at most this share of a run's images.
+_DIVERSITY_SHARE = 0.05
 # Runs of fewer images are not worth measuring first, unless asked for.
 WORTHWHILE_IMAGES = 20_000
 # Beside what is counted, the host, the reward's preparation and waiting: at most this much more.
@@ -68,9 +70,35 @@ def images_by_phase(config: RunConfig, size: int, scale_prompts: int = 0) -> dic
         size: numbers that are searched.
         scale_prompts: prompts on which the rewards of a mixture are scaled first.
     """
+    images = _images_of_scores(config, size, scale_prompts)
+    pairs = diversity_prompts(config, size, scale_prompts)
+    images["validation"] += _checkpoints(config.search) * 2 * pairs
+    return images
+
+
+def diversity_prompts(config: RunConfig, size: int, scale_prompts: int = 0) -> int:
+    """Count the validation prompts of which each checkpoint samples two more images.
+
+    They show whether the images of a prompt grow alike. There are none where the validation has
+    several images of each prompt anyway, or where they would be too few to say anything.
+
+    Args:
+        config: of the run.
+        size: numbers that are searched.
+        scale_prompts: as for ``images_by_phase``.
+    """
+    search = config.search
+    alone = search.images_per_prompt == 1 < config.sampling.batch_size
+    if config.rewards.guard == "off" or not alone:
+        return 0
+    images = sum(_images_of_scores(config, size, scale_prompts).values())
+    prompts = int(_DIVERSITY_SHARE * images / (2 * _checkpoints(search)))
+    return min(prompts, search.num_validation_prompts) if prompts >= fewest_prompts() else 0
+
+
+def _images_of_scores(config: RunConfig, size: int, scale_prompts: int = 0) -> dict[str, int]:
     search, evaluation = config.search, config.evaluation
     popsize = search.population(size)
-    checkpoints = -(-search.generations // search.validate_every) + 1
     settings = len(evaluation.original_multiples) + len(evaluation.calibrated_multiples)
     count = search.images_per_prompt
     bucket = sum(
@@ -79,9 +107,14 @@ def images_by_phase(config: RunConfig, size: int, scale_prompts: int = 0) -> dic
     )
     return {
         "search": (bucket + scale_prompts) * count,
-        "validation": checkpoints * search.num_validation_prompts * count,
+        "validation": _checkpoints(search) * search.num_validation_prompts * count,
         "evaluation": settings * evaluation.num_prompts * evaluation.images_per_prompt,
     }
+
+
+def _checkpoints(search: SearchConfig) -> int:
+    """Vectors that a search validates, the original among them."""
+    return -(-search.generations // search.validate_every) + 1
 
 
 def measures_first(search: SearchConfig, planned_images: int) -> bool:
@@ -165,7 +198,7 @@ class Counted:
         """This configuration: every prompt is encoded once, and the original runs beside."""
         search = self._config.search
         images = images_by_phase(self._config, size)
-        petaflop = self._petaflop(images)
+        petaflop = self._petaflop(images, _images_of_scores(self._config, size)["validation"])
         return Procedure(
             title="Calibri, as configured",
             parameters=size,
@@ -179,7 +212,8 @@ class Counted:
             hours=_hours(petaflop, speeds),
         )
 
-    def _petaflop(self, images: Mapping[str, int]) -> dict[str, float]:
+    def _petaflop(self, images: Mapping[str, int], validated: int) -> dict[str, float]:
+        """Count phases; of the validation's images so many are scored by rewards."""
         search, evaluation = self._config.search, self._config.evaluation
         per_setting = evaluation.num_prompts * evaluation.images_per_prompt
         steps = sum(evaluation.original_multiples) + sum(evaluation.calibrated_multiples)
@@ -193,7 +227,7 @@ class Counted:
         decoded += generations * searched.decode
         guarded = self._objective if self._config.rewards.guard == "off" else self._all
         reward = images["search"] * self._reward(self._objective)
-        reward += images["validation"] * self._reward(guarded)
+        reward += validated * self._reward(guarded)
         reward += images["evaluation"] * self._reward(self._all)
         return {
             "transformer": transformer / PETA,

@@ -83,6 +83,9 @@ class DinoDiversity(ModelReward):
         starts = range(0, len(images), self.batch_size)
         return torch.cat([self._features(images[i : i + self.batch_size]) for i in starts])
 
+    def reference_features(self, prompts: Sequence[str], seed: int) -> None:
+        """There are no real images to compare with."""
+
     def _features(self, images: Tensor) -> Tensor:
         resized = [resize_short_side(to_pil(image), RESIZE) for image in images]
         crops = [center_crop(image, CROP) for image in resized]

@@ -182,7 +182,7 @@ def _run(folder: RunFolder, session: Session, progress: Progress) -> RunSummary:
             progress.message(note)
         planned = planned_images(session)
         ledger = Ledger(journal)
-        with session.evaluator(ledger, progress.unit, sum(planned.values())) as evaluator:
+        with session.evaluator(ledger, progress, sum(planned.values())) as evaluator:
             vector, search = _search(session, evaluator, progress)
             coefficients = session.space.coefficients(vector)
             comparer = Comparer(session, evaluator, coefficients, session.prompts.test)

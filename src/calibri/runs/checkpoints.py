@@ -14,6 +14,7 @@ from calibri.errors import RewardError
 from calibri.progress import Progress
 from calibri.results import Checkpoint, Figure
 from calibri.rewards import Scale
+from calibri.runs.image_sets import ImageSetWatch
 from calibri.runs.session import Session
 from calibri.scoring import Evaluator, complete
 from calibri.search import reached_plateau, select
@@ -28,6 +29,14 @@ class _Scored:
     vector: Vector
     checkpoint: Checkpoint
     difference: Scores
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Scores, (1, noises) each, and what ``ImageSetWatch`` compares."""
+
+    scores: dict[str, Scores]
+    image_sets: tuple[dict[str, Scores], dict[str, Scores]]
 
 
 class Checkpoints:
@@ -45,38 +54,49 @@ class Checkpoints:
         self._progress = progress
         self._count = session.config.search.images_per_prompt
         self._noises = session.noises("validation", 0, session.prompts.validation, self._count)
-        self._baseline: dict[str, Scores] = {}
+        self._watch = ImageSetWatch(session, evaluator)
+        self._baseline: _Measured | None = None
         self._scored: list[_Scored] = []
 
     def add(self, vector: Vector, done: int, scales: Mapping[str, Scale]) -> None:
         """Score a vector after ``done`` generations."""
         session = self._session
-        if not self._baseline:
+        if self._baseline is None:
             self._baseline = self._score(0, session.space.start)
-        pairs, prompts = self._pairs(self._score(done, vector))
+        measured = self._score(done, vector)
+        pairs, prompts = self._pairs(self._baseline.scores, measured.scores)
         mixed = session.mixture.combine(pairs, scales)
         seed = derive_seed(session.config.seed, "bootstrap", done)
         held_out = {name: self._figure(pairs[name], seed) for name in session.guards}
+        image_sets = self._watch.compare(measured.image_sets, self._baseline.image_sets)
+        worse = [name for name, figure in held_out.items() if figure.high < 0]
         checkpoint = Checkpoint(
             generation=done - 1,
             difference=self._figure(mixed, seed),
             held_out=held_out,
-            vetoed_by=[name for name, figure in held_out.items() if figure.high < 0],
+            image_sets=image_sets,
+            vetoed_by=worse + self._watch.vetoes(image_sets),
         )
         difference = np.full(len(prompts), np.nan)
         difference[prompts] = np.diff(mixed, axis=0).reshape(-1, self._count).mean(axis=1)
         self._scored.append(_Scored(vector, checkpoint, difference))
         self._progress.checkpoint(checkpoint)
 
-    def _score(self, step: int, vector: Vector) -> dict[str, Scores]:
+    def _score(self, step: int, vector: Vector) -> _Measured:
         session = self._session
-        measures = tuple(dict.fromkeys((*session.objective, *session.guards)))
+        rewards = tuple(dict.fromkeys((*session.objective, *session.guards)))
+        measures = tuple(dict.fromkeys((*rewards, *self._watch.measures)))
         candidate = session.space.coefficients(vector)
-        return self._evaluator.score("validation", step, [candidate], self._noises, measures)
+        tables = self._evaluator.score("validation", step, [candidate], self._noises, measures)
+        found = {name: table[0] for name, table in tables.items()}
+        more = self._watch.more(step, candidate)
+        return _Measured({name: tables[name] for name in rewards}, (found, more))
 
-    def _pairs(self, tables: Mapping[str, Scores]) -> tuple[dict[str, Scores], NDArray[np.bool_]]:
+    def _pairs(
+        self, baseline: Mapping[str, Scores], tables: Mapping[str, Scores]
+    ) -> tuple[dict[str, Scores], NDArray[np.bool_]]:
         """Rows (original, vector) for each measure, and which prompts were dropped in neither."""
-        both = {name: np.vstack([self._baseline[name], tables[name]]) for name in tables}
+        both = {name: np.vstack([baseline[name], tables[name]]) for name in tables}
         by_prompt = [
             pair.reshape(-1, len(pair[0]) // self._count, self._count) for pair in both.values()
         ]
@@ -125,9 +145,9 @@ class Checkpoints:
 
 
 def guard_reason(checkpoints: Sequence[Checkpoint], rewards: RewardConfig) -> str:
-    """Say why held-out rewards end a search, or nothing while they do not."""
+    """Say why the guard ends a search, or nothing while it does not."""
     last = checkpoints[-2:]
     if rewards.guard != "stop" or len(last) < 2 or not all(c.vetoed_by for c in last):
         return ""
     names = ", ".join(dict.fromkeys(name for c in last for name in c.vetoed_by))
-    return f"held-out rewards fell below the original at two checkpoints in a row: {names}"
+    return f"two checkpoints in a row were surely worse than the original in {names}"

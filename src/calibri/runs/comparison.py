@@ -19,9 +19,11 @@ from calibri.results import (
     Comparison,
     Evaluation,
     Fidelity,
+    ImageSets,
     SettingResult,
 )
 from calibri.rewards import Mixture, Scale
+from calibri.runs.image_sets import ImageSetComparer
 from calibri.runs.session import Session
 from calibri.sampling import Noise
 from calibri.scoring import Evaluator, complete, frechet_distance
@@ -68,7 +70,7 @@ class Comparer:
         self._prompts = prompts
         self._count = session.config.evaluation.images_per_prompt
         self._noises = session.noises("evaluation", 0, prompts, self._count)
-        self._feature_reward = session.bench.measures.feature_reward
+        self._sets = ImageSetComparer(session, prompts, self._count)
 
     def run(self, progress: Progress) -> Evaluation:
         """Score every setting and compare them pairwise."""
@@ -93,6 +95,7 @@ class Comparer:
                 if not setting.calibrated
                 for name in self._names
             ],
+            image_sets=self._image_sets(scores),
         )
 
     @property
@@ -140,17 +143,12 @@ class Comparer:
         # Images of a prompt that are not scored together cannot be compared.
         if 1 < self._count <= self._session.config.sampling.batch_size:
             measures.append(DIVERSITY)
-        if self._feature_reward is not None:
-            measures.append(FEATURES)
-        before = self._evaluator.seconds
+        measures += [name for name in self._sets.measures if name not in measures]
         candidate = self._coefficients if setting.calibrated else self._original
         scores = self._evaluator.score(
             "evaluation", step, [candidate], self._noises, measures, setting.fidelity
         )
-        seconds = (self._evaluator.seconds - before) / len(self._noises)
-        return {name: values[0] for name, values in scores.items()} | {
-            "seconds": np.array([seconds])
-        }
+        return {name: values[0] for name, values in scores.items()}
 
     def _result(self, setting: _Setting, scores: dict[str, Scores]) -> SettingResult:
         steps = setting.num_inference_steps
@@ -168,20 +166,22 @@ class Comparer:
             },
             diversity=float(np.nanmean(scores[DIVERSITY])) if DIVERSITY in scores else None,
             frechet=self._frechet(scores),
-            seconds_per_image=float(scores["seconds"][0]),
+        )
+
+    def _image_sets(self, scores: Mapping[_Setting, dict[str, Scores]]) -> ImageSets:
+        """Compare sets of images at the fewest steps, where both models are sampled."""
+        steps = self._session.config.sampling.num_inference_steps
+        ours, theirs = (scores[_Setting(calibrated, steps)] for calibrated in (True, False))
+        return ImageSets(
+            diversity=self._sets.diversity(ours, theirs), frechet=self._sets.frechet(ours, theirs)
         )
 
     def _frechet(self, scores: dict[str, Scores]) -> float | None:
-        if FEATURES not in scores or self._feature_reward is None:
-            return None
-        texts = [noise.prompt.text for noise in self._noises]
-        seed = derive_seed(self._session.config.seed, "reference images")
-        reference = self._feature_reward.reference_features(texts, seed)
-        if reference is None:
+        reference = self._sets.reference()
+        if FEATURES not in scores or reference is None:
             return None
         features = scores[FEATURES]
-        features = features[np.isfinite(features).all(axis=1)]
-        return frechet_distance(features, reference.double().numpy())
+        return frechet_distance(features[np.isfinite(features).all(axis=1)], reference)
 
     def _compare(
         self, name: str, ours: dict[str, Scores], setting: _Setting, theirs: dict[str, Scores]
@@ -252,7 +252,7 @@ def verdict(evaluation: Evaluation, checkpoints: Sequence[Checkpoint] = ()) -> s
     if all(d.mean == d.low == d.high == 0 for d in same):
         return _nothing_chosen(checkpoints)
     held_out = evaluation.held_out_rewards or [evaluation.objective]
-    parts = [_at_same_steps(evaluation, first)]
+    parts = [_at_same_steps(evaluation, first), _of_image_sets(evaluation.image_sets)]
     for name in held_out:
         parts.append(_against_more_steps(evaluation, name, first))
     return " ".join(part for part in parts if part)
@@ -264,9 +264,9 @@ def _nothing_chosen(checkpoints: Sequence[Checkpoint]) -> str:
         return "The search found nothing better than the original model, which is what it returns."
     names = ", ".join(dict.fromkeys(name for vetoed_by in vetoes for name in vetoed_by))
     return (
-        f"The search returns the original model: what raised the objective lowered {names}, "
-        "which vetoed it. A longer search may find what raises both; rewards.guard decides "
-        "whether held-out rewards have a veto."
+        f"The search returns the original model: what raised the objective was worse in {names}, "
+        "which vetoed it. A longer search may find what is better in all; rewards.guard decides "
+        "whether they have a veto."
     )
 
 
@@ -285,6 +285,22 @@ def _at_same_steps(evaluation: Evaluation, steps: int) -> str:
     return (
         f"{head}: {', '.join(pieces)} (95% intervals, {evaluation.num_prompts} held-out prompts)."
     )
+
+
+def _of_image_sets(found: ImageSets | None) -> str:
+    """Say what no score of a single image shows, where it is surely worse."""
+    diversity, frechet = (found.diversity, found.frechet) if found else (None, None)
+    parts = []
+    if diversity is not None and diversity.high < 0:
+        mean, low, high = (f"{x:+.0%}" for x in (diversity.mean, diversity.low, diversity.high))
+        parts.append(f"the images of one prompt are more alike: diversity {mean} [{low}, {high}]")
+    if frechet is not None and frechet.low > 0:
+        mean, low, high = (f"{x:+.3g}" for x in (frechet.mean, frechet.low, frechet.high))
+        parts.append(
+            f"its images as a whole are farther from real ones: Frechet distance {mean} "
+            f"[{low}, {high}]"
+        )
+    return f"But {', and '.join(parts)}." if parts else ""
 
 
 def _against_more_steps(evaluation: Evaluation, reward: str, first: int) -> str:

@@ -105,7 +105,7 @@ def _model(calibration: Calibration, name: str | None) -> dict[str, Any]:
 
 def _compared(session: Session, calibration: Calibration, progress: Progress) -> Evaluation:
     images = images_by_phase(session.config, session.space.size)["evaluation"]
-    with session.evaluator(Ledger(MemoryRecords()), progress.unit, images) as evaluator:
+    with session.evaluator(Ledger(MemoryRecords()), progress, images) as evaluator:
         comparer = Comparer(session, evaluator, calibration.coefficients, session.prompts.test)
         return comparer.run(progress)
 

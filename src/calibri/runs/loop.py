@@ -241,4 +241,5 @@ class ValidatedSearch:
             images=self._evaluator.images,
             seconds=self._evaluator.seconds,
             dropped=self._evaluator.dropped,
+            batch_size=self._evaluator.batch_size,
         )

@@ -22,6 +22,7 @@ from calibri.coefficients import (
 from calibri.config import RunConfig
 from calibri.errors import ConfigError
 from calibri.pipelines import Network, Site
+from calibri.progress import Progress
 from calibri.prompts import Prompt, PromptSets, prompt_sets
 from calibri.results import FULL, Fidelity
 from calibri.rewards import Mixture, Reward, resolve_files
@@ -32,9 +33,7 @@ from calibri.scoring import (
     Ledger,
     Local,
     Measures,
-    OnUnit,
     check_workers,
-    ignore,
     make_backend,
     sample_images,
 )
@@ -96,17 +95,21 @@ class Session:
         """Leave the pipeline as it was before."""
         self.bench.close()
 
-    def evaluator(self, ledger: Ledger, on_unit: OnUnit = ignore, images: int = 0) -> Evaluator:
+    def evaluator(
+        self, ledger: Ledger, progress: Progress | None = None, images: int = 0
+    ) -> Evaluator:
         """Make an evaluator that keeps its units in ``ledger``.
 
         Args:
             ledger: finished units.
-            on_unit: see ``Evaluator``.
+            progress: is told of units, and of batches that do not fit into memory.
             images: about as many will be sampled; decides how many workers pay off.
         """
         backend = make_backend(self.bench, self.config, images)
         size = self.config.sampling.batch_size
-        return Evaluator(backend, size, self.bench.sampler.full, ledger, on_unit)
+        told = progress or Progress()
+        full = self.bench.sampler.full
+        return Evaluator(backend, size, full, ledger, told.unit, told.message)
 
     @property
     def objective(self) -> tuple[str, ...]:

@@ -7,7 +7,9 @@ from .evaluator import OnUnit as OnUnit
 from .evaluator import complete as complete
 from .evaluator import ignore as ignore
 from .evaluator import sample_images as sample_images
+from .image_sets import feature_diversity as feature_diversity
 from .image_sets import frechet_distance as frechet_distance
+from .image_sets import frechet_influence as frechet_influence
 from .ledger import Ledger as Ledger
 from .ledger import MemoryRecords as MemoryRecords
 from .ledger import Records as Records

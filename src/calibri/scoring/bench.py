@@ -79,6 +79,11 @@ class Bench:
         if self._branches is not None:
             self._branches.remove()
 
+    @property
+    def batch_size(self) -> int:
+        """Images that are sampled at once: as configured, or what has fitted into memory."""
+        return self._halving.size
+
     def sample(self, unit: Unit, rows: Sequence[Row]) -> Pictures:
         """Sample rows of a unit, fewer at once from now on when they do not fit into memory.
 

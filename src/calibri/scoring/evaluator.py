@@ -28,6 +28,10 @@ from calibri.scoring.units import Backend, Unit, cut, make_unit
 OnUnit = Callable[[int, bool], None]
 
 
+# Told what a person should know, in words.
+OnMessage = Callable[[str], None]
+
+
 def ignore(images: int, new: bool) -> None:
     """Do nothing when a unit is finished."""
 
@@ -41,8 +45,10 @@ class Evaluator:
         full: fidelity of images, where no other is asked for.
         ledger: finished units.
         on_unit: called after every unit with the number of its images and whether it was new.
+        on_message: called when fewer images fit into memory than a unit has.
 
     Attributes:
+        batch_size: images that were computed at once where fewer fitted than ``batch_size``.
         images: images scored so far.
         seconds: time that they took, interruptions excluded.
         dropped: (prompt, seed) pairs left out so far because a score failed.
@@ -55,12 +61,15 @@ class Evaluator:
         full: Fidelity,
         ledger: Ledger,
         on_unit: OnUnit = ignore,
+        on_message: OnMessage = lambda text: None,
     ) -> None:
         self._backend = backend
         self._batch_size = batch_size
         self._full = full
         self._ledger = ledger
         self._on_unit = on_unit
+        self._on_message = on_message
+        self.batch_size = batch_size
         self.images = 0
         self.seconds = 0.0
         self.dropped = 0
@@ -190,6 +199,12 @@ class Evaluator:
     def _count(self, unit: Unit, record: Mapping[str, Any], *, new: bool) -> None:
         self.images += len(unit.rows)
         self.seconds += float(record["seconds"])
+        if record.get("batch_size", self.batch_size) < self.batch_size:
+            self.batch_size = record["batch_size"]
+            self._on_message(
+                f"Only {self.batch_size} images fit into memory at once, not the "
+                f"{self._batch_size} of sampling.batch_size. The run takes longer for it."
+            )
         self._on_unit(len(unit.rows), new)
 
 

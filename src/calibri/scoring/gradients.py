@@ -31,6 +31,11 @@ class Differentiator:
             if isinstance(part, nn.Module):
                 part.requires_grad_(False)
 
+    @property
+    def batch_size(self) -> int:
+        """Images that are differentiated at once: as configured, or what has fitted into memory."""
+        return self._halving.size
+
     def __call__(self, unit: Unit) -> Result:
         """Scores of every row, and the sum of their gradients with respect to the scales.
 

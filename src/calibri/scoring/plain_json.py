@@ -15,19 +15,22 @@ from calibri.arrays import Scores
 
 
 def encode(scores: Tensor) -> Any:
-    """Scores of a unit as JSON: a list of numbers, or feature vectors in half precision."""
+    """Scores of a unit as JSON: a list of numbers, or feature vectors, halved where that holds."""
     if scores.ndim == 1:  # None is a failed image: JSON has no NaN
         return [score if math.isfinite(score) else None for score in map(float, scores)]
-    # Feature vectors are many and need no more than half precision.
-    data = scores.to(torch.float16).cpu().numpy()
-    return {"float16": base64.b64encode(data.tobytes()).decode(), "shape": list(data.shape)}
+    # Feature vectors are many and need no more than half precision, where that can hold them.
+    fits = bool((scores[scores.isfinite()].abs() <= torch.finfo(torch.float16).max).all())
+    name = "float16" if fits else "float32"
+    data = scores.to(getattr(torch, name)).cpu().numpy()
+    return {name: base64.b64encode(data.tobytes()).decode(), "shape": list(data.shape)}
 
 
 def decode(stored: Any) -> Scores:
     """Read what ``encode`` gave: float64, NaN for a failed image."""
     if isinstance(stored, list):
         return np.array([np.nan if score is None else score for score in stored])
-    data = np.frombuffer(base64.b64decode(stored["float16"]), dtype=np.float16)
+    name = "float32" if "float32" in stored else "float16"
+    data = np.frombuffer(base64.b64decode(stored[name]), dtype=name)
     return np.asarray(data.reshape(stored["shape"]), dtype=np.float64)
 
 

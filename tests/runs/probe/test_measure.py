@@ -286,13 +286,13 @@ def test_what_was_chosen_is_put_into_the_search(session):
 
 def test_a_measurement_is_journalled_told_and_read_back(session):
     records, listener = MemoryRecords(), Listening()
-    with session.evaluator(Ledger(records), listener.unit) as evaluator:
+    with session.evaluator(Ledger(records), listener) as evaluator:
         found = measure_first(session, evaluator, listener, DESIGN)
     assert listener.new > 0
     assert listener.phases == [("measuring", DESIGN.images)]
     assert listener.messages == found.reasons
     assert FirstMeasurement.model_validate_json(found.model_dump_json()) == found
     again = Listening()
-    with session.evaluator(Ledger(records), again.unit) as evaluator:
+    with session.evaluator(Ledger(records), again) as evaluator:
         assert measure_first(session, evaluator, again, DESIGN) == found
     assert again.new == 0

@@ -10,7 +10,7 @@ from calibri.scoring.backends.executors import InOrder, make_executor
 from calibri.scoring.bench import Bench
 from calibri.scoring.gradients import Differentiator
 from calibri.scoring.plain_json import encode_images
-from calibri.scoring.units import Result, Unit
+from calibri.scoring.units import Kind, Result, Unit
 
 
 class Local:
@@ -32,18 +32,31 @@ class Local:
     def run(self, units: Iterable[tuple[int, Unit]]) -> Iterator[tuple[int, Result]]:
         """Yield the index of a unit and its result in the order of the units.
 
+        A result says how many images were computed at once where fewer fitted than configured.
+
         Raises:
             RewardError: a measure returned a number that is not finite, and the policy is not to
                 drop it.
             RunError: one image alone does not fit into memory.
         """
         for kind, group in itertools.groupby(units, key=lambda item: item[1].kind):
-            if kind == "scores":
-                yield from self._executor.run(group)
-            elif kind == "images":
-                yield from ((index, self._images(unit)) for index, unit in group)
-            else:
-                yield from ((index, self._differentiator(unit)) for index, unit in group)
+            for index, result in self._results(kind, group):
+                yield index, result | self._smaller_batch(kind)
+
+    def _results(
+        self, kind: Kind, units: Iterable[tuple[int, Unit]]
+    ) -> Iterator[tuple[int, Result]]:
+        if kind == "scores":
+            yield from self._executor.run(units)
+        elif kind == "images":
+            yield from ((index, self._images(unit)) for index, unit in units)
+        else:
+            yield from ((index, self._differentiator(unit)) for index, unit in units)
+
+    def _smaller_batch(self, kind: Kind) -> Result:
+        where = self._differentiator if kind == "gradients" else self._bench
+        wanted = self._bench.config.sampling.batch_size
+        return {"batch_size": where.batch_size} if where.batch_size < wanted else {}
 
     def _images(self, unit: Unit) -> Result:
         return {"images": encode_images(self._executor.sample(unit, unit.rows).pixels)}
