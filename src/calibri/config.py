@@ -87,6 +87,8 @@ class SpaceConfig(_Section):
         guidance: search a factor on the guidance too, on models that embed it (FLUX.1-dev).
         shift: search a factor on the shift of the scheduler's noise schedule too; None where it
             pays.
+        sites: file of the sites of a model that is not known (``calibri inspect --discover
+            --save``); None for those of the known families.
         start: where the search starts: name of a known guidance (``calibri.preset``), or
             a calibration of the same model, a folder or a repository id, as fine as the search or
             coarser; None for the original model.
@@ -100,6 +102,7 @@ class SpaceConfig(_Section):
     output_knots: int | None = Field(None, ge=1, le=16)
     guidance: bool = False
     shift: bool | None = None
+    sites: str | None = None
     start: str | None = None
 
 

@@ -66,12 +66,13 @@ def write_all(fd: int, data: bytes) -> None:
         left = left[os.write(fd, left) :]
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, *, private: bool = False) -> None:
     """Replace a file so that a crash at any moment leaves the old content or the new, never a mix.
 
     Args:
         path: the file; its folder must exist.
         data: the whole new content. It is on disk, name included, when the call returns.
+        private: nobody but the owner may read it.
 
     Raises:
         RunError: the system refused; the file is as it was before.
@@ -79,7 +80,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     # A hidden name of its own, so that two writers never share a temporary file.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        _write_new(temporary, data)
+        _write_new(temporary, data, 0o600 if private else 0o666)
         os.replace(temporary, path)
         fsync_folder(path.parent)
     except OSError as error:
@@ -100,9 +101,9 @@ def remove_temporaries(folder: Path) -> None:
                 path.unlink()
 
 
-def _write_new(path: Path, data: bytes) -> None:
+def _write_new(path: Path, data: bytes, mode: int) -> None:
     # mkstemp would make the file private to its owner; runs are shared within a group.
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         write_all(fd, data)
         os.fsync(fd)

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -267,3 +270,21 @@ def test_a_file_in_the_way_is_told(calibration: Calibration, tmp_path: Path) -> 
     (tmp_path / "file").write_text("")
     with pytest.raises(CalibrationError, match="was not saved"):
         calibration.save_pretrained(tmp_path / "file")
+
+
+def test_equal_calibrations_have_equal_bytes_in_every_process(calibration: Calibration) -> None:
+    script = (
+        "import sys, hashlib; from calibri.artifact import folder_format as f; "
+        "from calibri.coefficients import Coefficients; "
+        "c = Coefficients.model_validate_json(sys.stdin.read()); "
+        "print(hashlib.sha256(f.tensor_bytes(c)).hexdigest())"
+    )
+    text = calibration.coefficients.model_dump_json()
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", script], input=text, capture_output=True, text=True, check=True
+        ).stdout
+        for _ in range(3)
+    }
+    own = hashlib.sha256(folder_format.tensor_bytes(calibration.coefficients)).hexdigest()
+    assert digests == {own + "\n"}

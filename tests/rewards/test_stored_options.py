@@ -4,7 +4,12 @@ import pytest
 
 from calibri.cli.evaluate import parse_option
 from calibri.errors import RewardError
-from calibri.rewards.stored_options import check_stored_names, join_stored_options, storable_options
+from calibri.rewards.stored_options import (
+    check_stored_names,
+    has_secrets,
+    join_stored_options,
+    storable_options,
+)
 
 LOOPBACK = "http://127.0.0.1:8765"
 
@@ -156,3 +161,16 @@ def test_options_for_a_file_need_the_users_word():
         join_stored_options(stored, given, ["mine.py:Bright"])
     agreed = {"mine.py:Bright": {"reward": "/home/you/mine.py:Bright", "gain": 3}}
     assert join_stored_options(stored, agreed, ["mine.py:Bright"]) == agreed
+
+
+@pytest.mark.parametrize(
+    ("options", "secret"),
+    [
+        ({"remote": {"token": "t"}}, True),
+        ({"remote": {"url": "https://me:pw@host"}}, True),
+        ({"remote": {"url": "http://host"}, "hpsv3": {"device": "cuda:1"}}, False),
+        ({}, False),
+    ],
+)
+def test_secrets_are_known_as_such(options, secret):
+    assert has_secrets(options) == secret

@@ -346,3 +346,13 @@ def test_a_written_file_is_readable_as_the_umask_allows(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_a_configuration_with_secrets_is_for_its_owner_alone(tmp_path, private):
+    before = os.umask(0o022)
+    try:
+        folder = RunFolder.create(tmp_path / "run", CONFIG, private=private)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(folder.config_path.stat().st_mode) == (0o600 if private else 0o644)

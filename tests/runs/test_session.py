@@ -3,11 +3,13 @@
 import pytest
 
 from calibri.config import load_config
-from calibri.errors import ConfigError
+from calibri.errors import ConfigError, UnsupportedModelError
 from calibri.prompts.files import make_prompts
 from calibri.prompts.sources import PromptSets
+from calibri.runs.inspect import inspect
 from calibri.runs.session import Session
 from tests.fakes import Named
+from tests.tiny import tiny_run
 
 
 def test_a_guard_that_compares_images_needs_those_of_a_prompt_in_one_batch():
@@ -27,3 +29,20 @@ def test_what_is_given_as_an_object_stays_in_this_process():
     config = load_config(values={"sampling.workers": 2, "device": "cpu"})
     with pytest.raises(ConfigError, match="given as an object"):
         Session(config, rewards={"shapes": Named("shapes")})
+
+
+def test_a_search_can_have_sites_that_were_discovered(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = inspect("shapes", discover=True).discovery
+    found.model_copy(update={"findings": found.findings[:-1]}).save("sites.json")
+    config = tiny_run(space__sites="sites.json", space__granularity="gate")
+    session = Session(config)
+    assert len(session.bench.scaler.sites) == len(found.findings) - 1
+    assert len(session.space.names) == len(session.bench.scaler.sites)
+    monkeypatch.chdir("/")  # where a worker, or whoever resumes, may be
+    again = Session(session.config)
+    assert again.space.names == session.space.names
+    for one in (again, session):
+        one.close()
+    with pytest.raises(UnsupportedModelError, match="Cannot read sites"):
+        Session(tiny_run(space__sites="missing.json"))

@@ -7,6 +7,7 @@ import diffusers
 import pytest
 import torch
 
+import calibri
 from calibri.config import SamplingConfig
 from calibri.errors import UnsupportedModelError
 from calibri.prompts.files import make_prompts
@@ -367,3 +368,21 @@ def test_a_pipeline_that_takes_texts_is_told_the_length():
     assert "max_sequence_length" not in encoder.arguments(PROMPTS)
     assert encoder.arguments(PROMPTS, 4)["max_sequence_length"] == 4
     assert encoder.max_sequence_length is None  # its call takes none
+
+
+@pytest.mark.parametrize("case", [HUNYUAN, ERNIE], ids=lambda case: case.id)
+def test_a_pipeline_is_as_it_was_once_nobody_samples_from_it(case):
+    first = sampler(case)
+    pipe = first.pipe
+    inside = pipe.encode_prompt
+    second = Sampler(pipe, first.config)
+    second.remove()
+    assert pipe.encode_prompt == inside
+    first.remove()
+    assert "encode_prompt" not in vars(pipe)
+    calibri.inspect(pipe)
+    assert "encode_prompt" not in vars(pipe)
+    pipe.encode_prompt = type(pipe).encode_prompt.__get__(pipe)  # somebody's own
+    own = pipe.encode_prompt
+    Sampler(pipe, first.config).remove()
+    assert pipe.encode_prompt is own

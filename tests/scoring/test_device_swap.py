@@ -275,3 +275,17 @@ def test_other_errors_of_a_move_stay_what_they_are(world, swap):
     world.move = broken
     with pytest.raises(RuntimeError, match="illegal"):
         swap.use("rewards")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_what_was_sampled_before_a_stop_is_scored(swap, error):
+    def sample(item):
+        if item == 3:
+            raise error
+        return item * 10
+
+    results = alternate(swap, range(5), ("pipeline", sample), ("rewards", lambda i, m: (i, m)))
+    arrived = []
+    with pytest.raises(error):
+        arrived.extend(results)
+    assert arrived == [(0, 0), (1, 10), (2, 20)]

@@ -74,7 +74,19 @@ def _metadata(coefficients: Coefficients, version: int = FORMAT_VERSION) -> dict
 
 def tensor_bytes(coefficients: Coefficients) -> bytes:
     """Serialise coefficients as float64 tensors with their names in the metadata."""
-    return save(_tensors(coefficients), _metadata(coefficients))
+    return _in_order(save(_tensors(coefficients), _metadata(coefficients)))
+
+
+def _in_order(data: bytes) -> bytes:
+    """Sort a safetensors header, whose order differs from process to process.
+
+    It is JSON behind its length in eight bytes, little endian, and ends with spaces up to a
+    multiple of eight; tensors stand at offsets behind it.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[end:]
 
 
 def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:

@@ -22,5 +22,6 @@ from .reward import RewardInfo as RewardInfo
 from .reward import UsesMetadata as UsesMetadata
 from .server.adapter import serve_reward as serve_reward
 from .stored_options import check_stored_names as check_stored_names
+from .stored_options import has_secrets as has_secrets
 from .stored_options import join_stored_options as join_stored_options
 from .stored_options import storable_options as storable_options

@@ -42,6 +42,15 @@ def storable_options(options: Options) -> dict[str, dict[str, Any]]:
     return {name: values for name, values in kept.items() if values}
 
 
+def has_secrets(options: Options) -> bool:
+    """Whether options hold what others must not read: tokens, keys, addresses with a password."""
+    return any(
+        _SECRET.search(key) or any(_has_credentials(text) for text in _texts(value))
+        for values in options.values()
+        for key, value in values.items()
+    )
+
+
 def _is_storable(key: str, value: Any) -> bool:
     if key in _OF_THE_MACHINE or _SECRET.search(key):
         return False

@@ -28,7 +28,7 @@ from calibri.pipelines import networks_of
 from calibri.planning import images_by_phase, measures_first
 from calibri.progress import Progress
 from calibri.results import Evaluation, RunSummary, SampleRow, SearchResult
-from calibri.rewards import name_rewards, storable_options
+from calibri.rewards import has_secrets, name_rewards, storable_options
 from calibri.runs.basis import check_start
 from calibri.runs.comparison import Comparer, sample_settings, verdict
 from calibri.runs.feedback import scale_prompts
@@ -102,7 +102,9 @@ def calibrate(
 def _start(path: Path, config: RunConfig, given: Given, progress: Progress | None) -> RunSummary:
     session = Session(config, pipe=given.pipe, rewards=given.rewards)
     check_search(session)
-    folder = RunFolder.create(path, session.config.model_dump(mode="json"), given.needed)
+    settings = session.config.model_dump(mode="json")
+    private = has_secrets(session.config.rewards.options)
+    folder = RunFolder.create(path, settings, given.needed, private=private)
     return _finished(folder, session, progress)
 
 

@@ -125,7 +125,12 @@ class RunFolder:
 
     @classmethod
     def create(
-        cls, path: Path, config: Mapping[str, object], given: Sequence[str] = ()
+        cls,
+        path: Path,
+        config: Mapping[str, object],
+        given: Sequence[str] = (),
+        *,
+        private: bool = False,
     ) -> RunFolder:
         """Start a run: make its folder and keep its configuration there.
 
@@ -133,6 +138,7 @@ class RunFolder:
             path: the folder; missing, or empty but for hidden files (of an interrupted start).
             config: the resolved configuration, JSON-able.
             given: what the run was given as objects, in words.
+            private: nobody but the owner may read the configuration, which holds secrets.
 
         Raises:
             ConfigError: the folder's name is no run name, or the configuration is not JSON-able.
@@ -152,7 +158,7 @@ class RunFolder:
         # Again under the lock: of two runs started under one name only one may go on.
         with folder.lock():
             check_unused(path)
-            write_atomically(folder.config_path, text.encode())
+            write_atomically(folder.config_path, text.encode(), private=private)
         return folder
 
     def make_images_folder(self) -> Path:

@@ -105,8 +105,7 @@ def inspect(
     if sites is not None:
         discovery = Discovery.load(sites)
     if discovery is not None:
-        for network in networks:  # of one class, so built alike
-            discovery.assign(network.transformer)
+        discovery.assign_all(loaded)
     found = _inspection(str(name), networks, granularity or config.space.granularity)
     space = None if loaded is transformer else _space(loaded, config)
     return found.model_copy(update={"discovery": discovery, "space": space})
@@ -114,10 +113,11 @@ def inspect(
 
 def _space(pipe: Any, config: RunConfig) -> SpaceRecord | None:
     try:
-        guidance_scale = Sampler(pipe, config.sampling).cfg_scale
+        sampler = Sampler(pipe, config.sampling)
     except UnsupportedModelError:  # its sites can be looked at all the same
         return None
-    capabilities = Capabilities.of(pipe, guidance_scale)
+    sampler.remove()
+    capabilities = Capabilities.of(pipe, sampler.cfg_scale)
     space = build_space(resolve(config, capabilities), capabilities)
     check_factors(space.factors, pipe)
     return SpaceRecord(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -70,7 +71,7 @@ class Session:
         pipe: Any = None,
         rewards: Mapping[str, Reward] | None = None,
     ) -> None:
-        config = config.model_copy(update={"rewards": resolve_files(config.rewards)})
+        config = _with_whole_paths(config)
         if pipe is not None:  # which stays where it is
             config = config.model_copy(update={"device": str(pipe.device)})
         _check_workers(config, alone=pipe is not None or bool(rewards))
@@ -141,6 +142,14 @@ class Session:
             for prompt in prompts
             for index in range(count)
         ]
+
+
+def _with_whole_paths(config: RunConfig) -> RunConfig:
+    """Name files so that a run goes on from any folder."""
+    space, sites = config.space, config.space.sites
+    if sites is not None:
+        space = space.model_copy(update={"sites": str(Path(sites).absolute())})
+    return config.model_copy(update={"rewards": resolve_files(config.rewards), "space": space})
 
 
 def _guards(config: RunConfig, measures: Measures) -> list[str]:

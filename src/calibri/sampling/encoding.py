@@ -80,6 +80,9 @@ class PromptEncoder(ABC):
         """Surround a call of the pipeline."""
         yield
 
+    def remove(self) -> None:  # noqa: B027 - most have nothing to take back
+        """Leave the pipeline as it was before."""
+
 
 def make_encoder(
     pipe: Any, negative_prompt: str | None, cache: PromptCache | None = None
@@ -216,6 +219,7 @@ class TextsEncoder(PromptEncoder):
         if hasattr(pipe, "encode_prompt"):
             # What wraps it later, to learn what it returns, then sees whole batches.
             self._original = pipe.encode_prompt
+            self._was_own = "encode_prompt" in vars(pipe)
             self._signature = inspect.signature(self._original)
             pipe.encode_prompt = self._encode_prompt
 
@@ -247,6 +251,15 @@ class TextsEncoder(PromptEncoder):
             yield
         finally:
             self._answers = False
+
+    def remove(self) -> None:
+        """Give ``encode_prompt`` of the pipeline back, unless something else has replaced it."""
+        if vars(self._pipe).get("encode_prompt") != self._encode_prompt:
+            return
+        if self._was_own:
+            self._pipe.encode_prompt = self._original
+        else:
+            del self._pipe.encode_prompt
 
     def _encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
         bound = self._signature.bind(*args, **kwargs)

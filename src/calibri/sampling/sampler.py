@@ -60,6 +60,10 @@ class Sampler:
             raise UnsupportedModelError(f"{type(pipe).__name__} {unsampled}. Use another pipeline.")
         self._encoder = make_encoder(pipe, self._call.negative_prompt)
 
+    def remove(self) -> None:
+        """Leave the pipeline as it was before."""
+        self._encoder.remove()
+
     @property
     def cfg_scale(self) -> float:
         """The w of classifier-free guidance, u + w (c - u); 1 without it."""

@@ -13,7 +13,7 @@ from calibri.config import RunConfig
 from calibri.devices import resolve_device
 from calibri.errors import RunError
 from calibri.memory import Halving, is_out_of_memory
-from calibri.pipelines import load_pipeline, networks_of
+from calibri.pipelines import Discovery, load_pipeline, networks_of
 from calibri.sampling import BranchResolver, Noise, Sampler, Scaler
 from calibri.scoring.compilation import compile_transformers
 from calibri.scoring.device_swap import REWARDS, DeviceSwap, share_device
@@ -52,6 +52,8 @@ class Bench:
         self.measures = measures or Measures.of(config)
         self.is_configured = pipe is None and self.measures.are_configured
         self.pipe = pipe if pipe is not None else _configured_pipeline(config)
+        if config.space.sites is not None:
+            Discovery.load(config.space.sites).assign_all(self.pipe)
         self.device = resolve_device(config.device)
         self.swap: DeviceSwap | None = None
         if config.rewards.offload:
@@ -78,6 +80,7 @@ class Bench:
         self.scaler.remove()
         if self._branches is not None:
             self._branches.remove()
+        self.sampler.remove()
 
     @property
     def batch_size(self) -> int:

@@ -120,12 +120,26 @@ def alternate(
         What the second step returns, as soon as it is there.
     """
     for part in _parts(items, size, most):
-        swap.use(sample[0])
-        made = [sample[1](item) for item in part]
-        for item, outcome in zip(part, made, strict=True):
-            # A caller may have sampled in between, for an image that failed.
-            swap.use(score[0])
-            yield score[1](item, outcome)
+        made: list[tuple[Item, Made]] = []
+        try:
+            swap.use(sample[0])
+            for item in part:
+                made.append((item, sample[1](item)))
+        except BaseException:  # a fault or Ctrl-C: what was sampled is paid for, so it is scored
+            yield from _scored(swap, made, score)
+            raise
+        yield from _scored(swap, made, score)
+
+
+def _scored(
+    swap: DeviceSwap,
+    made: Iterable[tuple[Item, Made]],
+    score: tuple[str, Callable[[Item, Made], Result]],
+) -> Iterator[Result]:
+    for item, outcome in made:
+        # A caller may have sampled in between, for an image that failed.
+        swap.use(score[0])
+        yield score[1](item, outcome)
 
 
 def _parts(items: Iterable[Item], size: Callable[[Item], int], most: int) -> Iterator[list[Item]]:

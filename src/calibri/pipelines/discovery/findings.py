@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 from torch import nn
 
 from calibri.errors import UnsupportedModelError
+from calibri.pipelines.networks import networks_of
 from calibri.pipelines.sites.find import assign_sites
 from calibri.pipelines.sites.site import Site
 from calibri.results import Record
@@ -82,6 +84,19 @@ class Discovery(Record):
                 "Discover its own sites."
             )
         assign_sites(transformer, self.sites, self.outputs)
+
+    def assign_all(self, pipeline: Any) -> None:
+        """Make everything else use these sites for each transformer of a pipeline.
+
+        Args:
+            pipeline: a diffusers pipeline, whose transformers are of one class and so built alike,
+                or a bare transformer.
+
+        Raises:
+            UnsupportedModelError: a transformer is of another class, or lacks a site.
+        """
+        for network in networks_of(pipeline):
+            self.assign(network.transformer)
 
     def save(self, path: str | Path) -> None:
         """Write the result as JSON."""
