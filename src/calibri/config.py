@@ -19,6 +19,7 @@ from pydantic_core import PydanticCustomError
 from calibri.errors import ConfigError, suggestion
 from calibri.results import FULL, Fidelity
 from calibri.search import METHODS, MethodInfo, fewest_prompts, method_info
+from calibri.signatures import typed
 
 SHIPPED = "shapes"
 COMPOSITIONAL = "compositional"
@@ -305,6 +306,7 @@ class RunConfig(_Section):
     evaluation: EvaluationConfig = EvaluationConfig()
 
 
+@typed
 def load_config(
     path: Path | str | None = None,
     overrides: Iterable[str] = (),

@@ -26,6 +26,7 @@ from calibri.sampling import (
     change_shift,
     own_negative_prompt,
 )
+from calibri.signatures import typed
 
 # Marks a transformer, and no more than that: what stands on it goes along wherever it is copied.
 _APPLIED = "_calibri_applied"
@@ -254,6 +255,7 @@ class _ToldBranch:
         return self._layout
 
 
+@typed
 def load(
     pipe: Any,
     calibration: Calibration | Coefficients | str | Path,

@@ -8,8 +8,10 @@ from calibri.artifact.calibration import Calibration
 from calibri.artifact.formats.registry import EXPORTERS, Format
 from calibri.errors import RunError
 from calibri.pipelines import load_skeleton, load_transformer
+from calibri.signatures import typed
 
 
+@typed
 def export(
     calibration: Calibration | str | Path,
     output: str | Path,

@@ -27,12 +27,14 @@ from calibri.config import Granularity
 from calibri.errors import CalibrationError
 from calibri.files import check_new_folder
 from calibri.pipelines import load_skeletons, sites_of
+from calibri.signatures import typed
 from calibri.version import __version__
 
 _COARSER: tuple[Granularity, ...] = ("layer", "block")
 _UNKNOWN = "unknown"
 
 
+@typed
 def extract(
     base: str | Path,
     tuned: str | Path,

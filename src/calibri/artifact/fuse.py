@@ -12,8 +12,10 @@ from calibri.artifact.survival import loss, survival
 from calibri.errors import CalibriWarning, RunError, UnsupportedModelError
 from calibri.files import check_new_folder
 from calibri.pipelines import load_pipeline
+from calibri.signatures import typed
 
 
+@typed
 def fuse(
     calibration: Calibration | str | Path,
     output: str | Path,

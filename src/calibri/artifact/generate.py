@@ -15,11 +15,13 @@ from calibri.artifact.calibration import Calibration
 from calibri.errors import ConfigError
 from calibri.pipelines import load_pipeline
 from calibri.sampling import GivenSettings, PipelineCall
+from calibri.signatures import typed
 
 # An image, or the frames of a video.
 Picture = Image.Image | list[Image.Image]
 
 
+@typed
 def generate(
     pipeline: Any,
     prompts: Sequence[str],

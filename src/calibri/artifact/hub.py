@@ -41,6 +41,11 @@ def download(
     Raises:
         CalibrationError: they are not there, too large, or the hub cannot be reached.
     """
+    if _problem_of_name(repo_id):
+        raise CalibrationError(
+            f"The calibration '{repo_id}' was not loaded: there is no folder of that name here, "
+            "and a repository is called user/name. Check the path."
+        )
     api = HfApi(token=token)
     folders = set()
     with _plain_errors(repo_id, "loaded"):
@@ -65,16 +70,19 @@ def check_repository_name(repo_id: str) -> None:
     Raises:
         CalibrationError: it is no ``user/name``.
     """
-    try:
-        validate_repo_id(repo_id)
-        problem = "" if repo_id.count("/") == 1 else "it has no user or organisation before a '/'"
-    except HFValidationError:
-        problem = "names have letters, digits, '-', '_' and '.' on both sides of one '/'"
-    if problem:
+    if problem := _problem_of_name(repo_id):
         raise CalibrationError(
             f"'{repo_id}' cannot be the name of a repository: {problem}. Pass user/name, such as "
             "me/flux-15-steps."
         )
+
+
+def _problem_of_name(repo_id: str) -> str:
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError:
+        return "names have letters, digits, '-', '_' and '.' on both sides of one '/'"
+    return "" if repo_id.count("/") == 1 else "it has no user or organisation before a '/'"
 
 
 def check_token(token: str | bool | None) -> None:

@@ -10,6 +10,7 @@ from calibri.config import Granularity
 from calibri.files import check_new_folder
 from calibri.pipelines import load_skeleton
 from calibri.results import Record
+from calibri.signatures import typed
 
 
 class ImportedCalibration(Record):
@@ -24,6 +25,7 @@ class ImportedCalibration(Record):
     calibration: Calibration
 
 
+@typed
 def import_(
     file: str | Path,
     pipeline: str,

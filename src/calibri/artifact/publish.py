@@ -7,8 +7,10 @@ from pathlib import Path
 from calibri.artifact import hub
 from calibri.artifact.calibration import Calibration
 from calibri.artifact.card import render_card
+from calibri.signatures import typed
 
 
+@typed
 def publish(
     calibration: Calibration | str | Path,
     repo_id: str,

@@ -199,8 +199,14 @@ def calibrate(
     with loading("Starting"):
         from calibri.config import load_config
         from calibri.configure import with_own_material
+        from calibri.pipelines import place_of
+        from calibri.runs import check_run_name
 
-        config = with_own_material(load_config(config_file, overrides or [], flags))
+        config = load_config(config_file, overrides or [], flags)
+        place_of(config.pipeline)  # a folder that is missing is said before what else is
+        config = with_own_material(config)
+        if name is not None:
+            check_run_name(name)
         quiet_libraries()
     if dry_run:
         _show_plan(config)

@@ -29,6 +29,7 @@ from calibri.pipelines import (
     parameter_names,
     sites_of,
 )
+from calibri.signatures import typed
 
 # Most of diffusers' schedulers count timesteps from 1000, the noise.
 _FLOW = Schedule.flow()
@@ -244,6 +245,7 @@ def _paths(sites: Sequence[Site], blocks: Sequence[int]) -> list[str]:
     return [paths[index] for index in blocks]
 
 
+@typed
 def preset(
     name: str,
     pipe: PipelineOrTransformer,

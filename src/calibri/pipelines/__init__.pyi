@@ -1,6 +1,7 @@
 from .blueprints import build_networks as build_networks
 from .blueprints import find_geometry as find_geometry
 from .blueprints import forward_of as forward_of
+from .blueprints import is_published as is_published
 from .calls import Call as Call
 from .discovery.discover import discover as discover
 from .discovery.findings import Discovery as Discovery
@@ -12,6 +13,7 @@ from .families.timesteps import Schedule as Schedule
 from .geometries import Geometry as Geometry
 from .granularity import parameter_names as parameter_names
 from .loading import load_pipeline as load_pipeline
+from .names import place_of as place_of
 from .networks import Network as Network
 from .networks import networks_of as networks_of
 from .networks import sites_of as sites_of

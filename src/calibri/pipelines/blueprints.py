@@ -17,6 +17,7 @@ from calibri.errors import UnsupportedModelError
 from calibri.pipelines.families.family import Forward
 from calibri.pipelines.families.lookup import classes_where, family_of, published_geometries
 from calibri.pipelines.geometries import Component, Geometry
+from calibri.pipelines.names import place_of
 from calibri.shapes import PIPELINE_PATH
 
 _LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
@@ -44,7 +45,17 @@ def find_geometry(pipeline: str, revision: str | None = None) -> Geometry:
     folder = Path(pipeline)
     if not folder.is_dir() and name in published_geometries():
         return published_geometries()[name]
-    return Geometry(_components(folder if folder.is_dir() else pipeline, revision))
+    place = place_of(pipeline)
+    return Geometry(_components(folder if folder.is_dir() else place, revision))
+
+
+def is_published(pipeline: str) -> bool:
+    """Whether a name is that of a model whose geometry is known here, and no folder or repository.
+
+    Args:
+        pipeline: for example ``"flux.1-dev"``.
+    """
+    return pipeline.lower() in published_geometries() and not Path(pipeline).is_dir()
 
 
 def _components(source: Path | str, revision: str | None) -> dict[str, Component]:

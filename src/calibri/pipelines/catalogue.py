@@ -15,6 +15,7 @@ from calibri.pipelines.families.lookup import block_family, family_of
 from calibri.pipelines.granularity import parameter_names
 from calibri.pipelines.sites.find import find_sites
 from calibri.results import Record
+from calibri.signatures import typed
 
 Status = Literal["table", "discover", "refused"]
 Folding = Literal["all", "some", "none"]
@@ -43,6 +44,7 @@ class ModelStatus(Record):
     guidance: str | None = None
 
 
+@typed
 def models(names: list[str] | None = None) -> list[ModelStatus]:
     """Describe transformer classes of the installed diffusers; no weights are made.
 

@@ -13,8 +13,8 @@ from calibri.config import SHIPPED
 from calibri.devices import resolve_device
 from calibri.errors import UnsupportedModelError, first_line
 from calibri.pipelines.dtype_name import DTYPE
+from calibri.pipelines.names import place_of
 from calibri.pipelines.networks import networks_of
-from calibri.shapes import PIPELINE_PATH
 
 
 def load_pipeline(
@@ -40,7 +40,7 @@ def load_pipeline(
 
 
 def _from_pretrained(name: str, revision: str | None, dtype: torch.dtype) -> Any:
-    path = PIPELINE_PATH if name == SHIPPED else name
+    path = place_of(name)
     verbosity = diffusers_logging.get_verbosity()
     if name == SHIPPED:
         # Its text encoder and VAE are deliberately smaller classes than SD3's own.

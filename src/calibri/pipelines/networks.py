@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from torch import nn
 
@@ -133,9 +133,9 @@ def networks_of(model: Model) -> tuple[Network, ...]:
     """
     if isinstance(model, nn.Module):
         return (Network(_plain(model)),)
-    if isinstance(model, Sequence):
+    if isinstance(model, Sequence) and model and all(isinstance(one, Network) for one in model):
         return tuple(model)
-    return _networks_of_pipeline(model)
+    return _networks_of_pipeline(cast(Any, model))
 
 
 def _networks_of_pipeline(pipe: Pipeline) -> tuple[Network, ...]:

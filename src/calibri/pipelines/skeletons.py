@@ -20,9 +20,9 @@ from calibri.errors import UnsupportedModelError, first_line
 from calibri.pipelines.classes import transformer_classes
 from calibri.pipelines.dtype_name import DTYPE
 from calibri.pipelines.loading import load_pipeline
+from calibri.pipelines.names import place_of
 from calibri.pipelines.networks import TRANSFORMERS, Network, networks_of
 from calibri.pipelines.stored import stored_dtype, weight_files
-from calibri.shapes import PIPELINE_PATH
 
 _FOLDER = "transformer"
 
@@ -122,18 +122,18 @@ def _component(entry: Any, name: str, revision: str | None, part: str) -> Any:
     kind = getattr({"diffusers": diffusers, "transformers": transformers}[library], class_name)
     place = {"subfolder": part, "revision": revision}
     if not issubclass(kind, nn.Module):
-        return kind.from_pretrained(_path(name), **place)
+        return kind.from_pretrained(place_of(name), **place)
     if issubclass(kind, transformers.PreTrainedModel):
-        build, config = kind, kind.config_class.from_pretrained(_path(name), **place)
+        build, config = kind, kind.config_class.from_pretrained(place_of(name), **place)
     else:
-        build, config = kind.from_config, kind.load_config(_path(name), **place)
+        build, config = kind.from_config, kind.load_config(place_of(name), **place)
     with torch.device("meta"):
         return build(config)
 
 
 def _index(name: str, revision: str | None) -> dict[str, Any]:
     try:
-        return dict(DiffusionPipeline.load_config(_path(name), revision=revision))
+        return dict(DiffusionPipeline.load_config(place_of(name), revision=revision))
     except (OSError, ValueError) as error:
         raise UnsupportedModelError(
             f"Cannot load a pipeline from '{name}': {first_line(error)}. Pass a folder with "
@@ -156,7 +156,7 @@ def load_transformer(name: str, *, revision: str | None = None) -> nn.Module:
         # diffusers converts to float32 unless it is told the type.
         dtype = stored_dtype(weight_files(_weights(name, revision)))
         loaded: nn.Module = kind.from_pretrained(
-            _path(name), subfolder=_FOLDER, revision=revision, **{DTYPE: dtype}
+            place_of(name), subfolder=_FOLDER, revision=revision, **{DTYPE: dtype}
         )
     except (OSError, ValueError) as error:
         raise UnsupportedModelError(
@@ -170,7 +170,7 @@ def _configured(name: str, revision: str | None, folder: str = _FOLDER) -> tuple
     try:
         # Reading a configuration is the same for every class.
         config = SD3Transformer2DModel.load_config(
-            _path(name), subfolder=folder or None, revision=revision
+            place_of(name), subfolder=folder or None, revision=revision
         )
         return transformer_classes()[config["_class_name"]], config
     except (OSError, ValueError, KeyError) as error:
@@ -182,13 +182,9 @@ def _configured(name: str, revision: str | None, folder: str = _FOLDER) -> tuple
 
 def _weights(name: str, revision: str | None) -> Path:
     """Find the folder with the weights of the transformer, after a download where it must be."""
-    path = _path(name)
+    path = place_of(name)
     if not Path(path).is_dir():
         files = ("config.json", "diffusion_pytorch_model*.safetensors*")
         wanted = [f"{_FOLDER}/{file}" for file in files]
         path = snapshot_download(path, revision=revision, allow_patterns=wanted)
     return Path(path) / _FOLDER
-
-
-def _path(name: str) -> str:
-    return str(PIPELINE_PATH) if name == SHIPPED else name

@@ -37,6 +37,7 @@ from calibri.planning.throughput import (
 )
 from calibri.results import FULL, Record
 from calibri.rewards import reward_cost, used_rewards
+from calibri.signatures import typed
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _REWARD = "reward"  # what the names of rewards' networks begin with
@@ -99,6 +100,7 @@ def with_defaults(config: RunConfig, geometry: Geometry) -> RunConfig:
     return validate_config(data)
 
 
+@typed
 def plan(
     config: ConfigLike | None = None,
     *,

@@ -14,6 +14,7 @@ from calibri.reporting.context import KeyNumber, Row, gain_numbers, sample_rows
 from calibri.reporting.page import environment, sample_images
 from calibri.results import RunSummary
 from calibri.runs import RunFolder
+from calibri.signatures import typed
 
 # Rows of pictures of each: a page of many stays small enough to send.
 _ROWS = 4
@@ -38,6 +39,7 @@ class Entry:
     snippet: str
 
 
+@typed
 def gallery(
     calibrations: Sequence[str | Path],
     *,

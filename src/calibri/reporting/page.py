@@ -17,6 +17,7 @@ from calibri.reporting.metrics import METRICS
 from calibri.reporting.network import Network, place_coefficients
 from calibri.results import Evaluation, RunSummary
 from calibri.runs import RunFolder
+from calibri.signatures import typed
 
 # Pixels: a chart across the page, and on a phone.
 _WIDE, _NARROW = 1040.0, 330.0
@@ -24,6 +25,7 @@ _WIDE, _NARROW = 1040.0, 330.0
 _MAX_IMAGE_BYTES = 20 * 2**20
 
 
+@typed
 def report(run: Path | str) -> Path:
     """Write ``report.html`` of a finished run.
 

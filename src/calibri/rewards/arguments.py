@@ -12,6 +12,7 @@ import torch
 
 from calibri.errors import RewardError
 from calibri.rewards.weights import Checkpoint
+from calibri.signatures import check_types
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -37,6 +38,8 @@ def arguments(name: str, factory: Callable[..., Any], options: Mapping[str, Any]
             f"{', '.join(sorted(names)) or 'none'}."
         )
     found = {key: _value(name, key, value, known) for key, value in options.items()}
+    for source in _sources(factory):
+        check_types(f"Reward '{name}'", source, found, RewardError)
     if "revision" in found:
         base = found.get("checkpoint", known["checkpoint"])
         found["checkpoint"] = dataclasses.replace(base, revision=found.pop("revision"))
@@ -46,9 +49,7 @@ def arguments(name: str, factory: Callable[..., Any], options: Mapping[str, Any]
 def _parameters(factory: Callable[..., Any]) -> dict[str, Any]:
     """Names and defaults of a factory's arguments, those that it passes on to its bases too."""
     defaults: dict[str, Any] = {}
-    bases = factory.__mro__ if inspect.isclass(factory) else ()
-    sources = [vars(c)["__init__"] for c in bases if "__init__" in vars(c)] or [factory]
-    for source in sources:
+    for source in _sources(factory):
         parameters = list(inspect.signature(source).parameters.values())
         for parameter in parameters:
             if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
@@ -57,6 +58,16 @@ def _parameters(factory: Callable[..., Any]) -> dict[str, Any]:
             break
     defaults.pop("self", None)
     return defaults
+
+
+def _sources(factory: Callable[..., Any]) -> list[Callable[..., Any]]:
+    """What says which arguments a factory takes: of a class, its and its bases' constructors."""
+    bases = factory.__mro__ if inspect.isclass(factory) else ()
+    return [vars(c)["__init__"] for c in bases if _has_own(c)] or [factory]
+
+
+def _has_own(kind: type) -> bool:
+    return kind is not object and "__init__" in vars(kind)
 
 
 def _has_checkpoint(known: Mapping[str, Any]) -> bool:

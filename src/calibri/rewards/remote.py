@@ -53,6 +53,7 @@ class RemoteReward:
         timeout: float = 120.0,
         attempts: int = 16,
     ) -> None:
+        _check_numbers(batch_size=batch_size, attempts=attempts, deadline=deadline, timeout=timeout)
         urls = (url,) if isinstance(url, str) else tuple(url)
         token = os.environ.get(TOKEN_VARIABLE, "") if token is None else token
         self.batch_size, self.deadline = batch_size, deadline
@@ -161,6 +162,15 @@ class RemoteReward:
             )
 
 
+def _check_numbers(**numbers: float) -> None:
+    for name, value in numbers.items():
+        least = 1 if isinstance(value, int) else 0
+        if not (math.isfinite(value) and value >= least and value > 0):
+            raise RewardError(
+                f"Option '{name}' of reward 'remote' is {value}. It must be a number above 0."
+            )
+
+
 def _png(image: Tensor) -> bytes:
     buffer = io.BytesIO()
     pixels = image.permute(1, 2, 0).contiguous().cpu().numpy()
@@ -179,7 +189,7 @@ def _reward_info(answer: Answer) -> RewardInfo:
         return RewardInfo(
             name=str(fields["name"]),
             variant=str(fields["variant"]),
-            range=(-math.inf if low is None else float(low), math.inf if high is None else high),
+            range=(_bound(low, -math.inf), _bound(high, math.inf)),
             unit=str(fields.get("unit", "")),
             kind=kind,
             license=str(fields.get("license", "")),
@@ -197,13 +207,28 @@ def _limit(answer: Answer, name: str) -> int:
     return value if isinstance(value, int) and value > 0 else 1
 
 
+def _is_number(value: object) -> bool:
+    """Whether a value of JSON is a number that a score can be; it knows integers of any length."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= torch.finfo(torch.float32).max  # False for NaN
+
+
+def _bound(value: object, default: float) -> float:
+    if value is None:
+        return default
+    if not _is_number(value):
+        raise ValueError(f"an end of its range is {value!r:.40}")
+    return float(value)  # type: ignore[arg-type]
+
+
 def _check_scores(count: int) -> Callable[[Mapping[str, Any]], bool]:
     def check(data: Mapping[str, Any]) -> bool:
         scores = data.get("scores")
         return (
             isinstance(scores, list)
             and len(scores) == count
-            and all(s is None or (isinstance(s, int | float) and math.isfinite(s)) for s in scores)
+            and all(score is None or _is_number(score) for score in scores)
         )
 
     return check

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from calibri.devices import resolve_device
 from calibri.errors import RewardError
 from calibri.memory import Halving, is_out_of_memory
 
@@ -237,7 +238,7 @@ class ModelReward(BatchedReward):
         batch_size: int = 16,
     ) -> None:
         super().__init__(batch_size)
-        self.device = torch.device(device)
+        self.device = resolve_device(str(device))
         self.dtype = dtype
         self._model: nn.Module | None = None
 

@@ -90,9 +90,10 @@ class Servers:
     def __init__(self, urls: Sequence[str], token: str, *, timeout: float, attempts: int) -> None:
         if not urls:
             raise RewardError("Give at least one url of a reward server.")
-        self.urls = tuple(url.rstrip("/") for url in urls)
-        for url in self.urls:
+        for url in urls:
             _check_url(url)
+        _check_token(token)
+        self.urls = tuple(url.rstrip("/") for url in urls)
         self.parallel = _PER_SERVER * len(self.urls)
         # These are servers of one's own network: reached directly.
         self._client = HttpClient(token=token, proxies=False)
@@ -190,11 +191,20 @@ def _decoded(reply: bytes) -> Mapping[str, Any]:
     return data
 
 
-def _check_url(url: str) -> None:
+def _check_token(token: str) -> None:
+    # It travels in a header, which holds nothing else (RFC 6750, section 2.1).
+    if not all("!" <= character <= "~" for character in token):
+        raise RewardError(
+            "The token of the reward server holds a space, a line break or a character that is no "
+            "ASCII. Copy it again, without what stands around it."
+        )
+
+
+def _check_url(url: object) -> None:
     try:
-        parts = urlsplit(url)
+        parts = urlsplit(url if isinstance(url, str) else "")
         good = parts.scheme in ("http", "https") and parts.hostname and not parts.path.strip("/")
-        good = good and parts.port != 0
+        good = good and parts.port != 0 and all(str(parts.hostname).rstrip(".").split("."))
     except ValueError:
         good = False
     if not good:

@@ -2,6 +2,7 @@ from .calibrate import check_search as check_search
 from .calibrate import planned_images as planned_images
 from .comparison import verdict as verdict
 from .folder import RunFolder as RunFolder
+from .folder import check_run_name as check_run_name
 from .folder import reserved_run as reserved_run
 from .inspect import SpaceRecord as SpaceRecord
 from .loop import SearchLoop as SearchLoop

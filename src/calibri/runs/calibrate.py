@@ -51,11 +51,13 @@ from calibri.runs.probe.measure import (
 )
 from calibri.runs.session import Session
 from calibri.scoring import Evaluator, Ledger
+from calibri.signatures import typed
 from calibri.version import __version__
 
 RUNS = Path("runs")
 
 
+@typed
 def calibrate(
     config: ConfigLike | None = None,
     *,
@@ -108,6 +110,7 @@ def _start(path: Path, config: RunConfig, given: Given, progress: Progress | Non
     return _finished(folder, session, progress)
 
 
+@typed
 def resume(
     run: Path | str,
     *,

@@ -28,8 +28,10 @@ from calibri.runs.fresh_prompts import fresh_prompts
 from calibri.runs.objects import split_pipeline
 from calibri.runs.session import Session
 from calibri.scoring import Ledger, MemoryRecords
+from calibri.signatures import typed
 
 
+@typed
 def evaluate(
     calibration: Calibration | str | Path,
     *,

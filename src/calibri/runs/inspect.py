@@ -16,6 +16,9 @@ from calibri.pipelines import (
     Discovery,
     Network,
     Site,
+    build_networks,
+    find_geometry,
+    is_published,
     load_pipeline,
     load_pipeline_skeleton,
     networks_of,
@@ -25,6 +28,7 @@ from calibri.pipelines import (
 from calibri.pipelines import discover as discover_sites
 from calibri.results import Record, SiteRecord
 from calibri.sampling import Sampler
+from calibri.signatures import typed
 
 
 class SpaceRecord(Record):
@@ -67,6 +71,7 @@ class Inspection(Record):
     space: SpaceRecord | None = None
 
 
+@typed
 def inspect(
     pipeline: Any = None,
     *,
@@ -79,8 +84,9 @@ def inspect(
     """List the sites of a pipeline or transformer.
 
     Args:
-        pipeline: a name (see ``load_pipeline``), a loaded pipeline, or a bare transformer; None
-            for the one of ``config``, the shipped one unless it says so.
+        pipeline: a name (see ``load_pipeline``; also ``"flux.1-dev"`` and the others that
+            ``calibri.plan`` knows), a loaded pipeline, or a bare transformer; None for the one of
+            ``config``, the shipped one unless it says so.
         granularity: which coefficient each site is listed under; None for that of the search.
         config: of the search that is described, as ``calibri.calibrate`` takes it.
         revision: branch, tag or commit of a repository.
@@ -161,6 +167,8 @@ def _loaded(pipeline: Any, revision: str | None, with_weights: bool) -> Any:
         return pipeline
     if with_weights:
         return load_pipeline(str(pipeline), revision=revision, device="cpu")
+    if is_published(str(pipeline)):  # nothing but its geometry is known, as to calibri.plan
+        return build_networks(find_geometry(str(pipeline)))["transformer"]
     return load_pipeline_skeleton(str(pipeline), revision=revision)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from calibri.config import SHIPPED, RewardConfig, RunConfig
 from calibri.configure import ConfigLike, merge_config, with_own_material
 from calibri.errors import ConfigError
+from calibri.pipelines import place_of
 from calibri.rewards import Reward, name_rewards, used_rewards
 from calibri.shapes import PIPELINE_PATH
 
@@ -86,6 +87,8 @@ def configured(
         ):
             sections["rewards"] = _rewards_section(names)
     merged = merge_config(config, sections, ("name", "runs", "progress"))
+    if pipe is None:
+        place_of(merged.pipeline)  # a folder that is missing is said before what else is
     return with_own_material(merged), Given(pipe, objects)
 
 

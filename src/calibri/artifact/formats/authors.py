@@ -27,6 +27,7 @@ from calibri.pipelines import (
     sites_of,
 )
 from calibri.results import Record
+from calibri.signatures import typed
 from calibri.version import __version__
 
 _MAX_MEMBERS = 16
@@ -91,6 +92,7 @@ class AuthorsFile(Record):
         write_atomically(Path(path), (self.model_dump_json(indent=2) + "\n").encode())
 
 
+@typed
 def import_authors_vector(
     solution: AuthorsFile | Sequence[float],
     transformer: nn.Module,
@@ -154,6 +156,7 @@ def write_authors(calibration: Calibration, transformer: nn.Module, output: Path
     export_authors_vector(calibration.coefficients, transformer).write(output)
 
 
+@typed
 def export_authors_vector(coefficients: Coefficients, transformer: nn.Module) -> AuthorsFile:
     """Write coefficients in the authors' order; the inverse of ``import_authors_vector``.
 

@@ -26,8 +26,10 @@ from calibri.pipelines.discovery.findings import Discovery, Finding
 from calibri.pipelines.discovery.kinds import block_kinds
 from calibri.pipelines.discovery.output_probe import discover_outputs
 from calibri.pipelines.discovery.replay import calls_of
+from calibri.signatures import typed
 
 
+@typed
 def discover(transformer: nn.Module, run: Callable[[], Any]) -> Discovery:
     """Find the residual branches, their streams and fold targets, and the output layer.
 

@@ -15,8 +15,10 @@ from calibri.errors import ConfigError, RewardError
 from calibri.rewards.registry import RewardSource, make_reward
 from calibri.rewards.reward import ModelReward, Reward, RewardInfo
 from calibri.rewards.server.standalone import InputError, Limits, Score, serve
+from calibri.signatures import typed
 
 
+@typed
 def serve_reward(
     reward: RewardSource,
     host: str = "127.0.0.1",
