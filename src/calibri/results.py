@@ -330,3 +330,9 @@ class RunSummary(Record):
     evaluation: Evaluation | None
     samples: list[SampleRow]
     machine: dict[str, str]
+
+    def __repr__(self) -> str:
+        """The outcome in words; fields have the figures."""
+        return f"<run {self.name} of {self.pipeline}: {self.verdict}>"
+
+    __str__ = __repr__

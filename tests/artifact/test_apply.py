@@ -200,3 +200,17 @@ def test_images_are_generated_with_the_negative_prompt_of_the_calibration(pipe):
 
     assert image("a blue square") != image("")
     assert image("a blue square") == image("", negative_prompt="a blue square")
+
+
+def test_what_is_loaded_says_how_to_sample_with_it_and_its_state():
+    shipped = load_pipeline("shapes", device="cpu")
+    made = scaled_calibration(shipped)
+    applied = load(shipped, made)
+    assert repr(applied).endswith("num_inference_steps=3, guidance_scale=1.0>, strength 1>")
+    applied.set_strength(0.5)
+    assert "SD3Transformer2DModel" in repr(applied)
+    assert repr(applied).endswith("strength 0.5>")
+    applied.fuse()
+    assert repr(applied).endswith("fused>")
+    applied.unload()
+    assert repr(applied).endswith("unloaded>")

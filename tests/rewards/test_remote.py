@@ -104,6 +104,12 @@ class Script(http.server.BaseHTTPRequestHandler):
     def play_nan(self, _):
         self.play_good(None, scores=[float("nan")])
 
+    def play_long(self, _):
+        self.play_good(None, scores=[10**400])
+
+    def play_true(self, _):
+        self.play_good(None, scores=[True])
+
     def play_other(self, _):
         self.play_good(None, info=self.server.info | {"variant": "2"})
 
@@ -203,7 +209,23 @@ def test_several_servers_share_the_work():
 
 @pytest.mark.parametrize(
     "fault",
-    [408, 429, 500, 502, 503, 504, "half", "nothing", "text", "list", "few", "strings", "nan"],
+    [
+        408,
+        429,
+        500,
+        502,
+        503,
+        504,
+        "half",
+        "nothing",
+        "text",
+        "list",
+        "few",
+        "strings",
+        "nan",
+        "long",
+        "true",
+    ],
 )
 def test_a_fault_that_may_pass_is_tried_again(fault):
     with playing(fault, fault) as server:
@@ -292,6 +314,18 @@ def test_a_server_that_changes_what_it_serves_is_found_out():
 
 def test_a_server_of_another_kind_is_refused():
     with playing(info={"hello": 1}) as server, pytest.raises(RewardError, match="proper 'info'"):
+        _ = RemoteReward(server.url).info
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [["0", None], [None, "1"], [None, 10**400], [None, True], [1], 5, {}, [None, None, None]],
+)
+def test_a_range_that_is_none_is_refused(ends):
+    with (
+        playing(info=INFO | {"range": ends}) as server,
+        pytest.raises(RewardError, match="proper 'info'"),
+    ):
         _ = RemoteReward(server.url).info
 
 

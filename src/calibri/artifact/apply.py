@@ -50,8 +50,15 @@ class AppliedCalibration(Uncopied):
         self._watch: Watch | None = None
         self._fused: Fused | None = None
         self._is_loaded = True
+        self._strength = strength
         self._restore_schedule: Callable[[], None] = lambda: None
         self._attach()
+
+    def __repr__(self) -> str:
+        """What it is, how to sample with it, and what state it is in."""
+        what = self.calibration or self._full
+        state = "fused" if self._fused is not None else f"strength {self._strength:g}"
+        return f"<loaded {what!r}, {state if self._is_loaded else 'unloaded'}>"
 
     @property
     def coefficients(self) -> Coefficients:
@@ -79,6 +86,7 @@ class AppliedCalibration(Uncopied):
         if self._fused is not None:
             raise FuseError("The calibration is fused into the weights. Call unfuse() first.")
         self._coefficients = self._full.with_strength(strength)
+        self._strength = strength
         self._set()
 
     def fuse(self, *, keep_originals: bool = True) -> None:

@@ -96,6 +96,16 @@ class Calibration(Record):
             yield f"the objective '{self.objective}' is not the first of the rewards"
         yield from self.coefficients.problems()
 
+    def __repr__(self) -> str:
+        """What it is for and how to sample with it; ``coefficients`` has the numbers."""
+        sampling = self.sampling
+        guidance = {"guidance_scale": sampling.guidance_scale}
+        if sampling.true_cfg_scale != 1.0:
+            guidance["true_cfg_scale"] = sampling.true_cfg_scale
+        settings = {"num_inference_steps": sampling.num_inference_steps, **guidance}
+        shown = ", ".join(f"{name}={value}" for name, value in settings.items())
+        return f"<Calibration of {self.base_model} ({self.transformer_class}): {shown}>"
+
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write ``calibri.json``, ``calibri.safetensors`` and the model card ``README.md``.
 

@@ -24,7 +24,7 @@ Picture = Image.Image | list[Image.Image]
 @typed
 def generate(
     pipeline: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | str,
     *,
     calibration: Calibration | str | Path | None = None,
     compare: bool = False,
