@@ -7,10 +7,21 @@ After ``comfy/lora.py``, ``comfy/weight_adapter/boft.py`` and ``comfy/model_patc
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from calibri.artifact.formats.native_names import known_classes
+from tests.pipelines.zoo import ZOO
+
+KNOWN = [specimen for specimen in ZOO if specimen.model_class in known_classes()]
+# One class serves Cosmos 1 and, by this, Cosmos 2.
+(_COSMOS,) = [one for one in KNOWN if one.model_class == "CosmosTransformer3DModel"]
+KNOWN.append(
+    replace(_COSMOS, config=_COSMOS.config | {"extra_pos_embed_type": None}, variant="second")
+)
 
 
 class Boft(NamedTuple):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -18,6 +16,7 @@ from calibri.pipelines.networks import networks_of
 from calibri.pipelines.sites.find import find_sites
 from calibri.sampling.scales.fold import Fused
 from tests.artifact.formats.comfyui import (
+    KNOWN,
     LowRank,
     calculate_weight,
     load_fully,
@@ -29,12 +28,6 @@ from tests.tiny import calibration_of, tiny_flux
 
 pytestmark = QUIET
 
-KNOWN = [specimen for specimen in ZOO if specimen.model_class in known_classes()]
-# One class serves Cosmos 1 and, by this, Cosmos 2.
-(_COSMOS,) = [one for one in KNOWN if one.model_class == "CosmosTransformer3DModel"]
-KNOWN.append(
-    replace(_COSMOS, config=_COSMOS.config | {"extra_pos_embed_type": None}, variant="second")
-)
 QUICK = {"FluxTransformer2DModel", "SD3Transformer2DModel-dual", "ZImageTransformer2DModel"}
 FAMILIES = pytest.mark.parametrize(
     "specimen",
