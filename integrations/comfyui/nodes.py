@@ -13,7 +13,7 @@ from .scaling import MemberSum
 
 _KEY = "calibri"
 # comfy.patcher_extension.WrappersMP; its values are part of ComfyUI's interface.
-_DIFFUSION_MODEL, _APPLY_MODEL = "diffusion_model", "apply_model"
+_APPLY_MODEL = "apply_model"
 
 
 class LoadCalibration:
@@ -59,7 +59,7 @@ class LoadCalibration:
             _scale_weights(patched, calibration, places)
         else:
             _check_noise(patched, calibration)
-            patched.add_wrapper_with_key(_DIFFUSION_MODEL, _KEY, MemberSum(calibration, places))
+            patched.add_wrapper_with_key(_APPLY_MODEL, _KEY, MemberSum(calibration, places))
         if calibration.guidance != 1.0:
             patched.add_wrapper_with_key(_APPLY_MODEL, _KEY, _Guidance(calibration.guidance))
         if calibration.shift != 1.0:

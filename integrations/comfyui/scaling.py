@@ -17,10 +17,11 @@ Factor = float | Tensor
 
 
 class MemberSum:
-    """Wraps the forward of ComfyUI's model: runs it once for each member and adds them up.
+    """Wraps ``apply_model``: runs it once for each member and adds up what the model returns.
 
-    Scales are hooks on modules for as long as a forward lasts, so that clones of a model share its
-    weights and nothing is left on it.
+    Not the forward of the model itself, which not all of ComfyUI's classes let be wrapped. Scales
+    are hooks on modules for as long as a forward lasts, so that clones of a model share its weights
+    and nothing is left on it.
 
     Args:
         calibration: whose members are added.
@@ -32,25 +33,38 @@ class MemberSum:
         self._places = places
         self._by_branch = [[m for m in members if m.branch == branch] for branch in (0, 1)]
 
-    def __call__(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
-        """Run the model in place of ``executor(*args, **kwargs)``."""
+    def __call__(
+        self, executor: Any, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Run the model in place of ``executor(x, sigma, ...)``, which returns the image."""
+        model = executor.class_obj
         options = _options(args, kwargs)
-        branches, position = options["cond_or_uncond"], float(options["sigmas"].max())
-        total: Any = None
-        for members in self._runs(branches):
-            rows = args[0].shape[0]
-            weights = [m.weight(position) if m else 0.0 for m in members]
-            if not any(weights):
-                continue
-            scales = {
-                path: _factor([m.scale(name, position) if m else 1.0 for m in members], rows)
-                for path, name in self._places.scaled.items()
-            }
-            with hooked(executor.class_obj, scales, rows):
-                found = executor(*args, **kwargs)
-            part = scaled(found.float(), _factor(weights, rows), rows)
-            total = part if total is None else total + part
-        return total if total is not None else torch.zeros_like(args[0])
+        # The image is linear in what the model returns, and this is what it is for zero.
+        start = model.model_sampling.calculate_denoised(sigma, torch.zeros_like(x), x)
+        total = start
+        for members in self._runs(options["cond_or_uncond"]):
+            with self._scaled(model.diffusion_model, members, sigma, len(x)) as weights:
+                if weights is not None:
+                    image = executor(x, sigma, *args, **kwargs)
+                    total = total + scaled(image - start, weights, len(x))
+        return total
+
+    @contextmanager
+    def _scaled(
+        self, network: nn.Module, members: Sequence[Member | None], sigma: Tensor, rows: int
+    ) -> Iterator[Factor | None]:
+        """Scale the modules for one forward; gives its weights, or None where all are 0."""
+        position = float(sigma.max())
+        weights = [m.weight(position) if m else 0.0 for m in members]
+        if not any(weights):
+            yield None
+            return
+        scales = {
+            path: _factor([m.scale(name, position) if m else 1.0 for m in members], rows)
+            for path, name in self._places.scaled.items()
+        }
+        with hooked(network, scales, rows):
+            yield _factor(weights, rows)
 
     def _runs(self, branches: Sequence[int]) -> Iterator[list[Member | None]]:
         """Go through the forwards that it takes, with the member of each branch in the batch."""
@@ -67,7 +81,7 @@ class MemberSum:
 
 def _options(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     for value in (*args, *kwargs.values()):
-        if isinstance(value, dict) and "cond_or_uncond" in value and "sigmas" in value:
+        if isinstance(value, dict) and "cond_or_uncond" in value:
             return value
     raise ValueError(
         "This model does not say which branch of guidance it is called for. Use a calibration "

@@ -1,7 +1,7 @@
 """A small stand-in of ComfyUI: its model classes, and as much of its ModelPatcher as a node uses.
 
 Modules of a diffusers model are reached by the names that ComfyUI has for them, and its forward
-goes through wrappers as ``comfy.patcher_extension.WrapperExecutor`` has it.
+goes through wrappers as ``comfy.patcher_extension.WrapperExecutor`` has it. The image is ``x - sigma F``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Executor:
         if self._wrappers:
             inner = Executor(self.class_obj, self._wrappers[1:])
             return self._wrappers[0](inner, *args, **kwargs)
-        return self.class_obj.own(*args, **kwargs)
+        return self.class_obj.apply(*args, **kwargs)
 
 
 class Native(nn.Module):
@@ -31,7 +31,7 @@ class Native(nn.Module):
 
     def __init__(self, model, forward):
         super().__init__()
-        self._forward = forward
+        self._own = forward
         for site in (*find_sites(model), *find_output_sites(model)):
             for fold in site.fold:
                 self._place(native_names(model).of(fold.path), model.get_submodule(fold.path))
@@ -45,14 +45,8 @@ class Native(nn.Module):
             at = at.get_submodule(parent)
         at.add_module(name, module)
 
-    def own(self, *args, transformer_options, **kwargs):
-        return self._forward(*args, **kwargs)
-
-
-class Network(nn.Module):
-    def __init__(self, native):
-        super().__init__()
-        self.diffusion_model = native
+    def forward(self, *args, **kwargs):
+        return self._own(*args, **kwargs)
 
 
 class Flow:
@@ -63,6 +57,9 @@ class Flow:
     def __init__(self, shift=3.0):
         self.set_parameters(shift)
 
+    def calculate_denoised(self, sigma, output, x):
+        return x - output * sigma.reshape(-1, *[1] * (x.ndim - 1))
+
     def set_parameters(self, shift=1.0, timesteps=1000, multiplier=1000):
         self.shift, self.multiplier = shift, multiplier
 
@@ -70,11 +67,23 @@ class Flow:
 ModelSamplingDiscreteFlow = type("ModelSamplingDiscreteFlow", (Flow,), {})
 
 
+class Network(nn.Module):
+    """``comfy.model_base.BaseModel``."""
+
+    def __init__(self, native):
+        super().__init__()
+        self.diffusion_model = native
+        self.model_sampling = ModelSamplingDiscreteFlow()
+
+    def apply(self, x, sigma, *, transformer_options, **kwargs):
+        return self.model_sampling.calculate_denoised(sigma, self.diffusion_model(x, **kwargs), x)
+
+
 class Patcher:
     """``comfy.model_patcher.ModelPatcher``."""
 
     def __init__(self, model, sampling=None):
-        self.model, self.sampling = model, sampling or ModelSamplingDiscreteFlow()
+        self.model, self.sampling = model, sampling or model.model_sampling
         self.patches, self.wrappers, self.objects = {}, {}, {}
 
     def clone(self):
@@ -101,8 +110,11 @@ class Patcher:
         self.wrappers[kind] = [*self.wrappers.get(kind, []), wrapper]
 
     @torch.no_grad()
-    def run(self, *args, sigma=0.5, branches=(0,), **kwargs):
-        """Patch the weights, run the model as its sampler does, and take the patches off."""
+    def run(self, x, sigma, branches=(0,), **kwargs):
+        """Patch the weights, run the model as its sampler does, and take the patches off.
+
+        Returns what its own class returned or, with wrappers, would have to.
+        """
         state = self.model.state_dict()
         before = {key: state[key].clone() for key in self.patches}
         for key, patches in self.patches.items():
@@ -110,12 +122,9 @@ class Patcher:
                 assert strength == 0.0
                 assert difference is None
                 state[key].mul_(factor)
-        options = {"cond_or_uncond": list(branches), "sigmas": torch.tensor([sigma])}
-        kinds = ("apply_model", "diffusion_model")
-        wrappers = [wrapper for kind in kinds for wrapper in self.wrappers.get(kind, [])]
-        found = Executor(self.model.diffusion_model, wrappers)(
-            *args, **kwargs, transformer_options=options
-        )
+        executor = Executor(self.model, self.wrappers.get("apply_model", []))
+        options = {"cond_or_uncond": list(branches)}
+        image = executor(x, torch.full((len(x),), sigma), transformer_options=options, **kwargs)
         for key, value in before.items():
             state[key].copy_(value)
-        return found
+        return (x - image) / sigma

@@ -51,7 +51,7 @@ def patcher_of(model):
 
 def run(patcher, inputs, **options):
     inputs = dict(inputs)
-    return patcher.run(inputs.pop("hidden_states"), sigma=SIGMA, **inputs, **options)
+    return patcher.run(inputs.pop("hidden_states"), SIGMA, **inputs, **options)
 
 
 @torch.no_grad()
