@@ -1,7 +1,8 @@
 """A small stand-in of ComfyUI: its model classes, and as much of its ModelPatcher as a node uses.
 
 Modules of a diffusers model are reached by the names that ComfyUI has for them, and its forward
-goes through wrappers as ``comfy.patcher_extension.WrapperExecutor`` has it. The image is ``x - sigma F``.
+goes through wrappers as ``comfy.patcher_extension.WrapperExecutor`` has it. The image is
+``x - sigma F``.
 """
 
 from __future__ import annotations

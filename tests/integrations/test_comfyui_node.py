@@ -16,6 +16,7 @@ from calibri.artifact.apply import load
 from calibri.artifact.formats.comfyui import native_scales
 from calibri.coefficients.space import SearchSpace
 from calibri.pipelines.sites.find import find_sites
+from integrations.comfyui import NODE_CLASS_MAPPINGS
 from integrations.comfyui.nodes import LoadCalibration
 from tests.artifact.formats.comfyui import KNOWN
 from tests.integrations.places import FILE, all_places
@@ -198,3 +199,21 @@ def test_the_folder_is_all_that_is_needed(tmp_path):
         "assert not {'calibri', 'diffusers', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, env={"PYTHONPATH": ""})
+
+
+WORKFLOWS = sorted((FILE.parent / "workflows").glob("*.json"))
+
+
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
+def test_an_example_workflow_samples_what_the_calibration_loader_gives(file):
+    workflow = json.loads(file.read_text())
+    for step in workflow.values():
+        for value in step["inputs"].values():
+            assert not isinstance(value, list) or value[0] in workflow
+    (sampler,) = (step for step in workflow.values() if step["class_type"] == "KSampler")
+    loader = workflow[sampler["inputs"]["model"][0]]
+    if loader["class_type"] in NODE_CLASS_MAPPINGS:
+        node = NODE_CLASS_MAPPINGS[loader["class_type"]]
+        assert loader["inputs"].keys() == node.INPUT_TYPES()["required"].keys()
+    else:
+        assert loader["class_type"] == "LoraLoaderModelOnly"

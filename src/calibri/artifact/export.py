@@ -25,7 +25,8 @@ def export(
         calibration: a folder, a finished run, a repository id, or a ``Calibration``.
         output: what to write; must not exist.
         format: ``"authors"``, the JSON vector of the paper's authors; ``"comfyui"``, a safetensors
-            file for its LoRA loader; ``"peft"``, the folder of an IA3 adapter.
+            file for its LoRA loader; ``"flux-blocks"``, text for its node FluxBlocksBuster;
+            ``"peft"``, the folder of an IA3 adapter.
         pipeline: another pipeline than the one it was made for (see ``load_pipeline``); only its
             configuration is read.
         strength: 0 is the original model, 1 the full calibration.

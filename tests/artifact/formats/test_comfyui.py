@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from safetensors.torch import load_file
 
 from calibri.artifact.formats.comfyui import native_scales, write_lora
+from calibri.artifact.formats.flux_blocks import write_blocks
 from calibri.artifact.formats.native_names import known_classes, native_names
 from calibri.coefficients.space import SearchSpace
 from calibri.errors import UnsupportedModelError
@@ -211,3 +214,24 @@ def test_a_scale_of_one_is_not_in_the_file(tmp_path):
     same = made.coefficients.model_copy(update={"scales": (scales,)})
     assert len(native_scales(same, model)) == len(native_scales(made.coefficients, model)) - 2
     assert networks_of(model)
+
+
+@FAMILIES
+@GRANULARITIES
+def test_the_text_scales_the_same_tensors(specimen, granularity, tmp_path):
+    """By the rule of FluxBlocksBuster: the pattern of a line is searched in every name."""
+    model = specimen.model()
+    made = made_for(model, granularity)
+    write_blocks(made, model, tmp_path / "blocks.txt")
+    lines = [line.split("=") for line in (tmp_path / "blocks.txt").read_text().splitlines()]
+    scales = native_scales(made.coefficients, model)
+    # Tensors beside them, some of whose names hold theirs.
+    others = [f"{stem}{name}" for stem in ("x.", "x_", "blocks.1.") for name in scales]
+    others += [f"{name.replace('.', 'x', 1)}" for name in scales]
+    found = {}
+    for name in (*scales, *others):
+        for pattern, value in lines:
+            if re.search(pattern, f"diffusion_model.{name}"):
+                assert name not in found
+                found[name] = float(value)
+    assert found == scales

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from calibri.artifact.calibration import Calibration
 
-Format = Literal["authors", "comfyui", "peft"]
+Format = Literal["authors", "comfyui", "flux-blocks", "peft"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,11 @@ EXPORTERS: dict[Format, Exporter] = {
         "comfyui",
         "write_lora",
         "Put it into ComfyUI's models/loras and load it with the LoRA loader, after other LoRAs.",
+    ),
+    "flux-blocks": Exporter(
+        "flux_blocks",
+        "write_blocks",
+        "Paste it into the field 'blocks' of FluxBlocksBuster, a node of ComfyUI_essentials.",
     ),
     "peft": Exporter(
         "ia3",
