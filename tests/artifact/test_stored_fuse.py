@@ -16,7 +16,7 @@ from calibri.coefficients.space import SearchSpace
 from calibri.errors import CalibriWarning, FuseError, RunError, UnsupportedModelError
 from calibri.pipelines.loading import load_pipeline
 from calibri.pipelines.networks import networks_of, sites_of
-from calibri.pipelines.skeletons import load_skeletons, load_transformer
+from calibri.pipelines.skeletons import load_skeletons
 from calibri.sampling.scales.fold import FoldStep
 from tests.sampling.two_transformers import wan_2_2
 from tests.tiny import tiny_flux
@@ -192,11 +192,3 @@ def test_survival_is_what_rounding_leaves(scale, changed):
     assert found.effective == pytest.approx(
         float((after.double() @ exact) / (exact @ exact)), rel=1e-9
     )
-
-
-@DTYPES
-def test_a_transformer_is_loaded_in_the_dtype_it_is_stored_in(dtype, tmp_path):
-    pipe = sd3()
-    stored(pipe, tmp_path, dtype)
-    loaded = load_transformer(str(tmp_path))
-    assert {p.dtype for p in loaded.parameters()} == {dtype}

@@ -24,13 +24,13 @@ def test_export_writes_back_what_import_read(calibri, imported, tmp_path):
     assert (again.exit_code, "exists" in again.stderr) == (5, True)
 
 
-def test_export_takes_the_weights_of_the_pipeline_and_a_strength(calibri, imported, tmp_path):
+def test_export_takes_a_strength(calibri, imported, tmp_path):
     arguments = ("export", imported, "--format", "comfyui", "--output")
     assert calibri(*arguments, "full.safetensors").exit_code == 0
     assert calibri(*arguments, "none.safetensors", "--strength", 0).exit_code == 0
     with safe_open(tmp_path / "full.safetensors", framework="pt") as file:
         # The first scalar of the vector is 1, so that its layer is left as it is.
-        assert len([name for name in file.keys() if name.endswith("dora_scale")]) == 22  # noqa: SIM118
+        assert len([name for name in file.keys() if name.endswith("rescale")]) == 2 * 22  # noqa: SIM118
         assert file.metadata()["calibri.base_model"] == "shapes"
     with safe_open(tmp_path / "none.safetensors", framework="pt") as file:
         assert not list(file.keys())

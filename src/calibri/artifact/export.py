@@ -7,7 +7,7 @@ from pathlib import Path
 from calibri.artifact.calibration import Calibration
 from calibri.artifact.formats.registry import EXPORTERS, Format
 from calibri.errors import RunError
-from calibri.pipelines import load_skeleton, load_transformer
+from calibri.pipelines import load_skeleton
 from calibri.signatures import typed
 
 
@@ -27,9 +27,10 @@ def export(
         calibration: a folder, a finished run, a repository id, or a ``Calibration``.
         output: what to write; must not exist.
         format: ``"authors"``, the JSON vector of the paper's authors; ``"comfyui"``, a safetensors
-            file for its LoRA loader; ``"peft"``, the folder of an IA3 adapter.
-        pipeline: another pipeline than the one it was made for (see ``load_pipeline``). Only
-            ``"comfyui"`` reads its weights, the others its configuration.
+            file for its LoRA loader; ``"flux-blocks"``, text for its node FluxBlocksBuster;
+            ``"peft"``, the folder of an IA3 adapter.
+        pipeline: another pipeline than the one it was made for (see ``load_pipeline``); only its
+            configuration is read.
         strength: 0 is the original model, 1 the full calibration.
         revision: branch, tag or commit of the pipeline's repository.
 
@@ -46,11 +47,9 @@ def export(
         raise RunError(f"'{target}' exists. Choose another --output.")
     if not isinstance(calibration, Calibration):
         calibration = Calibration.from_pretrained(calibration)
-    exporter = EXPORTERS[format]
-    read = load_transformer if exporter.needs_weights else load_skeleton
-    transformer = read(pipeline or calibration.base_model, revision=revision)
+    transformer = load_skeleton(pipeline or calibration.base_model, revision=revision)
     coefficients = calibration.coefficients.with_strength(strength)
-    exporter.write(
+    EXPORTERS[format].write(
         calibration.model_copy(update={"coefficients": coefficients}), transformer, target
     )
     return target

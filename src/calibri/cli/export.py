@@ -23,7 +23,8 @@ def export(
         Format,
         typer.Option(
             "--format",
-            help="The authors' JSON vector, a file for ComfyUI's LoRA loader, or a PEFT folder.",
+            help="The authors' JSON vector, a file for ComfyUI's LoRA loader, text for its node "
+            "FluxBlocksBuster, or a PEFT folder.",
         ),
     ],
     pipeline: PipelineOption = None,

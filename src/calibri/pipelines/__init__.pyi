@@ -25,7 +25,6 @@ from .sites.site import Site as Site
 from .skeletons import load_pipeline_skeleton as load_pipeline_skeleton
 from .skeletons import load_skeleton as load_skeleton
 from .skeletons import load_skeletons as load_skeletons
-from .skeletons import load_transformer as load_transformer
 from .stored import StoredTensor as StoredTensor
 from .stored import change_stored as change_stored
 from .stored import is_other_index as is_other_index

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from calibri.config import SHIPPED
@@ -24,10 +25,9 @@ def place_of(name: str) -> str:
     """
     if name == SHIPPED:
         return str(PIPELINE_PATH)
-    path = Path(name)
-    if path.is_dir():
+    if _is(Path.is_dir, name):
         return name
-    if path.is_file():
+    if _is(Path.is_file, name):
         reason = "it is a file, not the folder of a pipeline"
     elif not _REPOSITORY.fullmatch(name):
         reason = "there is no such folder here, and a repository is called user/name"
@@ -37,3 +37,10 @@ def place_of(name: str) -> str:
         f"Cannot load a pipeline from '{name}': {reason}. Pass a folder with model_index.json, a "
         f"repository id, or '{SHIPPED}'."
     )
+
+
+def _is(kind: Callable[[Path], bool], name: str) -> bool:
+    try:
+        return kind(Path(name))
+    except (OSError, ValueError):  # no file can be called so
+        return False

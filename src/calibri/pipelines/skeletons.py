@@ -1,4 +1,4 @@
-"""The transformer of a pipeline alone: without its weights, or with them and nothing else."""
+"""The transformers of a pipeline, or all of it, without weights."""
 
 from __future__ import annotations
 
@@ -12,17 +12,14 @@ import diffusers
 import torch
 import transformers
 from diffusers import DiffusionPipeline, SD3Transformer2DModel
-from huggingface_hub import snapshot_download
 from torch import nn
 
 from calibri.config import SHIPPED
 from calibri.errors import UnsupportedModelError, first_line
 from calibri.pipelines.classes import transformer_classes
-from calibri.pipelines.dtype_name import DTYPE
 from calibri.pipelines.loading import load_pipeline
 from calibri.pipelines.names import place_of
 from calibri.pipelines.networks import TRANSFORMERS, Network, networks_of
-from calibri.pipelines.stored import stored_dtype, weight_files
 
 _FOLDER = "transformer"
 
@@ -141,31 +138,6 @@ def _index(name: str, revision: str | None) -> dict[str, Any]:
         ) from error
 
 
-def load_transformer(name: str, *, revision: str | None = None) -> nn.Module:
-    """Load the transformer of a pipeline onto the CPU in the dtype it is stored in.
-
-    Args:
-        name: ``"shapes"``, a folder, or a Hugging Face repository id.
-        revision: branch, tag or commit of a repository.
-
-    Raises:
-        UnsupportedModelError: it cannot be found, or its transformer is not one of diffusers.
-    """
-    kind, _ = _configured(name, revision)
-    try:
-        # diffusers converts to float32 unless it is told the type.
-        dtype = stored_dtype(weight_files(_weights(name, revision)))
-        loaded: nn.Module = kind.from_pretrained(
-            place_of(name), subfolder=_FOLDER, revision=revision, **{DTYPE: dtype}
-        )
-    except (OSError, ValueError) as error:
-        raise UnsupportedModelError(
-            f"Cannot read the transformer's weights of '{name}': {first_line(error)}. Check the "
-            "folder, or download the repository again."
-        ) from error
-    return loaded
-
-
 def _configured(name: str, revision: str | None, folder: str = _FOLDER) -> tuple[Any, Any]:
     try:
         # Reading a configuration is the same for every class.
@@ -178,13 +150,3 @@ def _configured(name: str, revision: str | None, folder: str = _FOLDER) -> tuple
             f"Cannot read the transformer's configuration of '{name}': {first_line(error)}. Pass a "
             "diffusers folder or a repository id whose transformer is one of `calibri models`."
         ) from error
-
-
-def _weights(name: str, revision: str | None) -> Path:
-    """Find the folder with the weights of the transformer, after a download where it must be."""
-    path = place_of(name)
-    if not Path(path).is_dir():
-        files = ("config.json", "diffusion_pytorch_model*.safetensors*")
-        wanted = [f"{_FOLDER}/{file}" for file in files]
-        path = snapshot_download(path, revision=revision, allow_patterns=wanted)
-    return Path(path) / _FOLDER

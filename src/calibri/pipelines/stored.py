@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,15 +94,6 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         for name, entry in header.items()
         if name != "__metadata__"
     }
-
-
-def stored_dtype(files: tuple[Path, ...]) -> torch.dtype | None:
-    """Tell the type that most of the stored bytes have; None when that is no plain one."""
-    sizes: Counter[torch.dtype | None] = Counter()
-    for path in files:
-        for tensor in read_header(path).values():
-            sizes[tensor.dtype] += tensor.end - tensor.begin
-    return sizes.most_common(1)[0][0] if sizes else None
 
 
 def change_stored(path: Path, changes: Mapping[str, Callable[[Tensor], None]]) -> None:

@@ -1,6 +1,8 @@
-"""The scales of a calibration as factors of the rows of linear layers, which other tools know."""
+"""The scales of a calibration as factors of weights, which other tools know."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -26,17 +28,38 @@ def linear_scales(coefficients: Coefficients, transformer: nn.Module) -> dict[st
             that takes its scale.
         CalibrationError: the coefficients are of another model.
     """
+    found: dict[str, Tensor] = {}
+    for site, fold, scale in folded_scales(coefficients, transformer):
+        size = _linear(transformer, site, fold).out_features
+        factors = found.setdefault(fold.path, torch.ones(size, dtype=torch.float64))
+        factors[slice(*fold.rows) if fold.rows else slice(None)] *= scale
+    return found
+
+
+def folded_scales(
+    coefficients: Coefficients, transformer: nn.Module
+) -> Iterator[tuple[Site, Fold, float]]:
+    """Go through the weights that a calibration multiplies.
+
+    Args:
+        coefficients: of this transformer.
+        transformer: its weights may be on the meta device.
+
+    Yields:
+        A site, weights that take its scale, and the scale, which is not 1.
+
+    Raises:
+        FuseError: one set of weights cannot hold the coefficients, or a site has no weights that
+            take its scale.
+        CalibrationError: the coefficients are of another model.
+    """
     if reason := coefficients.unfoldable:
         raise FuseError(f"{reason} Use it with calibri.load.")
     scales = coefficients.site_scales(sites_of(transformer))[0].tolist()
-    found: dict[str, Tensor] = {}
     for site, column in scaled_places(transformer)[0]:
-        scale = scales[column]
-        for fold in _folds(site) if scale != 1.0 else ():
-            size = _linear(transformer, site, fold).out_features
-            factors = found.setdefault(fold.path, torch.ones(size, dtype=torch.float64))
-            factors[slice(*fold.rows) if fold.rows else slice(None)] *= scale
-    return found
+        if scales[column] != 1.0:
+            for fold in _folds(site):
+                yield site, fold, scales[column]
 
 
 def _folds(site: Site) -> tuple[Fold, ...]:

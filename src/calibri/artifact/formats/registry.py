@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from calibri.artifact.calibration import Calibration
 
-Format = Literal["authors", "comfyui", "peft"]
+Format = Literal["authors", "comfyui", "flux-blocks", "peft"]
 
 
 @dataclass(frozen=True)
@@ -26,16 +26,14 @@ class Exporter:
         module: beside this one.
         function: in it.
         advice: what to do with what was written.
-        needs_weights: whether it takes the weights of the model.
     """
 
     module: str
     function: str
     advice: str
-    needs_weights: bool = False
 
     def write(self, calibration: Calibration, transformer: nn.Module, output: Path) -> None:
-        """Write a calibration of a model, which may be on the meta device without its weights."""
+        """Write a calibration of a model, which may be on the meta device."""
         module = importlib.import_module(f"calibri.artifact.formats.{self.module}")
         getattr(module, self.function)(calibration, transformer, output)
 
@@ -47,10 +45,14 @@ EXPORTERS: dict[Format, Exporter] = {
         "It is what the authors' code loads; `calibri import` reads it back.",
     ),
     "comfyui": Exporter(
-        "lora",
+        "comfyui",
         "write_lora",
-        "Put it into ComfyUI's models/loras and load it with the LoRA loader.",
-        needs_weights=True,
+        "Put it into ComfyUI's models/loras and load it with the LoRA loader, after other LoRAs.",
+    ),
+    "flux-blocks": Exporter(
+        "flux_blocks",
+        "write_blocks",
+        "Paste it into the field 'blocks' of FluxBlocksBuster, a node of ComfyUI_essentials.",
     ),
     "peft": Exporter(
         "ia3",

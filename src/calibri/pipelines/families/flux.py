@@ -73,7 +73,6 @@ FAMILIES = (
         blocks={"FluxTransformerBlock": DOUBLE, "FluxSingleTransformerBlock": SINGLE},
         timesteps=SHARE,
         guidance=Guidance(EMBEDDED_OR_APART),
-        comfyui=True,
         authors=AuthorsVector(
             groups={
                 "gate": (SiteGroup(stream="visual"), SiteGroup(stream="text"), _SINGLES),

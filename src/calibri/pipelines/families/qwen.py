@@ -79,7 +79,6 @@ FAMILIES = (
         blocks={"QwenImageTransformerBlock": (ATTN, IMG_MLP)},
         timesteps=SHARE,
         guidance=Guidance(APART),
-        comfyui=True,
         authors=AuthorsVector(
             groups={"gate": (SiteGroup(),)}, guidance_scale=4.0, ineffective="mlp"
         ),

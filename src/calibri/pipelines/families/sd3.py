@@ -81,7 +81,6 @@ FAMILIES = (
         },
         timesteps=COUNTED,
         guidance=Guidance(UNCONDITIONAL_FIRST),
-        comfyui=True,
         authors=AuthorsVector(
             groups={
                 "gate": (

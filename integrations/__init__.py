@@ -1,0 +1,1 @@
+"""Calibri in other tools; each folder is installed by copying it and needs nothing of Calibri."""
