@@ -86,7 +86,8 @@ def tiny_clip(hidden_act: str, image_size: int = 16) -> CLIPConfig:
         **shared,
     )
     vision = CLIPVisionConfig(hidden_size=WIDTH, image_size=image_size, patch_size=8, **shared)
-    return CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
+    parts = dict(text_config=text.to_dict(), vision_config=vision.to_dict())
+    return CLIPConfig(**parts, projection_dim=8)
 
 
 def clip_tensors(config: CLIPConfig, seed: int = 10) -> dict[str, Tensor]:
