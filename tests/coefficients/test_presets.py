@@ -212,7 +212,8 @@ def guided_by_diffusers(guider, model, given, negative, step=2, steps=10):
         prediction = forward(model, given | {name: getattr(batch, name)})
         guider.cleanup_models(model)
         predictions[getattr(batch, guider._identifier_key)] = prediction
-    return guider.forward(**predictions).pred
+    combined = guider.forward(**predictions)
+    return getattr(combined, "pred", combined[0])  # before 0.36 a pair without names
 
 
 def guided_by_us(coefficients, model, given, negative):
