@@ -94,7 +94,8 @@ class _Handler(BaseHTTPRequestHandler):
         url = f"{self.server.endpoint}/{repo_id}"
         if repo_id in self.server.repositories:
             return self._reply(409, {"error": "You already created this model repo", "url": url})
-        private = request.get("visibility") == "private"
+        # huggingface_hub before 1.0 says so in a field of its own.
+        private = request.get("visibility") == "private" or request.get("private") is True
         self.server.repositories[repo_id] = Repository(private)
         return self._reply(200, {"url": url, "name": repo_id})
 

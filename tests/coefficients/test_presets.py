@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from calibri.errors import ConfigError, UnsupportedModelError
 from calibri.pipelines.families.timesteps import Schedule
 from calibri.pipelines.sites.find import find_sites
 from calibri.runs.session import Session
+from tests.needs import is_older
 from tests.pipelines.zoo import ZOO
 from tests.sampling.two_transformers import wan_2_2
 from tests.tiny import SD35_MEDIUM, forward, has_hooks, tiny_flux
@@ -200,12 +203,17 @@ def guided_by_diffusers(guider, model, given, negative, step=2, steps=10):
     guider.set_state(step=step, num_inference_steps=steps, timestep=torch.tensor(500))
     name = "encoder_hidden_states"
     predictions = {}
-    for batch in guider.prepare_inputs({name: (given[name], negative)}):
+    condition: tuple = ({name: (given[name], negative)},)
+    if is_older("diffusers", "0.36"):  # its guiders are told which fields of a block to pair
+        block = SimpleNamespace(prompt=given[name], negative=negative)
+        condition = (block, {name: ("prompt", "negative")})
+    for batch in guider.prepare_inputs(*condition):
         guider.prepare_models(model)
         prediction = forward(model, given | {name: getattr(batch, name)})
         guider.cleanup_models(model)
         predictions[getattr(batch, guider._identifier_key)] = prediction
-    return guider.forward(**predictions).pred
+    combined = guider.forward(**predictions)
+    return getattr(combined, "pred", combined[0])  # before 0.36 a pair without names
 
 
 def guided_by_us(coefficients, model, given, negative):

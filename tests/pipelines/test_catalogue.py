@@ -3,6 +3,7 @@ import pytest
 from calibri.errors import UnsupportedModelError
 from calibri.pipelines import catalogue
 from calibri.pipelines.catalogue import models
+from tests.needs import needs
 
 pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
 
@@ -28,6 +29,7 @@ def test_a_class_without_defaults_is_known_but_not_counted():
     assert "no complete defaults" in status.reason
 
 
+@needs(diffusers="0.42")
 def test_a_refused_class_says_why():
     (status,) = models(["DreamLiteTransformer2DModel"])
     assert status.status == "refused"

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from calibri.config import GRANULARITIES
-from calibri.pipelines.classes import transformer_classes
 from calibri.pipelines.granularity import parameter_names
 from calibri.pipelines.sites.find import find_sites
+from tests.needs import of_diffusers
 from tests.pipelines.zoo import QUIET
 from tests.tiny import FLUX_DEV, SD35_MEDIUM
 
@@ -71,11 +71,11 @@ RELEASED: dict[str, tuple[str, dict[str, Any], tuple[int, int, int]]] = {
 def test_counts_of_released_models(name):
     model_class, config, counts = RELEASED[name]
     with torch.device("meta"):
-        sites = find_sites(transformer_classes()[model_class](**config))
+        sites = find_sites(of_diffusers(model_class)(**config))
     assert tuple(len(parameter_names(sites, g)) for g in GRANULARITIES) == counts
 
 
 def test_cross_attention_without_a_gate_is_told_apart():
     with torch.device("meta"):
-        sites = find_sites(transformer_classes()["PixArtTransformer2DModel"]())
+        sites = find_sites(of_diffusers("PixArtTransformer2DModel")())
     assert sum(site.gated for site in sites) == 56

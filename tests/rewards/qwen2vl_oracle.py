@@ -8,6 +8,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import Qwen2VLConfig
 
+from calibri.rewards.hpsv3_network import rotary_settings
+
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -33,11 +35,7 @@ class Sizes:
                 "num_attention_heads": self.heads,
                 "num_key_value_heads": self.kv_heads,
                 "rms_norm_eps": 1e-6,
-                "rope_parameters": {
-                    "rope_type": "default",
-                    "rope_theta": 1e6,
-                    "mrope_section": [2, 3, 3],
-                },
+                **rotary_settings(1e6, [2, 3, 3]),
             },
             vision_config={
                 "depth": self.vision_layers,

@@ -15,6 +15,7 @@ from calibri.errors import RewardError
 from calibri.rewards.clip import vision_l14
 from calibri.rewards.vqascore import AFTER, BEFORE, ClipT5, VqaScore
 from calibri.rewards.weights import Checkpoint
+from tests.needs import is_older
 from tests.rewards.oracles import (
     MEAN,
     STD,
@@ -39,6 +40,8 @@ VISION = "vision_tower.vision_tower.vision_model."
 
 def t5_tokenizer() -> T5Tokenizer:
     pieces = ["▁", *CHARACTERS, *CHARACTERS.upper(), "Yes", "▁Yes"]
+    if is_older("transformers", "5.0"):
+        pytest.skip("transformers 4 makes the tokenizer of T5 from a file of SentencePiece alone")
     scores = [(piece, -1.0 - len(piece)) for piece in dict.fromkeys(pieces)]
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     return T5Tokenizer(vocab=[*special, *scores], extra_ids=0)

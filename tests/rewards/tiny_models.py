@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import string
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,8 @@ from transformers import (
     CLIPTokenizer,
     CLIPVisionConfig,
 )
+
+from tests.needs import is_older
 
 HEADS = 2
 WIDTH = 16
@@ -86,7 +89,8 @@ def tiny_clip(hidden_act: str, image_size: int = 16) -> CLIPConfig:
         **shared,
     )
     vision = CLIPVisionConfig(hidden_size=WIDTH, image_size=image_size, patch_size=8, **shared)
-    return CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
+    parts = dict(text_config=text.to_dict(), vision_config=vision.to_dict())
+    return CLIPConfig(**parts, projection_dim=8)
 
 
 def clip_tensors(config: CLIPConfig, seed: int = 10) -> dict[str, Tensor]:
@@ -103,7 +107,13 @@ def clip_tensors(config: CLIPConfig, seed: int = 10) -> dict[str, Tensor]:
 
 def save_clip_tokenizer(folder: Path) -> None:
     ids = {token: index for index, token in enumerate(CLIP_VOCABULARY)}
-    CLIPTokenizer(vocab=ids, merges=[]).save_pretrained(folder)
+    if is_older("transformers", "5.0"):  # whose tokenizers are made from files
+        (folder / "vocab.json").write_text(json.dumps(ids))
+        (folder / "merges.txt").write_text("#version: 0.2\n")
+        files = [str(folder / name) for name in ("vocab.json", "merges.txt")]
+        CLIPTokenizer(*files).save_pretrained(folder)
+    else:
+        CLIPTokenizer(vocab=ids, merges=[]).save_pretrained(folder)
 
 
 def clip_ids(text: str) -> list[int]:
@@ -131,7 +141,11 @@ def _runs(word: str) -> list[str]:
 
 def save_bert_tokenizer(folder: Path) -> None:
     ids = {token: index for index, token in enumerate(BERT_VOCABULARY)}
-    BertTokenizer(vocab=ids).save_pretrained(folder)
+    if is_older("transformers", "5.0"):
+        (folder / "vocab.txt").write_text("\n".join(ids) + "\n")
+        BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    else:
+        BertTokenizer(vocab=ids).save_pretrained(folder)
 
 
 def bert_ids(text: str, length: int) -> list[int]:

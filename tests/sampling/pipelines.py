@@ -14,6 +14,7 @@ from transformers import BatchEncoding
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 
+from tests.needs import of_diffusers
 from tests.pipelines.zoo import ZOO
 
 _VOCABULARY = 64
@@ -152,7 +153,7 @@ class PipelineCase:
         found = next(s for s in ZOO if s.model_class == self.transformer)
         specimen = replace(found, config=found.config | self.config)
         kinds: dict[str, Any] = dict(tokenizer=Tokenizer(), text_encoder=TextEncoder(), vae=None)
-        pipe = getattr(diffusers, self.name)(
+        pipe = of_diffusers(self.name)(
             transformer=specimen.model(), scheduler=self.scheduler(), **(kinds | self.parts | parts)
         )
         pipe.set_progress_bar_config(disable=True)

@@ -14,6 +14,7 @@ from calibri.prompts.files import make_prompts
 from calibri.runs.session import Session
 from calibri.sampling.call import GivenSettings, PipelineCall
 from calibri.sampling.sampler import Noise, Sampler
+from tests.needs import of_diffusers
 from tests.pipelines.zoo import ZOO
 from tests.sampling.pipelines import CASES, Decoder, TextEncoder, Tokenizer
 from tests.sampling.transformer_calls import differing, sent
@@ -137,7 +138,7 @@ class NormalisedDecoder(Decoder):
 def klein(is_distilled):
     specimen = next(s for s in ZOO if s.model_class == "Flux2Transformer2DModel")
     config = specimen.config | dict(joint_attention_dim=48, guidance_embeds=False)
-    pipe = diffusers.Flux2KleinPipeline(
+    pipe = of_diffusers("Flux2KleinPipeline")(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
         vae=NormalisedDecoder(),
         text_encoder=Layers(),

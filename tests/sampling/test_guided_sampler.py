@@ -11,6 +11,7 @@ from calibri.prompts.files import make_prompts
 from calibri.sampling.branches import BranchResolver
 from calibri.sampling.sampler import Noise, Sampler
 from calibri.sampling.scales.scaler import Scaler
+from tests.needs import is_older
 from tests.sampling.pipelines import CASES, Decoder
 from tests.tiny import calibration_of
 
@@ -50,6 +51,8 @@ def plain(sampler, noise, case, scale):
 @image_cases
 @pytest.mark.parametrize("guided", [True, False])
 def test_a_batch_of_prompts_gives_the_images_of_plain_calls(name, guided):
+    if name == "QwenImage" and is_older("diffusers", "0.37"):
+        pytest.skip("diffusers before 0.37 lets Qwen-Image see the padding of shorter prompts")
     scale = 3.0 if guided else 1.0 - BY_NAME[name].offset
     ours = sampler(name, scale)
     assert ours.guided == guided

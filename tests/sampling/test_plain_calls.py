@@ -2,7 +2,6 @@
 
 import sys
 
-import diffusers
 import pytest
 import torch
 
@@ -10,6 +9,7 @@ from calibri.config import SamplingConfig
 from calibri.pipelines.networks import networks_of
 from calibri.prompts.files import make_prompts
 from calibri.sampling.sampler import Noise, Sampler
+from tests.needs import of_diffusers
 from tests.sampling.pipelines import CASES
 from tests.sampling.transformer_calls import differing, sent
 
@@ -26,7 +26,7 @@ pytestmark = [
 @pytest.fixture
 def cleaned(case, monkeypatch):
     """Let pipelines clean captions as they do beside bs4 and ftfy, which need not be installed."""
-    kind = getattr(diffusers, case.name)
+    kind = of_diffusers(case.name)
     if hasattr(kind, "_clean_caption"):
         module = sys.modules[kind.__module__]
         for name in ("is_bs4_available", "is_ftfy_available"):

@@ -4,11 +4,11 @@ import ast
 import inspect
 import textwrap
 
-import diffusers
 import pytest
 
 from calibri.errors import UnsupportedModelError
 from calibri.sampling.signatures import call_arguments, encoded_names, named_outputs, returns_both
+from tests.needs import of_diffusers
 
 # Without the ending that all share.
 IMAGE_PIPELINES = (
@@ -43,7 +43,7 @@ IMAGE_PIPELINES = (
 
 
 def pipeline(name):
-    return object.__new__(getattr(diffusers, f"{name}Pipeline"))
+    return object.__new__(of_diffusers(f"{name}Pipeline"))
 
 
 @pytest.mark.parametrize("name", IMAGE_PIPELINES)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen3VLTextConfig, Qwen3VLTextModel
 
+from tests.needs import of_diffusers
 from tests.pipelines.zoo import ZOO
 from tests.sampling.pipelines import CASES, Tokenizer
 from tests.tiny import randomise
@@ -62,7 +63,7 @@ def ideogram_4() -> Any:
     """Ideogram 4: one transformer for the prompt, one for the unconditional branch."""
     first, second = (
         randomise(
-            diffusers.Ideogram4Transformer2DModel(
+            of_diffusers("Ideogram4Transformer2DModel")(
                 in_channels=4,
                 num_layers=2,
                 attention_head_dim=8,
@@ -76,7 +77,7 @@ def ideogram_4() -> Any:
         )
         for seed in (0, 1)
     )
-    pipe = diffusers.Ideogram4Pipeline(
+    pipe = of_diffusers("Ideogram4Pipeline")(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
         vae=_Decoder(),
         text_encoder=_QwenText(),

@@ -1,7 +1,6 @@
 import accelerate
 import pytest
 import torch
-from diffusers.hooks import apply_group_offloading
 from torch import nn
 
 from calibri.errors import RunError
@@ -9,6 +8,7 @@ from calibri.pipelines.placement import movable_modules
 from calibri.rewards.jpeg import JpegCompressibility
 from calibri.rewards.reward import ModelReward, RewardInfo
 from calibri.scoring.device_swap import DeviceSwap, alternate, share_device
+from tests.needs import group_offloading
 
 CARD, HOST = torch.device("cuda", 0), torch.device("cpu")
 
@@ -218,7 +218,7 @@ def bind_by_sequential_offload(pipe):
 
 def bind_by_group_offload(pipe):
     device = torch.device("cpu")
-    apply_group_offloading(pipe.components["transformer"], device, offload_type="leaf_level")
+    group_offloading()(pipe.components["transformer"], device, offload_type="leaf_level")
 
 
 def bind_by_device_map(pipe):

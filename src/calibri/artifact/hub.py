@@ -23,9 +23,11 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from calibri.artifact import folder_format as files
 from calibri.errors import CalibrationError, first_line
 
-# Which HTTP client the hub's library uses depends on its version; its own error inherits from the
-# client's, and so does that of a connection that fails.
-_CLIENT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
+# Which HTTP client the hub's library uses depends on its version. Its own error inherits from the
+# client's. The root of those errors is that of a connection that fails, too.
+_CLIENT_ERROR: type[Exception] = [
+    kind for kind in HfHubHTTPError.__bases__[0].__mro__ if kind.__module__ != "builtins"
+][-1]
 
 
 def download(

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
 
 import torch
+from packaging.version import Version
 from torch import Tensor, nn
 from transformers import AutoModel, Qwen2VLConfig
 
 from calibri.rewards.empty_weights import no_init_weights
 
 _HEAD_WIDTHS = (1024, 16, 2)
+
+
+def rotary_settings(theta: float, sections: list[int]) -> dict[str, Any]:
+    """Return the settings of multimodal rotary positions, as the installed transformers has them.
+
+    Args:
+        theta: base of the frequencies.
+        sections: frequencies for time, height and width.
+    """
+    rotary = {"rope_type": "default", "mrope_section": sections}
+    if Version(version("transformers")) < Version("5.0.0.dev0"):
+        return {"rope_theta": theta, "rope_scaling": rotary}
+    return {"rope_parameters": rotary | {"rope_theta": theta}}
 
 
 def published_config(vocab_size: int) -> Qwen2VLConfig:
@@ -24,11 +40,7 @@ def published_config(vocab_size: int) -> Qwen2VLConfig:
             "num_attention_heads": 28,
             "num_key_value_heads": 4,
             "rms_norm_eps": 1e-6,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 1e6,
-                "mrope_section": [16, 24, 24],
-            },
+            **rotary_settings(1e6, [16, 24, 24]),
         },
         vision_config={"depth": 32, "embed_dim": 1280, "hidden_size": 3584, "num_heads": 16},
     )

@@ -15,6 +15,7 @@ from calibri.artifact.formats.authors import (
 )
 from calibri.errors import CalibrationError, ConfigError, UnsupportedModelError
 from calibri.pipelines.sites.find import find_sites
+from tests.needs import of_diffusers
 from tests.tiny import FLUX_DEV, SD35_MEDIUM, tiny_flux, tiny_sd3
 
 FLUX, SD3 = tiny_flux(), tiny_sd3(dual=(0, 2))
@@ -201,10 +202,8 @@ def test_the_papers_counts():
         ("FluxTransformer2DModel", FLUX_DEV, 1, 115),
         ("SD3Transformer2DModel", SD35_MEDIUM, 2, 216),
     ):
-        import diffusers
-
         with torch.device("meta"):
-            model = getattr(diffusers, kind)(**config)
+            model = of_diffusers(kind)(**config)
         ones = [1.0] * length
         assert len(import_authors_vector(ones, model, members=members).coefficients.scales)
 

@@ -11,6 +11,7 @@ from calibri.pipelines.families.family import Family
 from calibri.pipelines.families.lookup import block_family, families, family_of
 from calibri.pipelines.families.notation import parse_row
 from calibri.pipelines.families.timesteps import Schedule
+from tests.needs import needs
 from tests.pipelines.source import (
     combines_by_excess,
     defined_names,
@@ -43,12 +44,14 @@ NOT_READ = {
 OTHER_SCHEDULE = {"CosmosTextToWorldPipeline", "CosmosVideoToWorldPipeline"}
 
 
+@needs(diffusers="0.42")
 def test_every_class_of_diffusers_has_exactly_one_row():
     rows = Counter(name for family in families() for name in family.classes)
     assert max(rows.values()) == 1
     assert set(rows) == set(transformer_classes())
 
 
+@needs(diffusers="0.42")
 def test_every_block_has_exactly_one_row_that_can_be_read():
     rows = Counter(block for family in families() for block in family.blocks)
     assert max(rows.values()) == 1
@@ -94,6 +97,7 @@ def test_cosmos_3_counts_guidance_as_most_do_and_cosmos_2_does_not():
     assert family_of("CosmosTransformer3DModel").guidance.scale(6.0) == 7.0
 
 
+@needs(diffusers="0.42")
 def test_timesteps_are_what_the_source_of_every_pipeline_makes_of_t():
     unread = set()
     for name, (kind, source) in pipelines().items():

@@ -15,6 +15,7 @@ from calibri.pipelines.families.lookup import classes_where
 from calibri.pipelines.sites.find import find_output_sites, find_sites
 from calibri.pipelines.sites.site import Site
 from calibri.sampling.scales.fold import Fused
+from tests.needs import needs
 from tests.pipelines.measuring import distance, random_scales, scaled
 from tests.pipelines.zoo import EVERY, QUIET, ZOO, Specimen, run, take_row
 
@@ -30,6 +31,7 @@ NOT_IDENTITY = {
 }
 
 
+@needs(diffusers="0.42")
 def test_every_class_of_diffusers_is_in_the_zoo_or_refused_with_a_reason():
     tested = {specimen.model_class for specimen in ZOO}
     refused = set(classes_where(lambda family: family.refused))

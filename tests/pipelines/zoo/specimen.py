@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 
-from calibri.pipelines.classes import transformer_classes
+from tests.needs import of_diffusers
 from tests.tiny import randomise
 
 
@@ -68,10 +67,7 @@ class Specimen:
         return f"{self.model_class}-{self.variant}" if self.variant else self.model_class
 
     def model(self) -> nn.Module:
-        classes = transformer_classes()
-        if self.model_class not in classes:
-            pytest.skip(f"this diffusers has no {self.model_class}")
-        return randomise(classes[self.model_class](**self.config), self.seed).float()
+        return randomise(of_diffusers(self.model_class)(**self.config), self.seed).float()
 
     def draw(self, rows: int = 2, seed: int = 1) -> dict[str, Any]:
         return self.inputs(Draw(rows, seed))

@@ -3,7 +3,6 @@
 import accelerate
 import pytest
 import torch
-from diffusers.hooks import apply_group_offloading
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch._dynamo.testing import CompileCounter
@@ -11,6 +10,7 @@ from torch._dynamo.testing import CompileCounter
 from calibri.errors import FuseError
 from calibri.sampling.scales.fold import Fused
 from calibri.sampling.scales.scaler import Scaler
+from tests.needs import group_offloading
 from tests.tiny import flux_inputs, forward, has_hooks, tiny_flux
 
 CPU = torch.device("cpu")
@@ -118,11 +118,11 @@ def offload_sequentially(model):
 
 
 def offload_leaves(model):
-    apply_group_offloading(model, CPU, CPU, offload_type="leaf_level")
+    group_offloading()(model, CPU, CPU, offload_type="leaf_level")
 
 
 def offload_blocks(model):
-    apply_group_offloading(model, CPU, CPU, offload_type="block_level", num_blocks_per_group=1)
+    group_offloading()(model, CPU, CPU, offload_type="block_level", num_blocks_per_group=1)
 
 
 every_offload = pytest.mark.parametrize(

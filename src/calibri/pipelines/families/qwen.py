@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 import torch
+from packaging.version import Version
 
 from calibri.pipelines.families.family import (
     APART,
@@ -65,7 +67,10 @@ _QWEN_IMAGE = Geometry(
 
 def _inputs(config: Any, height: int, width: int, tokens: int) -> dict[str, Any]:
     rows, columns = height // 2, width // 2
+    # diffusers before 0.37 does not take the length of the text from the text itself.
+    older = Version(version("diffusers")) < Version("0.37.0.dev0")
     return {
+        **({"txt_seq_lens": [tokens]} if older else {}),
         "hidden_states": torch.empty(1, rows * columns, config.in_channels),
         "encoder_hidden_states": torch.empty(1, tokens, config.joint_attention_dim),
         "timestep": torch.empty(1),
