@@ -118,7 +118,7 @@ def test_a_checked_call_is_the_same_for_all_others():
         ("remote", {"attempts": 0}, "above 0"),
         ("remote", {"token": "a\nb"}, "line break"),
         ("remote", {"token": "é"}, "no ASCII"),
-        ("clipscore", {"device": "gpu"}, "Device 'gpu'"),
+        ("clipscore", {"device": "gpu"}, "no device 'gpu'"),
         ("hpsv3", {"device": 7}, "device = 7"),
         ("hpsv3", {"dtype": 3}, "dtype = 3"),
         ("clipscore", {"checkpoint": 5}, "checkpoint = 5"),

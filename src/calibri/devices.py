@@ -7,6 +7,18 @@ import torch
 from calibri.errors import ConfigError
 
 
+def parse_device(device: str | torch.device) -> torch.device:
+    """Read the name of a device, whether or not it is there.
+
+    Raises:
+        ConfigError: nothing is called so.
+    """
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"There is no device '{device}': {error}.") from error
+
+
 def resolve_device(device: str) -> torch.device:
     """Turn ``"auto"`` into the best device here, and check any other name.
 

@@ -117,6 +117,8 @@ def _is_instance(value: object, wanted: Any) -> bool:
         return True
     if wanted in _NUMBERS:
         return isinstance(value, _NUMBERS[wanted]) and not isinstance(value, bool)
+    if wanted is tuple:  # which neither YAML nor JSON has
+        return isinstance(value, tuple | list)
     if issubclass(wanted, os.PathLike):
         return isinstance(value, os.PathLike)
     if wanted is collections.abc.Sequence and isinstance(value, str | bytes):

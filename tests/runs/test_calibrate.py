@@ -191,7 +191,7 @@ def test_bad_input_is_refused_before_a_run_exists(tmp_path, monkeypatch, values,
 
 def test_a_run_is_not_overwritten_and_no_model_is_loaded_first(undisturbed):
     _, _, path = undisturbed
-    elsewhere = {"pipeline": "./no-such-folder", "prompts__train": "compositional"}
+    elsewhere = {"pipeline": "nobody/no-such-model", "prompts__train": "compositional"}
     config = tiny(**elsewhere, rewards__objective="jpeg-compressibility")
     with pytest.raises(RunError, match="resume"):
         calibrate(config, name=path.name, runs=path.parent)

@@ -45,8 +45,8 @@ def download(
     """
     if _problem_of_name(repo_id):
         raise CalibrationError(
-            f"The calibration '{repo_id}' was not loaded: there is no folder of that name here, "
-            "and a repository is called user/name. Check the path."
+            f"The calibration '{repo_id}' was not loaded: it is neither a folder here nor a "
+            "repository, which would be called user/name. Check the path."
         )
     api = HfApi(token=token)
     folders = set()

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from calibri.devices import resolve_device
+from calibri.devices import parse_device
 from calibri.errors import RewardError
 from calibri.memory import Halving, is_out_of_memory
 
@@ -238,7 +238,7 @@ class ModelReward(BatchedReward):
         batch_size: int = 16,
     ) -> None:
         super().__init__(batch_size)
-        self.device = resolve_device(str(device))
+        self.device = parse_device(device)
         self.dtype = dtype
         self._model: nn.Module | None = None
 
