@@ -43,3 +43,20 @@ def test_fusing_without_originals_cannot_be_undone():
     fused = Fused(model, [0.5] * (len(Scaler(model).sites) + 1), keep_originals=False)
     with pytest.raises(FuseError, match="Load the model again"):
         fused.undo()
+
+
+@pytest.mark.parametrize("other", ["attn.to_out.0", "ff.net.0.proj"])
+def test_fusing_refuses_a_weight_that_stands_in_several_places(other):
+    model = tiny_sd3()
+    blocks = model.transformer_blocks
+    shared = blocks[0].attn.to_out[0].weight
+    tied = blocks[1].get_submodule(other)
+    tied.weight = shared
+    scaler = Scaler(model)
+    place = next(i for i, site in enumerate(scaler.sites) if site.name.endswith("0.attn[0]"))
+    scales = [1.0] * (len(scaler.sites) + 1)
+    scales[place] = 0.5
+    before = shared.clone()
+    with pytest.raises(FuseError, match="one weight in several places"):
+        Fused(model, scales)
+    assert torch.equal(shared, before)

@@ -76,7 +76,8 @@ class Fused:
         keep_originals: keep a copy of the changed tensors so that ``undo`` is exact.
 
     Raises:
-        FuseError: a target cannot take a scale (LoRA layers, packed or offloaded weights).
+        FuseError: a target cannot take a scale (LoRA layers, packed or offloaded weights, weights
+            that stand in several places).
     """
 
     def __init__(
@@ -89,7 +90,9 @@ class Fused:
         networks = networks_of(networks)
         targets = []  # all of them before the first weight is changed
         for network, steps in zip(networks, fold_steps(networks, scales), strict=True):
-            targets += _targets(network.transformer, steps)
+            found = _targets(network.transformer, steps)
+            _refuse_tied(network.transformer, found)
+            targets += found
         self._keep = keep_originals
         self._originals = [
             (step.part(weight), step.part(weight).detach().to("cpu", copy=True))
@@ -144,6 +147,21 @@ def _targets(transformer: nn.Module, steps: Sequence[FoldStep]) -> list[tuple[Fo
                 "loaded without fusing."
             )
     return targets
+
+
+def _refuse_tied(transformer: nn.Module, targets: Sequence[tuple[FoldStep, Tensor]]) -> None:
+    """Refuse a weight that stands in several places: folding would scale all that it does."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in transformer.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    for step, weight in targets:
+        others = [name for name in names.get(id(weight), []) if name != step.parameter]
+        if others:
+            raise FuseError(
+                f"'{step.parameter}' of the site '{step.site}' is also '{others[0]}', one weight "
+                "in several places, so it cannot take the scale of one of them. Use the "
+                "calibration without fusing, or give each place a weight of its own."
+            )
 
 
 def _refuse_group_offload(transformer: nn.Module) -> None:
