@@ -15,13 +15,17 @@ from numpy.typing import NDArray
 
 from benchmarks.machine import Row, Spread
 from calibri.progress import Progress
+from calibri.results import FEATURES
 from calibri.runs import Session
 from calibri.runs.journal import Journal
 from calibri.runs.loop import ValidatedSearch
 from calibri.scoring import Evaluator, Ledger, MemoryRecords
 from calibri.scoring.ledger import Records
+from calibri.scoring.plain_json import encode
 from calibri.scoring.units import Result, Unit
 from calibri.seeds import derive_seed
+
+_FEATURE_SIZE = 64  # of the image tower of the shipped judge
 
 
 class Instant:
@@ -35,7 +39,12 @@ class Instant:
             self.units += 1
             rng = np.random.default_rng(derive_seed(0, unit.digest))
             rows = len(unit.rows)
-            scores = {name: rng.standard_normal(rows).tolist() for name in unit.measures}
+            scores: dict[str, Any] = {
+                name: rng.standard_normal(rows).tolist() for name in unit.measures
+            }
+            if FEATURES in unit.measures:
+                features = rng.standard_normal((rows, _FEATURE_SIZE))
+                scores[FEATURES] = encode(torch.from_numpy(features))
             yield index, {"scores": scores}
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from calibri.coefficients.coefficients import Coefficients
 from calibri.errors import CalibriError, JournalError
 from calibri.prompts.files import make_prompts
-from calibri.results import Fidelity
+from calibri.results import FEATURES, Fidelity
 from calibri.sampling.sampler import Noise
 from calibri.scoring.ledger import Ledger, MemoryRecords
 from calibri.scoring.units import make_unit
@@ -100,3 +100,12 @@ def test_no_record_whatever_ends_in_anything_but_words(change):
         return
     if found is not None:
         assert np.shape(found["scores"]["m"]) == (2,) or "float16" in found["scores"]["m"]
+
+
+def test_features_in_a_journal_are_vectors():
+    unit = make_unit([CANDIDATE], [(0, NOISES[0])], (FEATURES,), Fidelity())
+    records = MemoryRecords()
+    entry = {"kind": "unit", "phase": "p", "step": 0, "unit": 0, "digest": unit.digest}
+    records.append({**entry, "seconds": 0.0, "scores": {FEATURES: [1.0]}})
+    with pytest.raises(JournalError, match="'features' are not 1"):
+        Ledger(records).find(("p", 0, 0), unit)

@@ -9,6 +9,7 @@ import numpy as np
 
 from calibri.arrays import Vector
 from calibri.errors import JournalError, RunError
+from calibri.results import FEATURES
 from calibri.scoring.plain_json import decode, decode_exact, encode_exact
 from calibri.scoring.units import Unit
 
@@ -141,7 +142,7 @@ def _check_scores(key: Key, record: Mapping[str, Any], name: str, rows: int) -> 
         scores = decode(stored)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _wrong(key, f"it has no scores of '{name}'") from error
-    axes = 1 if isinstance(stored, list) else 2
+    axes = 1 if isinstance(stored, list) and name != FEATURES else 2
     if scores.dtype != np.float64 or scores.ndim != axes or len(scores) != rows:
         raise _wrong(key, f"its scores of '{name}' are not {rows}")
 
