@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -196,22 +196,30 @@ def calibrate(
         "prompts.held_out": held_out_prompts,
         "search.generations": generations,
     }
+    config = _checked_config(config_file, overrides or [], flags, name)
+    if dry_run:
+        _show_plan(config)
+    else:
+        _run(config, name, runs)
+
+
+def _checked_config(
+    file: Path | None, overrides: list[str], flags: dict[str, Any], name: str | None
+) -> RunConfig:
+    """Read the configuration and refuse what is wrong with it or with the name of the run."""
     with loading("Starting"):
         from calibri.config import load_config
         from calibri.configure import with_own_material
         from calibri.pipelines import place_of
         from calibri.runs import check_run_name
 
-        config = load_config(config_file, overrides or [], flags)
+        config = load_config(file, overrides, flags)
         place_of(config.pipeline)  # a folder that is missing is said before what else is
         config = with_own_material(config)
         if name is not None:
             check_run_name(name)
         quiet_libraries()
-    if dry_run:
-        _show_plan(config)
-    else:
-        _run(config, name, runs)
+    return config
 
 
 def _run(config: RunConfig, name: str | None, runs: Path) -> None:

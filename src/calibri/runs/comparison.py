@@ -140,8 +140,7 @@ class Comparer:
 
     def _score(self, step: int, setting: _Setting) -> dict[str, Scores]:
         measures = list(self._session.bench.measures.rewards)
-        # Images of a prompt that are not scored together cannot be compared.
-        if 1 < self._count <= self._session.config.sampling.batch_size:
+        if self._sets.are_together:
             measures.append(DIVERSITY)
         measures += [name for name in self._sets.measures if name not in measures]
         candidate = self._coefficients if setting.calibrated else self._original

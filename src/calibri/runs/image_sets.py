@@ -45,9 +45,12 @@ class ImageSetComparer:
         """What to measure of the images; distances of features where a reward has them."""
         if self._session.bench.measures.feature_reward is not None:
             return (FEATURES,)
-        # Images of a prompt that are not scored together cannot be compared.
-        together = 1 < self._count <= self._session.config.sampling.batch_size
-        return (DIVERSITY,) if together else ()
+        return (DIVERSITY,) if self.are_together else ()
+
+    @property
+    def are_together(self) -> bool:
+        """Whether the images of a prompt are scored together; others cannot be compared."""
+        return 1 < self._count <= self._session.config.sampling.batch_size
 
     def diversity(self, ours: Mapping[str, Scores], theirs: Mapping[str, Scores]) -> Figure | None:
         """Change of the diversity, in units of the original's.
