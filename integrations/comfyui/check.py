@@ -30,6 +30,7 @@ from integrations.comfyui.nodes import LoadCalibration
 from integrations.comfyui.places import find_places
 from integrations.comfyui.scaling import MemberSum
 from tests.artifact.formats.comfyui import KNOWN
+from tests.pipelines.zoo.specimen import Specimen
 from tests.tiny import calibration_of
 
 _FLUX = dict(
@@ -75,22 +76,14 @@ _COSMOS = dict(
     crossattn_emb_channels=16,
     pos_emb_cls="rope3d",
 )
-_HIDREAM = dict(
-    patch_size=2,
-    in_channels=4,
-    out_channels=4,
-    num_layers=2,
-    num_single_layers=1,
-    attention_head_dim=8,
-    num_attention_heads=2,
-    caption_channels=[16, 16],
-    text_emb_dim=12,
-    num_routed_experts=2,
-    num_activated_experts=1,
-    axes_dims_rope=(4, 2, 2),
-    max_resolution=(16, 16),
-    llama_layers=[0, 1],
-)
+
+
+def _specimen(identity: str) -> Specimen:
+    """Find a tiny model of Calibri's tests."""
+    (found,) = [one for one in KNOWN if one.id == identity]
+    return found
+
+
 # Specimen of Calibri's tests: ComfyUI's class of model, and the settings of a tiny one.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "FluxTransformer2DModel": ("Flux", _FLUX | dict(vec_in_dim=12, guidance_embed=True)),
@@ -118,7 +111,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             axes_dims_rope=(2, 2, 4),
         ),
     ),
-    "HiDreamImageTransformer2DModel": ("HiDream", _HIDREAM),
+    "HiDreamImageTransformer2DModel": (
+        "HiDream",
+        _specimen("HiDreamImageTransformer2DModel").config,
+    ),
     "LTXVideoTransformer3DModel": (
         "LTXV",
         dict(
@@ -225,8 +221,7 @@ def apart(found: Tensor, expected: Tensor) -> float:
 
 def check_family(comfy: ComfyUI, identity: str, folder: Path) -> dict[str, float]:
     """Return the worst errors of a family, by what was done."""
-    (specimen,) = [one for one in KNOWN if one.id == identity]
-    reference = specimen.model()
+    reference = _specimen(identity).model()
     space = SearchSpace.build(find_sites(reference), "gate")
     vector = space.start + np.random.default_rng(0).uniform(-0.6, 0.5, space.size)
     made = calibration_of(reference, space.coefficients(vector))
