@@ -16,6 +16,7 @@ import torch
 
 from calibri.errors import UnsupportedModelError
 from calibri.prompts import Prompt
+from calibri.sampling.negative_prompt import NegativePrompt
 from calibri.sampling.prompt_cache import PromptCache
 from calibri.sampling.signatures import (
     NEGATIVE,
@@ -30,6 +31,7 @@ from calibri.sampling.text_encoders import TextEncoders
 from calibri.trees import alike, batch_axis, joined, moved, shapes, writes
 
 _CPU = torch.device("cpu")
+_NOTHING: Mapping[str, Any] = {}
 
 
 class PromptEncoder(ABC):
@@ -104,12 +106,14 @@ class EmbeddingsEncoder(PromptEncoder):
     def __init__(self, pipe: Any, negative_prompt: str | None, cache: PromptCache) -> None:
         super().__init__(pipe, negative_prompt, cache)
         self._names = encoded_names(pipe)
+        self._parameters = inspect.signature(type(pipe).encode_prompt).parameters
+        self._negatives: dict[int | None, NegativePrompt] = {}
         self._batch: tuple[Any, list[int], dict[str, Any]] = (None, [], {})
 
     @property
     def max_sequence_length(self) -> int | None:
         """Tokens of a prompt, as a plain call of the pipeline passes it to ``encode_prompt``."""
-        own = _default_length(inspect.signature(type(self._pipe).encode_prompt).parameters)
+        own = _default_length(self._parameters)
         passed = passed_on(self._pipe).get("max_sequence_length")
         return passed if isinstance(passed, int) else own
 
@@ -163,22 +167,40 @@ class EmbeddingsEncoder(PromptEncoder):
 
     def _encode(self, prompt: Prompt, length: int | None) -> dict[str, Any]:
         key, negative_key = _key(prompt.id, length), _key(NEGATIVE, length)
-        encoded = self._cache.get(key, lambda: self._encoded(prompt.text, length))
-        if self._negative_prompt is None or returns_both(self._names):
-            return dict(encoded)
         text = self._negative_prompt
+        if text is not None and returns_both(self._names):
+            beside = self._negative(length)
+            encoded = self._cache.get(key, lambda: beside.encoded(prompt.text))
+            return {**beside.shared, **encoded}
+        encoded = self._cache.get(key, lambda: self._encoded(prompt.text, length))
+        if text is None:
+            return dict(encoded)
         negative = self._cache.get(negative_key, lambda: self._encoded(text, length, NEGATIVE))
         return {**encoded, **negative}
 
-    def _encoded(self, text: str, length: int | None, prefix: str = "") -> dict[str, Any]:
-        """Encode one prompt: what ``__call__`` of the pipeline accepts, by name."""
-        with self.encoders.present():
-            outputs = self._outputs(text, length, prefix)
-        named = {prefix + name: output for name, output in outputs.items()}
-        return {name: output for name, output in named.items() if name in self._accepted}
+    def _negative(self, length: int | None) -> NegativePrompt:
+        if length not in self._negatives:
+            self._negatives[length] = NegativePrompt(
+                lambda text, given: self._encoded(text, length, given=given), self._parameters
+            )
+        return self._negatives[length]
 
-    def _outputs(self, text: str, length: int | None, prefix: str) -> dict[str, Any]:
-        parameters = inspect.signature(type(self._pipe).encode_prompt).parameters
+    def _encoded(
+        self, text: str, length: int | None, prefix: str = "", given: Mapping[str, Any] = _NOTHING
+    ) -> dict[str, Any]:
+        """Encode one prompt: what ``__call__`` of the pipeline accepts, by name, on the CPU."""
+        with self.encoders.present():
+            outputs = self._outputs(
+                text, length, prefix, moved(given, self._pipe._execution_device)
+            )
+        named = {prefix + name: output for name, output in outputs.items()}
+        known = {name: output for name, output in named.items() if name in self._accepted}
+        return dict(moved(known, _CPU))
+
+    def _outputs(
+        self, text: str, length: int | None, prefix: str, given: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        parameters = self._parameters
         arguments: dict[str, Any] = {
             name: None
             for name, parameter in list(parameters.items())[1:]
@@ -192,7 +214,7 @@ class EmbeddingsEncoder(PromptEncoder):
         if length is not None:
             offered["max_sequence_length"] = length
         arguments |= {name: value for name, value in offered.items() if name in parameters}
-        encoded = self._pipe.encode_prompt(**arguments | {"prompt": text})
+        encoded = self._pipe.encode_prompt(**arguments | dict(given) | {"prompt": text})
         outputs = named_outputs(self._names, encoded)
         # A pipeline may leave out a mask that hides nothing; prompts of other lengths need it.
         for name in self._names:
