@@ -85,7 +85,10 @@ def test_resume_computes_what_is_missing_and_ends_the_same(calibri, run):
     journal.write_bytes(b"".join(lines[: len(lines) // 2]))
     (run / "results.json").unlink()
     shutil.rmtree(run / "calibration")
-    result = calibri("resume", "tiny")
+    refused = calibri("resume", "tiny", "--device", "gpu")
+    assert refused.exit_code
+    assert "'gpu'" in refused.stderr
+    result = calibri("resume", "tiny", "--device", "cpu", "--workers", 2)
     assert (result.exit_code, coefficients(run)) == (0, expected)
     assert "Next" in result.stdout
 

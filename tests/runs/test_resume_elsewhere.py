@@ -15,6 +15,7 @@ from calibri.progress import Progress
 from calibri.runs.calibrate import calibrate, resume
 from calibri.runs.header import open_journal, settings_of, versions_here
 from calibri.runs.journal import Journal, read_journal
+from calibri.runs.session import Session
 from calibri.scoring.ledger import Ledger, MemoryRecords
 
 TINY = {
@@ -101,8 +102,16 @@ def test_other_linear_algebra_replays_what_was_asked(copy, whole, monkeypatch):
     assert len(found.search.generations) == 4
 
 
-def test_on_the_same_machine_it_ends_as_if_it_had_never_stopped(copy, whole):
-    found = resume(copy)
+@pytest.mark.parametrize("machine", [{}, {"workers": 2, "device": "auto"}], ids=["same", "other"])
+def test_it_ends_as_if_it_had_never_stopped(copy, whole, machine, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "calibri.runs.calibrate.Session",
+        lambda config, **options: seen.append(config) or Session(config, **options),
+    )
+    found = resume(copy, **machine)
+    assert seen[0].sampling.workers == machine.get("workers", 1)
+    assert seen[0].device == machine.get("device", "cpu")
     assert found.search.coefficients == whole.search.coefficients
     assert found.evaluation.comparisons == whole.evaluation.comparisons
 

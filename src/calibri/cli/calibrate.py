@@ -17,6 +17,8 @@ from calibri.cli.options import (
     BranchesName,
     DtypeName,
     GranularityName,
+    MachineOption,
+    WorkersOption,
 )
 from calibri.cli.outcome import run_with_progress
 from calibri.cli.paths import RUNS, calibration_source
@@ -128,23 +130,9 @@ _DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Show what would run, and stop there.", rich_help_panel=RUN),
 ]
-_Device = Annotated[
-    str | None,
-    typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=MACHINE),
-]
 _Dtype = Annotated[
     DtypeName | None,
     typer.Option("--dtype", help="Precision of the weights.", rich_help_panel=MACHINE),
-]
-_Workers = Annotated[
-    int | None,
-    typer.Option(
-        "--workers",
-        min=1,
-        help="Processes that sample: one GPU each, or a share of the cores. Default: one on a "
-        "GPU, and on a CPU as many as pay off.",
-        rich_help_panel=MACHINE,
-    ),
 ]
 
 
@@ -165,9 +153,9 @@ def calibrate(
     config_file: _ConfigFile = None,
     overrides: _Overrides = None,
     dry_run: _DryRun = False,
-    device: _Device = None,
+    device: MachineOption = None,
     dtype: _Dtype = None,
-    workers: _Workers = None,
+    workers: WorkersOption = None,
 ) -> None:
     """Search the scalars of a pipeline, judge them on held-out prompts and save them.
 

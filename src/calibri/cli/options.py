@@ -51,6 +51,20 @@ DeviceOption = Annotated[
     str,
     typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=MACHINE),
 ]
+MachineOption = Annotated[
+    str | None,
+    typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=MACHINE),
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=1,
+        help="Processes that sample: one GPU each, or a share of the cores. Default: one on a "
+        "GPU, and on a CPU as many as pay off.",
+        rich_help_panel=MACHINE,
+    ),
+]
 DtypeOption = Annotated[
     DtypeName,
     typer.Option("--dtype", help="Precision of the weights.", rich_help_panel=MACHINE),

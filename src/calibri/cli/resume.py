@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from calibri.cli.display import loading
-from calibri.cli.options import RunArgument
+from calibri.cli.options import MachineOption, RunArgument, WorkersOption
 from calibri.cli.outcome import run_with_progress
 from calibri.cli.paths import run_path
 from calibri.cli.quiet import quiet_libraries
 
 
-def resume(run: RunArgument) -> None:
+def resume(run: RunArgument, device: MachineOption = None, workers: WorkersOption = None) -> None:
     """Continue a run that was stopped; it ends exactly as if it never had been.
 
     What is finished is read from the run's journal, only the rest is computed.
 
         calibri resume runs/20260131-120000
-        calibri resume 20260131-120000
+        calibri resume 20260131-120000 --workers 4
     """
     from calibri.runs import RunFolder
 
@@ -27,4 +27,8 @@ def resume(run: RunArgument) -> None:
 
         config = validate_config(folder.config)
         quiet_libraries()
-    run_with_progress(path, config, lambda progress: resume_run(path, progress=progress))
+    run_with_progress(
+        path,
+        config,
+        lambda progress: resume_run(path, workers=workers, device=device, progress=progress),
+    )

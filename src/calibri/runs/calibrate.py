@@ -20,8 +20,8 @@ from PIL import Image
 from calibri.arrays import Vector
 from calibri.artifact import Calibration, Sampling
 from calibri.coefficients import Coefficients
-from calibri.config import RunConfig, validate_config
-from calibri.configure import ConfigLike
+from calibri.config import RunConfig
+from calibri.configure import ConfigLike, merge_config
 from calibri.errors import Interrupted
 from calibri.files import write_atomically
 from calibri.pipelines import networks_of
@@ -116,6 +116,8 @@ def resume(
     *,
     pipeline: Any = None,
     rewards: Sequence[Any] = (),
+    workers: int | None = None,
+    device: str | None = None,
     progress: Progress | None = None,
 ) -> RunSummary:
     """Continue a run: finished units are read from its journal, only missing ones are computed.
@@ -124,6 +126,8 @@ def resume(
         run: its folder.
         pipeline: the loaded pipeline that the run was started with, if it was.
         rewards: the rewards that it was given as objects or classes, if it was.
+        workers: processes that sample from here on; None for as many as it was started with.
+        device: where they sample from here on; None for where it was started.
         progress: is told what happens.
 
     Returns:
@@ -138,7 +142,8 @@ def resume(
         return finished
     given = Given(pipeline, name_rewards(rewards)[1])
     given.check(folder.given)
-    config = validate_config(folder.config)
+    machine = {"sampling": {"workers": workers}} if workers is not None else {}
+    config = merge_config(folder.config, machine | ({"device": device} if device else {}))
     session = Session(config, pipe=given.pipe, rewards=given.rewards)
     return _finished(folder, session, progress)
 
