@@ -9,6 +9,7 @@ from benchmarks.gpu_bench import Bench
 from benchmarks import gpu, gpu_bench
 from benchmarks import gpu_models as models
 from calibri.sampling.scales.scaler import Scaler
+from tests.needs import needs
 
 CPU = {"device": "cpu", "dtype": torch.float32}
 
@@ -43,6 +44,7 @@ def test_no_weight_is_left_at_zero_or_one():
         assert parameter.unique().numel() > 0.9 * parameter.numel()
 
 
+@needs(torch="2.7")  # before, a CPU does not multiply floats of eight bits
 def test_eight_bits_come_near_the_exact_model():
     geometry = models.TINY_FLUX
     size = {"device": "cpu", "dtype": torch.bfloat16}
@@ -73,6 +75,7 @@ def test_what_fails_stops_nothing_else(capsys):
     assert gpu.run(Bench("cpu", True, 1), ["G2"], items) == []
 
 
+@needs(torch="2.7")
 @pytest.mark.end_to_end
 def test_every_item_runs_on_tiny_networks(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu.machine, "quiet", lambda: None)
