@@ -24,6 +24,7 @@ TERMINAL = {
     "dry_run",  # what it prints is that of `calibri.plan`, `calibri.inspect`, `artifact.preview`
     "enlarge",
     "overrides",
+    ("generate", "compare"),  # is a call of its own
     ("generate", "output"),  # the call returns the images
     ("inspect", "save"),  # Inspection.discovery.save
 }

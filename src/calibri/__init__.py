@@ -10,7 +10,8 @@ Calibrate:
 
 Use a calibration:
     load(pipe, calibration)             onto a loaded pipeline; set_strength, fuse, unload
-    generate(pipeline, prompts, ...)    images without and with it
+    compare(pipe, calibration, prompts) one picture: original beside calibrated
+    generate(pipeline, prompts, ...)    images, with it or without
     evaluate(calibration, ...)          original against calibrated on other prompts
     fuse(calibration, output, ...)      a diffusers folder with the scalars in its weights
     publish(calibration, repo_id, ...)  to the Hugging Face Hub

@@ -1,6 +1,7 @@
 from .artifact.apply import AppliedCalibration as AppliedCalibration
 from .artifact.apply import load as load
 from .artifact.calibration import Calibration as Calibration
+from .artifact.compare import compare as compare
 from .artifact.export import export as export
 from .artifact.extract import extract as extract
 from .artifact.extraction import Extraction as Extraction

@@ -434,18 +434,19 @@ def test_what_cannot_be_read_is_told_in_words(base, tmp_path):
 
 def test_little_of_a_model_is_in_memory(tmp_path, monkeypatch):
     """Python's own and torch's: what ``read_rows`` holds is a fraction of the largest tensor."""
-    from calibri.artifact import checkpoints, compare
+    from calibri.artifact import checkpoints
+    from calibri.artifact import tuned as weights
 
     monkeypatch.setattr(checkpoints, "_AT_ONCE", 1000)
     seen = []
 
     def counted(*arguments):
-        rows = compare_rows(*arguments)
+        rows = read_rows(*arguments)
         seen.append(rows.numel())
         return rows
 
-    compare_rows = compare.read_rows
-    monkeypatch.setattr(compare, "read_rows", counted)
+    read_rows = weights.read_rows
+    monkeypatch.setattr(weights, "read_rows", counted)
     base = stored(sd3(), tmp_path / "base", torch.float32)
     tuned = fused(drawn(load_skeletons(str(base))), tmp_path / "fused", base)
     size = (base / "transformer" / NAME).stat().st_size
@@ -464,7 +465,7 @@ def test_a_killed_extraction_leaves_nothing(base, tmp_path, monkeypatch):
     def stop(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("calibri.artifact.compare.read_rows", stop)
+    monkeypatch.setattr("calibri.artifact.tuned.read_rows", stop)
     with pytest.raises(KeyboardInterrupt):
         extract(base, tuned, output=tmp_path / "made")
     assert not (tmp_path / "made").exists()

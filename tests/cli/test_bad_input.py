@@ -114,6 +114,7 @@ def test_fuse_leaves_a_folder_with_content_alone(calibri, run, tmp_path):
         (["--output", "a.tiff", "x"], CONFIG, [".tiff"]),
         (["--output", "a.png", "x", "y"], CONFIG, ["a.png", "2 prompts"]),
         (["--compare", "x"], CONFIG, ["--calibration"]),
+        (["--height", "4096", "x"], CONFIG, ["height 4096", "another size"]),
         (["--calibration", "tiny", "--strength", "1.5", "x"], MODEL, ["1.5"]),
         (["--output", "file/x.png", "x"], RUN, ["file"]),
     ],

@@ -105,7 +105,7 @@ def test_evaluate_prints_tables_or_json(calibri, run):
 
 
 def test_generate_names_files_after_prompts_and_enlarges_small_images(calibri, run):
-    result = calibri("generate", "shapes", *PROMPTS, "--calibration", run, "--compare")
+    result = calibri("generate", "shapes", *PROMPTS, "--calibration", run)
     paths = result.stdout.split()
     assert paths == [
         "images/00-two-small-green-triangles-seed0.png",
@@ -113,6 +113,19 @@ def test_generate_names_files_after_prompts_and_enlarges_small_images(calibri, r
     ]
     assert min(Image.open(paths[0]).size) >= 256
     assert "--no-enlarge" in result.stderr
+
+
+def test_generate_compares_on_one_labelled_picture(calibri, run):
+    words = ("generate", "shapes", *PROMPTS, "--calibration", run, "--compare")
+    result = calibri(*words)
+    named = "images/compared-two-small-green-triangles-and-1-more-seed0.png"
+    assert (result.exit_code, result.stdout, result.stderr) == (0, f"{named}\n", "")
+    assert calibri(*words, "--output", "one.png").stdout == "one.png\n"
+    assert Image.open("one.png") == Image.open(named)
+    assert Image.open(named).height > 2 * 256
+    assert calibri(*words[:3], *words[4:]).stdout.endswith(
+        "compared-two-small-green-triangles-seed0.png\n"
+    )
 
 
 def test_generate_saves_the_pixels_as_they_are_in_a_named_file(calibri, run):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from calibri.artifact.generate import generate
+from calibri.artifact.compare import compare
 from calibri.cli.generate import save
 from calibri.coefficients.coefficients import Coefficients
 from calibri.config import SamplingConfig
@@ -138,7 +138,7 @@ def calibration(pipe, name):
 @videos
 def test_generated_videos_are_written_as_animations(name, tmp_path, capsys):
     pipe = video_pipeline(name)
-    (frames,) = generate(pipe, ["a red circle"], calibration=calibration(pipe, name), compare=True)
+    frames = compare(pipe, calibration(pipe, name), "a red circle")
     assert len(frames) == 5
     # Original and calibrated side by side, with a gap.
     assert frames[0].width > 2 * video_size(name)["width"] // pipe.vae.shrink

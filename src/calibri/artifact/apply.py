@@ -61,6 +61,11 @@ class AppliedCalibration(Uncopied):
         return f"<loaded {what!r}, {state if self._is_loaded else 'unloaded'}>"
 
     @property
+    def strength(self) -> float:
+        """From 0, the original model, to 1, the full calibration."""
+        return self._strength
+
+    @property
     def coefficients(self) -> Coefficients:
         """The coefficients at the present strength."""
         return self._coefficients
@@ -82,9 +87,7 @@ class AppliedCalibration(Uncopied):
             CalibrationError: ``strength`` is outside [0, 1].
             FuseError: the calibration is fused.
         """
-        self._check_loaded()
-        if self._fused is not None:
-            raise FuseError("The calibration is fused into the weights. Call unfuse() first.")
+        self._check_hooked()
         self._coefficients = self._full.with_strength(strength)
         self._strength = strength
         self._set()
@@ -140,6 +143,26 @@ class AppliedCalibration(Uncopied):
         self._is_loaded = False
         for network in self.networks:
             delattr(network.transformer, _APPLIED)
+
+    @contextlib.contextmanager
+    def lifted(self) -> Iterator[None]:
+        """Take the calibration off the pipeline inside of ``with``, without unloading it.
+
+        Raises:
+            FuseError: it is fused.
+            CalibrationError: it is not loaded any more.
+        """
+        self._check_hooked()
+        self._detach()
+        try:
+            yield
+        finally:
+            self._attach()
+
+    def _check_hooked(self) -> None:
+        self._check_loaded()
+        if self._fused is not None:
+            raise FuseError("The calibration is fused into the weights. Call unfuse() first.")
 
     def _check_loaded(self) -> None:
         if not self._is_loaded:
@@ -307,6 +330,18 @@ def _warn_of_negative_prompt(pipe: Any, calibration: Calibration) -> None:
             f"call does not use. Call the pipeline with negative_prompt={searched!r}.",
             stacklevel=3,
         )
+
+
+@contextlib.contextmanager
+def applied(
+    pipe: Any, calibration: Calibration | Coefficients, strength: float
+) -> Iterator[AppliedCalibration]:
+    """Have a calibration on a pipeline inside of ``with``."""
+    loaded = apply(pipe, calibration, strength)
+    try:
+        yield loaded
+    finally:
+        loaded.unload()
 
 
 def apply(

@@ -1,230 +1,160 @@
-"""The changes of a tuned model, tensor by tensor: of whole weights, or of an adapter."""
+"""Original and calibrated side by side, on one labelled picture."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
-import torch
-from torch import Tensor
+from PIL import Image
 
-from calibri.artifact.adapters import LowRank, adapter_file, is_adapter, read_adapter
-from calibri.artifact.change import Change, change_by, change_of, total
-from calibri.artifact.checkpoints import (
-    Piece,
-    Tensors,
-    is_pipeline,
-    names_of,
-    part_folder,
-    read_json,
-    read_tensors,
-    without_prefix,
-)
+from calibri.artifact.apply import AppliedCalibration, applied
+from calibri.artifact.calibration import Calibration
+from calibri.artifact.generate import Artist, Picture, settings_of, texts_of
+from calibri.artifact.grid import labelled_grid
+from calibri.coefficients import Coefficients
 from calibri.errors import CalibrationError
-from calibri.pipelines import Network, StoredTensor, read_rows
+from calibri.pipelines import load_pipeline, networks_of
+from calibri.sampling import GivenSettings
+from calibri.signatures import typed
+
+AnyCalibration = Calibration | Coefficients | AppliedCalibration
 
 
-class Tuned(Protocol):
-    """What a model became."""
+@typed
+def compare(
+    pipeline: Any,
+    calibration: Calibration | Coefficients | AppliedCalibration | str | Path,
+    prompts: Sequence[str] | str,
+    *,
+    strength: float | None = None,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    true_cfg_scale: float | None = None,
+    negative_prompt: str | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    num_frames: int | None = None,
+    seed: int = 0,
+    revision: str | None = None,
+    dtype: str = "float32",
+    device: str = "auto",
+) -> Picture:
+    """Draw what a calibration changes: original on the left, calibrated on the right.
 
-    @property
-    def is_adapter(self) -> bool:
-        """Whether it is one, not whole weights."""
-        ...
-
-    def change(self, part: int, piece: Piece) -> Change:
-        """Measure what became of a piece of the network ``part``."""
-        ...
-
-
-class TunedWeights:
-    """Whole weights beside those of the base.
+    Both columns start from the same noise, a row for each prompt with its text above. Notebooks
+    show the image that is returned. The pipeline stays as it was.
 
     Args:
-        base: tensors of each network.
-        tuned: the same.
+        pipeline: a name (see ``load_pipeline``) or a loaded pipeline.
+        calibration: a folder, a finished run, a repository id, a ``Calibration``, what
+            ``calibri.load`` returned for this pipeline, or bare coefficients such as
+            ``calibri.preset`` makes.
+        prompts: texts, or one.
+        strength: 0 is the original model, 1 the full calibration; None for 1, or for that of a
+            calibration that is loaded.
+        num_inference_steps: of both columns; None for the steps of the calibration.
+        guidance_scale: None for the guidance of the calibration.
+        true_cfg_scale: the same for the pipelines that call it so (FLUX, Qwen-Image).
+        negative_prompt: None for that of the calibration, or for the pipeline's own.
+        height: pixels; None for those of the calibration, or for the pipeline's own.
+        width: the same.
+        num_frames: of a video; the same.
+        seed: noise seed; prompt i is sampled with ``seed + i``.
+        revision: branch, tag or commit of a repository.
+        dtype: of the weights, when the pipeline is loaded here.
+        device: where to run, when the pipeline is loaded here.
+
+    Returns:
+        An RGB image; of a pipeline that makes videos, a list of them, one for each frame. Pictures
+        smaller than 256 pixels are enlarged, without smoothing.
 
     Raises:
-        CalibrationError: it is another model.
+        ConfigError: there is no prompt, or guidance that has no effect on this pipeline.
+        FuseError: the calibration is fused into the weights.
+        CalibriError: the pipeline or the calibration cannot be loaded.
     """
-
-    is_adapter = False
-
-    def __init__(self, base: Sequence[Tensors], tuned: Sequence[Tensors]) -> None:
-        self._parts = list(zip(base, tuned, strict=True))
-        for part in self._parts:
-            _refuse_another_model(*part)
-
-    def change(self, part: int, piece: Piece) -> Change:
-        """Read the rows of both models, a few at a time."""
-        (path, old), (other, new) = (tensors[piece.tensor] for tensors in self._parts[part])
-        if old.dtype is None or new.dtype is None:
-            return _of_packed(piece, (path, old), (other, new))
-        found = total(
-            _change(piece, read_rows(path, old, *rows), read_rows(other, new, *rows))
-            for rows in piece.chunks(old)
-        )
-        return _finite(piece, found)
-
-    @property
-    def swapped(self) -> TunedWeights:
-        """The same comparison the other way round."""
-        return TunedWeights(*([part[i] for part in self._parts] for i in (1, 0)))
-
-    def dtype(self) -> str:
-        """Name the type of most of the tuned weights."""
-        sizes: dict[str, int] = {}
-        for _, tensor in (place for _, tuned in self._parts for place in tuned.values()):
-            name = str(tensor.dtype or torch.float32).removeprefix("torch.")
-            sizes[name] = sizes.get(name, 0) + tensor.end - tensor.begin
-        return max(sizes, key=lambda name: sizes[name])
+    texts = texts_of(prompts)
+    if isinstance(calibration, str | Path):
+        calibration = Calibration.from_pretrained(calibration)
+    if isinstance(pipeline, str | Path):
+        pipeline = load_pipeline(str(pipeline), revision=revision, dtype=dtype, device=device)
+    given = {
+        "num_inference_steps": num_inference_steps,
+        "guidance_scale": guidance_scale,
+        "true_cfg_scale": true_cfg_scale,
+        "negative_prompt": negative_prompt,
+        "height": height,
+        "width": width,
+        "num_frames": num_frames,
+    }
+    settings = settings_of(_stored(calibration), given)
+    artist = Artist(pipeline, texts, seed, settings)
+    with _on(pipeline, calibration, strength) as loaded:
+        with loaded.lifted():
+            artist.check_effect()
+            before = artist.pictures()
+        after = artist.pictures()
+        labels = _labels(settings, loaded.strength)
+    return _drawn(labels, texts, before, after)
 
 
-class TunedByAdapter:
-    """Low-rank changes of the weights of the base.
-
-    Args:
-        base: tensors of the network.
-        changes: name of each weight that changes to its change.
-    """
-
-    is_adapter = True
-
-    def __init__(self, base: Tensors, changes: Mapping[str, LowRank]) -> None:
-        self._base, self._changes = base, changes
-
-    def change(self, part: int, piece: Piece) -> Change:
-        """Multiply the adapter out, a few rows at a time."""
-        path, stored = self._base[piece.tensor]
-        low_rank = self._changes.get(piece.tensor) if part == 0 else None
-        if stored.dtype is None and low_rank is None:
-            return Change()
-        if stored.dtype is None:
-            raise _packed(piece.tensor)
-        found = total(
-            self._of_rows(read_rows(path, stored, *rows), low_rank, rows)
-            for rows in (piece.chunks(stored) if piece.site or low_rank else ())
-        )
-        return _finite(piece, found)
-
-    def _of_rows(self, before: Tensor, low_rank: LowRank | None, rows: tuple[int, int]) -> Change:
-        if low_rank is None:
-            return change_of(before, before)
-        return change_by(before.double(), low_rank.rows(*rows))
+def _stored(calibration: AnyCalibration) -> Calibration | None:
+    if isinstance(calibration, AppliedCalibration):
+        return calibration.calibration
+    return calibration if isinstance(calibration, Calibration) else None
 
 
-def open_tuned(
-    path: Path, folder: Path, networks: Sequence[Network], base: Sequence[Tensors]
-) -> Tuned:
-    """Open a tuned model: a pipeline, a transformer, a file of one, or an adapter.
-
-    Args:
-        path: folder or file.
-        folder: of the base.
-        networks: those of the base, on the meta device.
-        base: tensors of each.
-
-    Raises:
-        UnsupportedModelError: it cannot be read.
-        CalibrationError: it is for another model, or of another one.
-    """
-    adapter = None if is_pipeline(path) else adapter_file(path)
-    if adapter is not None and is_adapter(names_of(adapter)):
-        pipeline = str(read_json(folder / "model_index.json").get("_class_name", ""))
-        shapes = {name: stored.shape for name, (_, stored) in base[0].items()}
-        return TunedByAdapter(base[0], read_adapter(adapter, shapes, pipeline))
-    if len(networks) > 1 and not is_pipeline(path):
+@contextlib.contextmanager
+def _on(
+    pipe: Any, calibration: AnyCalibration, strength: float | None
+) -> Iterator[AppliedCalibration]:
+    if not isinstance(calibration, AppliedCalibration):
+        with applied(pipe, calibration, 1.0 if strength is None else strength) as loaded:
+            yield loaded
+        return
+    if calibration.networks[0].transformer is not networks_of(pipe)[0].transformer:
         raise CalibrationError(
-            f"BASE has {len(networks)} transformers, and '{path}' is one. Pass the folder of the "
-            "whole pipeline."
+            "This calibration is loaded onto another pipeline. Pass the pipeline that it is on, or "
+            "the folder or repository of the calibration."
         )
-    for network in networks:
-        _refuse_another_class(part_folder(folder, network), part_folder(path, network))
-    tuned = [read_tensors(part_folder(path, network)) for network in networks]
-    return TunedWeights(base, [without_prefix(*both) for both in zip(tuned, base, strict=True)])
+    own = calibration.strength
+    calibration.set_strength(own if strength is None else strength)
+    try:
+        yield calibration
+    finally:
+        calibration.set_strength(own)
 
 
-def _refuse_another_class(own: Path, tuned: Path) -> None:
-    # As the files name it: older ones name classes that have become others.
-    names = [read_json(folder / "config.json").get("_class_name") for folder in (own, tuned)]
-    if None not in names and names[0] != names[1]:
-        raise CalibrationError(
-            f"TUNED has a {names[1]} and BASE a {names[0]}: these are different models. Pass the "
-            "model that was tuned as BASE."
-        )
+def _labels(settings: GivenSettings, strength: float) -> list[str]:
+    steps = settings.num_inference_steps
+    line = "" if steps is None else f"\n{steps} step{'s' * (steps != 1)}"
+    part = "" if strength == 1.0 else f", strength {strength:g}"
+    return [f"original{line}", f"calibrated{part}{line}"]
 
 
-def _refuse_another_model(base: Tensors, tuned: Tensors) -> None:
-    missing, unknown = sorted(base.keys() - tuned.keys()), sorted(tuned.keys() - base.keys())
-    if missing or unknown:
-        raise CalibrationError(
-            "TUNED is not a scaled copy of BASE, its tensors have other names: "
-            f"{len(missing)} of BASE are missing ({_few(missing)}), {len(unknown)} are new "
-            f"({_few(unknown)}). Pass the model that was tuned as BASE, both as diffusers saves "
-            "them."
-        )
-    for name, (_, stored) in base.items():
-        if stored.shape != (other := tuned[name][1].shape):
-            raise CalibrationError(
-                f"TUNED is not a scaled copy of BASE: '{name}' has the shape {_shape(other)} "
-                f"there and {_shape(stored.shape)} here. Pass the model that was tuned as BASE."
-            )
+def _drawn(
+    labels: Sequence[str],
+    texts: Sequence[str],
+    before: Sequence[Picture],
+    after: Sequence[Picture],
+) -> Picture:
+    if isinstance(before[0], list):
+        return [
+            _grid(labels, texts, *moment)
+            for moment in zip(_frames(before), _frames(after), strict=True)
+        ]
+    return _grid(labels, texts, before, after)
 
 
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:2]) + (", ..." if len(names) > 2 else "") or "none"
+def _frames(videos: Sequence[Picture]) -> list[tuple[Image.Image, ...]]:
+    """The first frame of each video, then the second, ..."""
+    return list(zip(*videos, strict=True))
 
 
-def _shape(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape)) or "a single number"
-
-
-Place = tuple[Path, StoredTensor]
-
-
-def _of_packed(piece: Piece, before: Place, after: Place) -> Change:
-    """Compare bytes: what packs its values cannot be scaled in them, and may only stay."""
-    if piece.site or not _same_bytes(before, after):
-        raise _packed(piece.tensor)
-    return Change()
-
-
-def _same_bytes(before: Place, after: Place) -> bool:
-    sizes = {stored.end - stored.begin for _, stored in (before, after)}
-    if len(sizes) > 1 or before[1].dtype != after[1].dtype:
-        return False
-    with before[0].open("rb") as first, after[0].open("rb") as second:
-        first.seek(before[1].begin)
-        second.seek(after[1].begin)
-        left = sizes.pop()
-        while left:
-            count = min(left, 2**20)
-            if first.read(count) != second.read(count):
-                return False
-            left -= count
-    return True
-
-
-def _packed(tensor: str) -> CalibrationError:
-    return CalibrationError(
-        f"'{tensor}' is not stored in a plain floating-point type of 16 bits or more, so what "
-        "became of it cannot be told. Pass both models as they were before quantising."
-    )
-
-
-def _change(piece: Piece, before: Tensor, after: Tensor) -> Change:
-    # Most of a model: there is nothing to measure in what takes no scale and stayed.
-    if not piece.site and before.dtype == after.dtype and torch.equal(before, after):
-        return Change()
-    return change_of(before, after)
-
-
-def _finite(piece: Piece, found: Change) -> Change:
-    if not math.isfinite(found.power + found.square):
-        raise CalibrationError(
-            f"'{piece.tensor}' has numbers that are not finite, in BASE or in TUNED. Download or "
-            "save that model again."
-        )
-    return found
+def _grid(
+    labels: Sequence[str], texts: Sequence[str], before: Sequence[Any], after: Sequence[Any]
+) -> Image.Image:
+    rows = zip(texts, zip(before, after, strict=True), strict=True)
+    return labelled_grid(labels, [(text, pair) for text, pair in rows])

@@ -19,9 +19,9 @@ from calibri.artifact.checkpoints import (
     pieces_of,
     read_tensors,
 )
-from calibri.artifact.compare import Tuned, TunedWeights, open_tuned
 from calibri.artifact.extraction import Extraction, SiteChange
 from calibri.artifact.plain_sampling import plain_sampling
+from calibri.artifact.tuned import Tuned, TunedWeights, open_tuned
 from calibri.coefficients import Coefficients
 from calibri.config import Granularity
 from calibri.errors import CalibrationError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from calibri.artifact import Picture
 
-VISIBLE = 256
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".gif": "GIF"}
 _ANIMATED = (".webp", ".gif")
 _FRAMES_PER_SECOND = 16
@@ -50,7 +49,11 @@ _Calibration = Annotated[
     ),
 ]
 _Compare = Annotated[
-    bool, typer.Option("--compare", help="Original on the left, calibrated on the right.")
+    bool,
+    typer.Option(
+        "--compare",
+        help="One picture of all prompts, labelled: original on the left, calibrated on the right.",
+    ),
 ]
 _Output = Annotated[
     Path,
@@ -60,7 +63,7 @@ _Enlarge = Annotated[
     bool,
     typer.Option(
         "--enlarge/--no-enlarge",
-        help=f"Save images smaller than {VISIBLE} pixels enlarged, so that one can see them.",
+        help="Save images of less than 256 pixels enlarged, so that one can see them.",
     ),
 ]
 _TrueCfgScale = Annotated[
@@ -79,6 +82,27 @@ _NegativePrompt = Annotated[
         rich_help_panel=SAMPLING,
     ),
 ]
+_Height = Annotated[
+    int | None,
+    typer.Option(
+        "--height", min=1, help="Pixels; default: as calibrated.", rich_help_panel=SAMPLING
+    ),
+]
+_Width = Annotated[
+    int | None,
+    typer.Option(
+        "--width", min=1, help="Pixels; default: as calibrated.", rich_help_panel=SAMPLING
+    ),
+]
+_NumFrames = Annotated[
+    int | None,
+    typer.Option(
+        "--num-frames",
+        min=1,
+        help="Of a video; default: as calibrated.",
+        rich_help_panel=SAMPLING,
+    ),
+]
 _Seed = Annotated[int, typer.Option("--seed", min=0, help="Noise seed.", rich_help_panel=SAMPLING)]
 
 
@@ -94,37 +118,39 @@ def generate(
     guidance_scale: GuidanceOption = None,
     true_cfg_scale: _TrueCfgScale = None,
     negative_prompt: _NegativePrompt = None,
+    height: _Height = None,
+    width: _Width = None,
+    num_frames: _NumFrames = None,
     seed: _Seed = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
 ) -> None:
-    """Generate images with a calibration, or side by side without and with it.
+    """Generate images with a calibration, or a picture of the difference it makes.
 
     calibri generate shapes --calibration runs/NAME "two small green triangles" --compare
     calibri generate shapes "a red circle" "a blue square" --calibration runs/NAME --output out
 
     Videos are written as animated WebP, or as GIF to a file that ends so.
     """
-    targets = target_files(output, prompts, seed)
+    if compare and calibration is None:
+        raise ConfigError("Comparing needs a calibration. Pass --calibration FOLDER.")
+    targets = target_files(output, prompts, seed, compare)
     source = None if calibration is None else calibration_source(calibration)
+    arguments = dict(
+        strength=strength,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        true_cfg_scale=true_cfg_scale,
+        negative_prompt=negative_prompt,
+        height=height,
+        width=width,
+        num_frames=num_frames,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+    )
     with loading(f"Sampling with {pipeline}"):
-        from calibri import generate as generate_images
-
-        quiet_libraries()
-        images = generate_images(
-            pipeline,
-            prompts,
-            calibration=source,
-            compare=compare,
-            strength=strength,
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
-            true_cfg_scale=true_cfg_scale,
-            negative_prompt=negative_prompt,
-            seed=seed,
-            dtype=dtype,
-            device=device,
-        )
+        images = _pictures(pipeline, prompts, source, compare, arguments)
     factors = [save(image, target, enlarge) for image, target in zip(images, targets, strict=True)]
     if max(factors) > 1:
         say(
@@ -134,13 +160,33 @@ def generate(
         )
 
 
-def target_files(output: Path, prompts: list[str], seed: int) -> list[Path]:
+def _pictures(
+    pipeline: str,
+    prompts: list[str],
+    calibration: str | None,
+    compare: bool,
+    arguments: dict[str, Any],
+) -> list[Picture]:
+    import calibri
+
+    quiet_libraries()
+    if compare and calibration is not None:
+        return [calibri.compare(pipeline, calibration, prompts, **arguments)]
+    return calibri.generate(pipeline, prompts, calibration=calibration, **arguments)
+
+
+def target_files(output: Path, prompts: list[str], seed: int, compare: bool) -> list[Path]:
     """Name the file of every prompt: ``output`` itself, or files in it named after the prompts.
+
+    A comparison is one file for all of them.
 
     Raises:
         ConfigError: one image file for several prompts, or a kind of image we cannot write.
     """
     if output.is_dir() or not output.suffix:
+        if compare:
+            more = f"-and-{len(prompts) - 1}-more" if len(prompts) > 1 else ""
+            return [output / f"compared-{_slug(prompts[0])}{more}-seed{seed}.png"]
         return [
             output / f"{index:02d}-{_slug(prompt)}-seed{seed + index}.png"
             for index, prompt in enumerate(prompts)
@@ -149,7 +195,7 @@ def target_files(output: Path, prompts: list[str], seed: int) -> list[Path]:
         raise ConfigError(
             f"Cannot write '{output.suffix}' images. Use {', '.join(_FORMATS)}, or a folder."
         )
-    if len(prompts) > 1:
+    if len(prompts) > 1 and not compare:
         raise ConfigError(f"'{output}' is one file for {len(prompts)} prompts. Give a folder.")
     return [output]
 
@@ -169,26 +215,21 @@ def save(picture: Picture, target: Path, enlarge: bool) -> int:
     Raises:
         RunError: the file cannot be written.
     """
+    from calibri.artifact import enlarged
     from calibri.files import plain_words, write_atomically
 
     frames = picture if isinstance(picture, list) else [picture]
-    factor = -(-VISIBLE // min(frames[0].size)) if enlarge else 1
+    shown = [enlarged(frame) for frame in frames] if enlarge else frames
     if isinstance(picture, list) and target.suffix.lower() not in _ANIMATED:
         target = target.with_suffix(".webp")
-    data = _encoded([_enlarged(frame, factor) for frame in frames], target.suffix.lower())
+    data = _encoded(shown, target.suffix.lower())
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"Could not make {target.parent}: {plain_words(error)}.") from error
     write_atomically(target, data)
     verbatim(out(), str(target))
-    return factor
-
-
-def _enlarged(image: Image, factor: int) -> Image:
-    from PIL.Image import Resampling
-
-    return image.resize((image.width * factor, image.height * factor), Resampling.NEAREST)
+    return shown[0].width // frames[0].width
 
 
 def _encoded(frames: list[Image], suffix: str) -> bytes:

@@ -1,6 +1,7 @@
 from .branches import BranchResolver as BranchResolver
 from .call import GivenSettings as GivenSettings
 from .call import PipelineCall as PipelineCall
+from .call import size_in_words as size_in_words
 from .methods import replace_method as replace_method
 from .sampler import Noise as Noise
 from .sampler import Sampler as Sampler

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -235,6 +236,29 @@ class PipelineCall:
                     f"{argument} is {scale}, but {lack}. Set {other} for classifier-free guidance."
                 )
             raise _without_guidance(f"{argument} is {scale}, but {lack}")
+
+
+@contextmanager
+def size_in_words(pipe: Pipeline, size: Mapping[str, int | None]) -> Iterator[None]:
+    """Say which size a pipeline refused; without one it is no one's setting.
+
+    Args:
+        pipe: what is called inside of ``with``; diffusers refuses sizes by a ``ValueError``.
+        size: height, width and number of frames that it is called with, by name.
+
+    Raises:
+        ConfigError: it refused the size.
+    """
+    try:
+        yield
+    except ValueError as error:
+        asked = ", ".join(f"{name} {length}" for name, length in size.items() if length)
+        if not asked:
+            raise
+        raise ConfigError(
+            f"{type(pipe).__name__} could not sample at {asked}: {error} Choose another size, or "
+            "leave it out for the pipeline's own."
+        ) from error
 
 
 _EMBEDDED = ("embedded", "embedded, or one call for each branch")

@@ -20,7 +20,7 @@ from calibri.errors import ConfigError, UnsupportedModelError
 from calibri.pipelines import Pipeline, networks_of
 from calibri.prompts import Prompt, make_prompts
 from calibri.results import FULL, Fidelity
-from calibri.sampling.call import PipelineCall
+from calibri.sampling.call import PipelineCall, size_in_words
 from calibri.sampling.encoding import make_encoder
 from calibri.sampling.frames import evenly_spaced
 from calibri.sampling.shift import changed_shift
@@ -166,12 +166,11 @@ class Sampler:
         """
         arguments = self.arguments(noises, fidelity)
         cache = step_cache(networks_of(self.pipe), fidelity.cache_interval)
+        size = size_in_words(self.pipe, self._size(fidelity))
         with torch.no_grad(), self._encoder.answering(), changed_shift(self.pipe, shift), cache:
-            try:
-                images = self._pictures(self.pipe(**arguments))
-            except ValueError as error:
-                self._explain(error, fidelity)
-                raise
+            with size:
+                output = self.pipe(**arguments)
+            images = self._pictures(output)
         images = images.float()
         broken = ~torch.isfinite(images).flatten(1).all(dim=1)
         # What is not a number has no byte of its own: on every device it is black.
@@ -261,16 +260,13 @@ class Sampler:
             "output_type": "pt",
         }
 
-    def _explain(self, error: ValueError, fidelity: Fidelity) -> None:
-        """Diffusers refuses a size by a ValueError; without a size it is no one's setting."""
+    def _size(self, fidelity: Fidelity) -> dict[str, int | None]:
         full = self.full.updated(fidelity)
-        size = {"height": full.height, "width": full.width, "num_frames": self.config.num_frames}
-        asked = ", ".join(f"{name} {length}" for name, length in size.items() if length)
-        if asked:
-            raise ConfigError(
-                f"{type(self.pipe).__name__} could not sample at {asked}: {error} Choose another "
-                "size in sampling, or leave it out for the pipeline's own."
-            ) from error
+        return {
+            "height": full.height,
+            "width": full.width,
+            "num_frames": self.config.num_frames,
+        }
 
     def _pictures(self, output: Any) -> Tensor:
         """Take images, or frames of videos, out of what the pipeline returned."""
