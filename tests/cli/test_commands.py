@@ -142,8 +142,9 @@ def test_generate_saves_the_pixels_as_they_are_in_a_named_file(calibri, run):
 
 
 def test_fuse_saves_a_pipeline(calibri, run, tmp_path):
-    result = calibri("fuse", run, "--output", "fused")
+    result = calibri("fuse", run, "--output", "fused", "--check", "a red circle")
     assert (result.exit_code, result.stdout) == (0, "fused\n")
+    assert "the calibration changes these images by" in " ".join(result.stderr.split())
     index = json.loads((tmp_path / "fused" / "model_index.json").read_text())
     assert index["transformer"][1] == "SD3Transformer2DModel"
 

@@ -2,6 +2,8 @@ from .calibration import Calibration as Calibration
 from .calibration import Sampling as Sampling
 from .formats.registry import EXPORTERS as EXPORTERS
 from .formats.registry import Format as Format
+from .fused_images import FusedDifference as FusedDifference
+from .fused_images import fused_difference as fused_difference
 from .generate import Picture as Picture
 from .grid import enlarged as enlarged
 from .publish import preview as preview

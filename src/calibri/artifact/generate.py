@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from calibri.artifact.apply import applied
 from calibri.artifact.calibration import Calibration
@@ -142,6 +143,13 @@ class Artist:
         """Sample an image or a video of each prompt."""
         return [
             self._sampled(self._seed + i, self._call.text_arguments(prompt), output_type="pil")[0]
+            for i, prompt in enumerate(self._prompts)
+        ]
+
+    def values(self) -> list[Tensor]:
+        """Sample the same as numbers, floats in [0, 1], on the CPU."""
+        return [
+            self._sampled(self._seed + i, self._call.text_arguments(prompt), output_type="pt").cpu()
             for i, prompt in enumerate(self._prompts)
         ]
 

@@ -37,12 +37,23 @@ def fuse(
             rich_help_panel=MACHINE,
         ),
     ] = None,
+    check: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--check",
+            metavar="PROMPT",
+            help="Say how far images of this prompt are from those with the calibration loaded; "
+            "repeatable.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Fold a calibration into the weights and save an ordinary diffusers pipeline.
 
     What is saved needs no Calibri to run and costs exactly what the original did.
 
         calibri fuse runs/20260131-120000 --output calibrated
+        calibri fuse runs/20260131-120000 --output calibrated --check "a red circle"
     """
     source = calibration_source(calibration)
     with loading("Folding the calibration into the weights"):
@@ -58,4 +69,17 @@ def fuse(
         if issubclass(warning.category, CalibriWarning):
             say(err(), str(warning.message))
     verbatim(out(), str(folder))
+    if check:
+        _show_difference(source, folder, check, pipeline, strength)
     say(err(), f"Load it with DiffusionPipeline.from_pretrained({str(folder)!r}).")
+
+
+def _show_difference(
+    source: Path | str, folder: Path, prompts: list[str], pipeline: str | None, strength: float
+) -> None:
+    with loading("Comparing images"):
+        from calibri.artifact import Calibration, fused_difference
+
+        calibration = Calibration.from_pretrained(source)
+        found = fused_difference(calibration, folder, prompts, pipeline=pipeline, strength=strength)
+    say(err(), str(found))
