@@ -22,6 +22,7 @@ Use a calibration:
     preset(name, pipe, ...)             known guidance as coefficients
 
 Look at a model:
+    shapes_pipeline()                   folder of the shipped one, for diffusers
     inspect(pipeline, ...)              its sites, and the numbers a search has
     models()                            what diffusers has
     discover(transformer, run)          sites by measurement

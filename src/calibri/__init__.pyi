@@ -34,4 +34,5 @@ from .runs.calibrate import resume as resume
 from .runs.evaluate import evaluate as evaluate
 from .runs.inspect import Inspection as Inspection
 from .runs.inspect import inspect as inspect
+from .shapes.paths import shapes_pipeline as shapes_pipeline
 from .version import __version__ as __version__

@@ -53,6 +53,23 @@ def test_the_snippet_has_the_guidance_and_the_negative_prompt_of_the_search(
     assert given == {"num_inference_steps": 4, **changed}
 
 
+def test_a_model_of_half_precision_is_loaded_in_it(calibration: Calibration) -> None:
+    for dtype, has in (("bfloat16", True), ("float32", False)):
+        sampling = calibration.sampling.model_copy(update={"dtype": dtype})
+        card = render_card(calibration.model_copy(update={"sampling": sampling}), "user/repo")
+        code = card.split("```python")[1].split("```")[0]
+        assert ("torch_dtype=torch.bfloat16" in code) == ("import torch\n" in code) == has
+        ast.parse(code)
+
+
+def test_a_calibration_of_videos_says_so(calibration: Calibration) -> None:
+    sampling = calibration.sampling.model_copy(update={"num_frames": 9})
+    card = render_card(calibration.model_copy(update={"sampling": sampling}), "user/repo")
+    assert front_matter(card)["pipeline_tag"] == "text-to-video"
+    assert "video = pipe" in card
+    assert "num_frames=9).frames[0]" in card
+
+
 def test_the_search_is_not_called_what_it_may_not_be(calibration: Calibration) -> None:
     by_gradient = calibration.model_copy(update={"provenance": {"method": "gradient"}})
     card = render_card(by_gradient, "user/repo")

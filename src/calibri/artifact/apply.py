@@ -302,8 +302,8 @@ def load(
 
     Args:
         pipe: a loaded pipeline, or a bare transformer; its images change from now on.
-        calibration: a folder, a Hugging Face repository id, a ``Calibration``, or bare
-            coefficients such as ``calibri.preset`` makes.
+        calibration: a folder, that of a finished run, a Hugging Face repository id, a
+            ``Calibration``, or bare coefficients such as ``calibri.preset`` makes.
         strength: 0 is the original model, 1 the full calibration.
         revision: branch, tag or commit of the repository.
         token: access token of the hub.

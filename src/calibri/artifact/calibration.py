@@ -119,7 +119,9 @@ class Calibration(Record):
             CalibrationError: the folder cannot be written, or a number is not finite.
         """
         target = Path(folder)
-        files.write_folder(target, self._contents(source=target.name))
+        # What a person passes to ``load``. An absolute path is no one else's business.
+        source = target.name if target.is_absolute() else target.as_posix()
+        files.write_folder(target, self._contents(source=source))
         return target
 
     @classmethod

@@ -12,12 +12,14 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from calibri.config import SHIPPED
 from calibri.results import Comparison, Evaluation, Figure
 
 if TYPE_CHECKING:
     from calibri.artifact.calibration import Calibration
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#!|~&$])")
+_HALF = ("bfloat16", "float16")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
@@ -33,6 +35,7 @@ def render_card(calibration: Calibration, source: str) -> str:
         c=calibration,
         front_matter=Markup(front_matter(calibration, source)),
         source=source,
+        pipeline=_pipeline(calibration),
         call=_call(calibration),
         comparisons=_comparisons(calibration.evaluation),
     )
@@ -40,7 +43,9 @@ def render_card(calibration: Calibration, source: str) -> str:
 
 def front_matter(calibration: Calibration, source: str) -> str:
     """The card's metadata as YAML, in the fields that the hub knows."""
-    fields: dict[str, Any] = {"library_name": "calibri", "pipeline_tag": "text-to-image"}
+    kind = "video" if calibration.sampling.num_frames else "image"
+    task = f"text-to-{kind}"
+    fields: dict[str, Any] = {"library_name": "calibri", "pipeline_tag": task}
     # The hub refuses a card whose base model is not the name of a repository.
     if _HUB_NAME.fullmatch(calibration.base_model):
         fields |= {"base_model": calibration.base_model, "base_model_relation": "adapter"}
@@ -48,7 +53,7 @@ def front_matter(calibration: Calibration, source: str) -> str:
     metrics = _metrics(calibration)
     if metrics:
         result = {
-            "task": {"type": "text-to-image", "name": "Text-to-Image"},
+            "task": {"type": task, "name": f"Text-to-{kind.title()}"},
             "dataset": {"type": "held-out-prompts", "name": "Held-out prompts"},
             "metrics": metrics,
         }
@@ -68,6 +73,15 @@ def _metrics(calibration: Calibration) -> list[dict[str, object]]:
     ]
 
 
+def _pipeline(calibration: Calibration) -> Markup:
+    if calibration.base_model == SHIPPED:
+        return Markup("calibri.shapes_pipeline()")
+    dtype = calibration.sampling.dtype
+    # diffusers before 0.40 passes by its later name in silence.
+    precision = f", torch_dtype=torch.{dtype}" if dtype in _HALF else ""
+    return _literal(calibration.base_model) + Markup(precision)
+
+
 def _call(calibration: Calibration) -> Markup:
     sampling = calibration.sampling
     true_cfg = sampling.true_cfg_scale > 1.0
@@ -80,6 +94,7 @@ def _call(calibration: Calibration) -> Markup:
         "negative_prompt": negative if true_cfg or sampling.negative_prompt else None,
         "height": sampling.height,
         "width": sampling.width,
+        "num_frames": sampling.num_frames,
     }
     given = (f"{name}={value}" for name, value in arguments.items() if value is not None)
     return Markup(", ".join(given))  # names of ours, numbers and literals only

@@ -7,3 +7,8 @@ PIPELINE_PATH: Path = Path(__file__).parent / "pipeline"
 
 JUDGE_PATH: Path = Path(__file__).parent / "judge"
 """Folder of the judge network's weights and configuration."""
+
+
+def shapes_pipeline() -> Path:
+    """Name the folder of the shipped pipeline, for ``DiffusionPipeline.from_pretrained``."""
+    return PIPELINE_PATH
