@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +19,7 @@ from calibri.shapes import sample_prompts
 
 _GENERATED_TRAIN_PROMPTS = 4096
 _GENERATED = (SHIPPED, COMPOSITIONAL)
+_PARTS = 5  # of a file of prompts; one of them is held out
 
 
 @dataclass(frozen=True)
@@ -45,22 +47,52 @@ def prompt_sets(config: RunConfig) -> PromptSets:
     num_test = config.evaluation.num_prompts
     train, held_out = _train_and_held_out(config.prompts, config.seed, num_validation + num_test)
     check_disjoint(train, held_out)
-    largest = config.search.final_bucket_size
-    if len(train) < largest:
-        raise PromptError(
-            f"{len(train)} training prompts cannot fill a bucket of {largest}. Add prompts or "
-            "lower search.bucket_size or search.bucket_growth."
-        )
-    if len(held_out) < num_validation + num_test:
-        raise PromptError(
-            f"{len(held_out)} held-out prompts are too few: {num_validation} choose among "
-            f"checkpoints (search.num_validation_prompts) and {num_test} give the final figures "
-            "(evaluation.num_prompts). Add prompts or lower these numbers."
-        )
+    _check_counts(config, len(train), len(held_out))
     held_out = _shuffled(held_out, config.seed)
     return PromptSets(
         train, held_out[:num_validation], held_out[num_validation : num_validation + num_test]
     )
+
+
+def _check_counts(config: RunConfig, num_train: int, num_held_out: int) -> None:
+    largest = config.search.final_bucket_size
+    num_validation = config.search.num_validation_prompts
+    num_test = config.evaluation.num_prompts
+    judges = (
+        f"{num_validation} choose among checkpoints (search.num_validation_prompts) and "
+        f"{num_test} give the final figures (evaluation.num_prompts)"
+    )
+    enough = num_train >= largest, num_held_out >= num_validation + num_test
+    if not all(enough) and _is_cut(config.prompts):
+        needed = _prompts_to_cut(largest, num_validation + num_test)
+        raise PromptError(
+            f"'{config.prompts.train}' has {num_train + num_held_out:,} prompts, and this run "
+            f"needs {needed:,}: a fifth of them is held out, of which {judges}, and the others "
+            f"fill buckets of {largest} (search.bucket_size, search.bucket_growth). Add prompts, "
+            f"name {num_validation + num_test} others to judge on (--held-out-prompts FILE), or "
+            "lower these numbers."
+        )
+    if not enough[0]:
+        raise PromptError(
+            f"{num_train} training prompts cannot fill a bucket of {largest}. Add prompts or "
+            "lower search.bucket_size or search.bucket_growth."
+        )
+    if not enough[1]:
+        raise PromptError(
+            f"{num_held_out} held-out prompts are too few: {judges}. Add prompts or lower these "
+            "numbers."
+        )
+
+
+def _is_cut(config: PromptConfig) -> bool:
+    """Whether prompts to judge on are cut from those to search on."""
+    return config.held_out is None and config.train not in _GENERATED
+
+
+def _prompts_to_cut(num_train: int, num_held_out: int) -> int:
+    """Count the prompts of which a fifth, rounded down, and the rest are enough."""
+    total = _PARTS * num_held_out
+    return next(n for n in itertools.count(total) if n - n // _PARTS >= num_train)
 
 
 def _train_and_held_out(
@@ -79,7 +111,7 @@ def _train_and_held_out(
             train = tuple(prompt for prompt in train if wording(prompt.text) not in seen)
         return train, judges
     shuffled = _shuffled(train, seed)
-    fifth = len(shuffled) // 5
+    fifth = len(shuffled) // _PARTS
     return shuffled[fifth:], shuffled[:fifth]
 
 
@@ -116,6 +148,3 @@ def shipped_prompts(
 
 def _shuffled(prompts: Sequence[Prompt], seed: int) -> tuple[Prompt, ...]:
     return tuple(sorted(prompts, key=lambda prompt: derive_seed(seed, "split", prompt.id)))
-
-
-_GENERATED = (SHIPPED, COMPOSITIONAL)
