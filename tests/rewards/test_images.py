@@ -14,6 +14,7 @@ from calibri.rewards.images import (
     center_crop,
     clip_pixels,
     letterbox_pixels,
+    normalise,
     normalise_float,
     pad_to_square,
     resize_short_side,
@@ -37,8 +38,7 @@ def test_clip_pixels_are_those_of_the_pil_processor(height: int, width: int) -> 
 def test_bilinear_or_tensor_resizing_is_another_preprocessing() -> None:
     image = pictures(1, 40, 40)
     cubic = clip_pixels(image, 16)
-    linear = np.asarray(resize_short_side(to_pil(image[0]), 16, BILINEAR)) / 255
-    linear = torch.from_numpy((linear - CLIP_MEAN) / CLIP_STD).permute(2, 0, 1)
+    linear = normalise(resize_short_side(image, 16, BILINEAR), CLIP_MEAN, CLIP_STD)[0]
     tensor = torch.nn.functional.interpolate(
         image.float() / 255, (16, 16), mode="bicubic", antialias=True
     )
@@ -50,22 +50,22 @@ def test_bilinear_or_tensor_resizing_is_another_preprocessing() -> None:
 def test_the_crop_of_an_odd_remainder_begins_where_the_original_says(
     width: int, floor: int, around: int
 ) -> None:
-    row = torch.arange(width, dtype=torch.uint8).expand(3, 16, width)
-    assert np.asarray(center_crop(to_pil(row), 16, FLOOR))[0, 0, 0] == floor
-    assert np.asarray(center_crop(to_pil(row), 16, ROUND))[0, 0, 0] == around
+    row = torch.arange(width).expand(1, 3, 16, width)
+    assert center_crop(row, 16, FLOOR)[0, 0, 0].tolist() == list(range(floor, floor + 16))
+    assert center_crop(row, 16, ROUND)[0, 0, 0].tolist() == list(range(around, around + 16))
+    assert torch.equal(center_crop(row.mT, 16, ROUND), center_crop(row, 16, ROUND).mT)
 
 
 @pytest.mark.parametrize(("height", "width"), [(5, 9), (9, 5), (6, 6), (4, 9)])
 def test_a_square_has_the_image_in_its_middle_and_the_colour_around(
     height: int, width: int
 ) -> None:
-    image = pictures(1, height, width)[0]
-    square = torch.from_numpy(np.asarray(pad_to_square(to_pil(image), (1, 2, 3))).copy())
+    images = pictures(2, height, width)
     side = max(height, width)
-    top, left = (side - height) // 2, (side - width) // 2
-    expected = torch.tensor([1, 2, 3], dtype=torch.uint8).expand(side, side, 3).clone()
-    expected[top : top + height, left : left + width] = image.permute(1, 2, 0)
-    assert torch.equal(square, expected)
+    square = Image.new("RGB", (side, side), (1, 2, 3))
+    square.paste(to_pil(images[1]), ((side - width) // 2, (side - height) // 2))
+    expected = torch.from_numpy(np.asarray(square).copy()).permute(2, 0, 1)
+    assert torch.equal(pad_to_square(images, (1, 2, 3))[1], expected)
 
 
 def black(size: int) -> Tensor:

@@ -10,7 +10,7 @@ from transformers import CLIPConfig
 
 from calibri.rewards.clip import CLIP_L14, WEIGHTS_FILE, embed_images, load_clip, vit_l14
 from calibri.rewards.images import ROUND, clip_pixels
-from calibri.rewards.reward import ModelReward, RewardInfo
+from calibri.rewards.reward import DifferentiableModelReward, RewardInfo
 from calibri.rewards.weights import Checkpoint, load_strict, read_tensors
 
 DEFAULT = Checkpoint(
@@ -33,7 +33,7 @@ class _Aesthetic(nn.Module):
         self.layers = score_head(width)
 
 
-class Aesthetic(ModelReward):
+class Aesthetic(DifferentiableModelReward):
     """LAION's aesthetic score "sac+logos+ava1-l14-linearMSE", about 1 to 10.
 
     Args:
@@ -59,6 +59,7 @@ class Aesthetic(ModelReward):
             name="aesthetic",
             variant=f"{checkpoint} on {clip}, PIL bicubic 224 and centre crop, unit embeddings",
             unit="aesthetic score, about 1 to 10; ignores the prompt",
+            differentiable=True,
             license="see its card",
         )
 
@@ -74,7 +75,7 @@ class Aesthetic(ModelReward):
         return model
 
     def score_batch(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Score one batch: uint8 (N, 3, H, W) to float (N,)."""
+        """Score one batch: bytes, (N, 3, H, W), to float (N,)."""
         model: Any = self.model
         pixels = clip_pixels(images, self.config.vision_config.image_size, ROUND)
         # The predictor was trained on unit embeddings; others give 20 to 30.

@@ -19,9 +19,10 @@ from calibri.errors import RewardError
 from calibri.rewards.blip import from_original, text_base, vision_base
 from calibri.rewards.clip import WEIGHTS_FILE
 from calibri.rewards.empty_weights import no_init_weights
-from calibri.rewards.images import BICUBIC, CLIP_MEAN, CLIP_STD, normalise, to_pil
+from calibri.rewards.images import CLIP_MEAN, CLIP_STD, normalise
 from calibri.rewards.pretrained import load_tokenizer
-from calibri.rewards.reward import ModelReward, RewardInfo
+from calibri.rewards.resizing import resize
+from calibri.rewards.reward import DifferentiableModelReward, RewardInfo
 from calibri.rewards.weights import Checkpoint, load_strict, read_tensors
 
 DEFAULT = Checkpoint("Salesforce/blip-vqa-capfilt-large")
@@ -87,7 +88,7 @@ def build(tensors: Mapping[str, Tensor], architecture: Architecture) -> nn.Modul
     return model
 
 
-class BlipVqa(ModelReward):
+class BlipVqa(DifferentiableModelReward):
     """Probability that BLIP answers yes rather than no to "{prompt}?".
 
     Args:
@@ -113,6 +114,7 @@ class BlipVqa(ModelReward):
             "tokens, whole prompt as one question",
             range=(0.0, 1.0),
             unit="P(yes) / (P(yes) + P(no))",
+            differentiable=True,
             license="see its card",
         )
 
@@ -133,10 +135,10 @@ class BlipVqa(ModelReward):
         return ids
 
     def embed(self, images: Tensor) -> Tensor:
-        """Image states of uint8 (N, 3, H, W): (N, 1 + patches, D)."""
+        """Image states of bytes, (N, 3, H, W): (N, 1 + patches, D)."""
         model: Any = self.model
         # Squashed to a square, not cropped: T2I-CompBench's preprocessing.
-        resized = [to_pil(image).resize((IMAGE_SIZE, IMAGE_SIZE), BICUBIC) for image in images]
+        resized = resize(images, (IMAGE_SIZE, IMAGE_SIZE))
         pixels = normalise(resized, CLIP_MEAN, CLIP_STD).to(self.device, self.dtype)
         states: Tensor = model.vision_model(pixels, interpolate_pos_encoding=True).last_hidden_state
         return states
@@ -166,5 +168,5 @@ class BlipVqa(ModelReward):
         return torch.sigmoid(logits[:, yes] - logits[:, no])
 
     def score_batch(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Score one batch: uint8 (N, 3, H, W) and N prompts to float (N,)."""
+        """Score one batch: bytes, (N, 3, H, W), and N prompts to float (N,)."""
         return self.answer(self.embed(images), [f"{prompt}?" for prompt in prompts])

@@ -13,7 +13,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 from calibri.rewards.empty_weights import no_init_weights
 from calibri.rewards.images import FLOOR, Offset, clip_pixels
 from calibri.rewards.pretrained import load_tokenizer
-from calibri.rewards.reward import ModelReward, PromptCache
+from calibri.rewards.reward import DifferentiableModelReward, PromptCache
 from calibri.rewards.weights import Checkpoint, load_strict, read_tensors
 
 WEIGHTS_FILE = "model.safetensors"
@@ -119,7 +119,7 @@ def embed_texts(model: Any, tokenizer: Any, texts: Sequence[str], device: torch.
     return _unit(model.get_text_features(tokens["input_ids"], tokens["attention_mask"]))
 
 
-class ClipReward(ModelReward):
+class ClipReward(DifferentiableModelReward):
     """A reward from the cosine of CLIP's image and text embeddings.
 
     Texts are embedded once: a search scores the same prompts for all candidates of a generation.
@@ -161,11 +161,11 @@ class ClipReward(ModelReward):
         return load_clip(self.config, self.checkpoint)
 
     def pixels(self, images: Tensor) -> Tensor:
-        """Preprocess uint8 (N, 3, H, W) to the network's float (N, 3, S, S)."""
+        """Preprocess bytes, (N, 3, H, W), to the network's float (N, 3, S, S)."""
         return clip_pixels(images, self.config.vision_config.image_size, type(self).offset)
 
     def image_embeddings(self, images: Tensor) -> Tensor:
-        """Unit embeddings of uint8 (N, 3, H, W): float32 (N, D)."""
+        """Unit embeddings of bytes, (N, 3, H, W): float32 (N, D)."""
         return embed_images(self.model, self.pixels(images).to(self.device, self.dtype))
 
     def text_embeddings(self, texts: Sequence[str]) -> Tensor:

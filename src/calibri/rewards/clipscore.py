@@ -39,11 +39,12 @@ class ClipScore(ClipReward):
             variant=f"clip_l14, {checkpoint}, PIL bicubic 224 and centre crop, 77 tokens",
             range=(0.0, 100.0),
             unit="100 max(cos, 0)",
+            differentiable=True,
             license="see its card",
         )
 
     def score_batch(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Score one batch: uint8 (N, 3, H, W) and N prompts to float (N,)."""
+        """Score one batch: bytes, (N, 3, H, W), and N prompts to float (N,)."""
         return 100 * self.cosines(images, prompts).clamp(min=0)
 
 
@@ -71,11 +72,12 @@ class OriginalClipScore(ClipReward):
             variant=f"clip_b32_w2.5, {checkpoint}, PIL bicubic 224 and centre crop, 77 tokens",
             range=(0.0, 2.5),
             unit="2.5 max(cos, 0)",
+            differentiable=True,
             license="see its card",
         )
 
     def score_batch(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Score one batch: uint8 (N, 3, H, W) and N prompts to float (N,)."""
+        """Score one batch: bytes, (N, 3, H, W), and N prompts to float (N,)."""
         texts = [PREFIX + prompt for prompt in prompts]
         return 2.5 * self.cosines(images, texts).clamp(min=0)
 
@@ -104,9 +106,10 @@ class CompBenchClip(ClipReward):
             variant=f"clip_b32_cos, {checkpoint}, PIL bicubic 224 and centre crop, 77 tokens",
             range=(-1.0, 1.0),
             unit="cosine",
+            differentiable=True,
             license="see its card",
         )
 
     def score_batch(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Score one batch: uint8 (N, 3, H, W) and N prompts to float (N,)."""
+        """Score one batch: bytes, (N, 3, H, W), and N prompts to float (N,)."""
         return self.cosines(images, prompts)

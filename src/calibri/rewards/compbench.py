@@ -95,6 +95,7 @@ class CompBenchAttribute(BlipVqa):
             f"tokens, {how}",
             range=(0.0, 1.0),
             unit="product of P(yes) / (P(yes) + P(no))",
+            differentiable=True,
             license="see its card",
         )
 
@@ -133,7 +134,7 @@ class CompBenchAttribute(BlipVqa):
         return find
 
     def score_batch(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Score one batch: uint8 (N, 3, H, W) and N prompts to float (N,).
+        """Score one batch: bytes, (N, 3, H, W), and N prompts to float (N,).
 
         Raises:
             RewardError: the noun chunks of a prompt are not known.

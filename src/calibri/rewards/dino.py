@@ -17,26 +17,25 @@ from calibri.rewards.images import (
     center_crop,
     normalise,
     resize_short_side,
-    to_pil,
 )
 from calibri.rewards.pretrained import load_pretrained, read_json
-from calibri.rewards.reward import ModelReward, RewardInfo
+from calibri.rewards.reward import DifferentiableModelReward, RewardInfo
 from calibri.rewards.weights import Checkpoint
 
 DEFAULT = Checkpoint("facebook/dinov2-base")
 RESIZE, CROP = 256, 224
 
 
-def mean_dissimilarity(features: Tensor) -> float:
-    """1 less the mean cosine over all pairs of rows of (n, D), n >= 2; unbiased in n."""
+def mean_dissimilarity(features: Tensor) -> Tensor:
+    """1 less the mean cosine over all pairs of rows of (n, D), n >= 2; unbiased in n: ()."""
     unit = functional.normalize(features.float(), dim=-1)
     count = len(unit)
     # The squared length of the sum holds every pair twice, and each row with itself.
     pairs = (unit.sum(0).square().sum() - unit.square().sum()) / (count * (count - 1))
-    return 1.0 - float(pairs)
+    return 1.0 - pairs
 
 
-class DinoDiversity(ModelReward):
+class DinoDiversity(DifferentiableModelReward):
     """1 less the mean pairwise cosine of DINO features among the images of one prompt.
 
     Every image of a prompt gets its group's value, so that the mean over images weighs prompts by
@@ -58,6 +57,7 @@ class DinoDiversity(ModelReward):
             range=(0.0, 2.0),
             unit="1 - mean pairwise cosine within a prompt",
             kind="groupwise",
+            differentiable=True,
             license="see its card",
         )
 
@@ -79,7 +79,7 @@ class DinoDiversity(ModelReward):
         )
 
     def features(self, images: Tensor) -> Tensor:
-        """Features of uint8 (N, 3, H, W): float32 (N, D) on the CPU."""
+        """Features of bytes, (N, 3, H, W): float32 (N, D) on the CPU."""
         starts = range(0, len(images), self.batch_size)
         return torch.cat([self._features(images[i : i + self.batch_size]) for i in starts])
 
@@ -87,14 +87,13 @@ class DinoDiversity(ModelReward):
         """There are no real images to compare with."""
 
     def _features(self, images: Tensor) -> Tensor:
-        resized = [resize_short_side(to_pil(image), RESIZE) for image in images]
-        crops = [center_crop(image, CROP) for image in resized]
+        crops = center_crop(resize_short_side(images, RESIZE), CROP)
         pixels = normalise(crops, IMAGENET_MEAN, IMAGENET_STD).to(self.device, self.dtype)
         states: Tensor = self.model(pixels).last_hidden_state
         return states[:, 0].float().cpu()
 
     def score_batch(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Score whole groups: uint8 (N, 3, H, W) and N prompts to float (N,).
+        """Score whole groups: bytes, (N, 3, H, W), and N prompts to float (N,).
 
         Raises:
             RewardError: a prompt has one image only.

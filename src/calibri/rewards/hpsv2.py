@@ -103,6 +103,7 @@ class HpsV21(ClipReward):
             "black borders, 77 tokens",
             range=(-1.0, 1.0),
             unit="cosine",
+            differentiable=True,
             license="see its card",
         )
 
@@ -119,9 +120,9 @@ class HpsV21(ClipReward):
         return model
 
     def pixels(self, images: Tensor) -> Tensor:
-        """Preprocess uint8 (N, 3, H, W) to the network's float (N, 3, S, S)."""
+        """Preprocess bytes, (N, 3, H, W), to the network's float (N, 3, S, S)."""
         return letterbox_pixels(images, self.config.vision_config.image_size)
 
     def score_batch(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Score one batch: uint8 (N, 3, H, W) and N prompts to float (N,)."""
+        """Score one batch: bytes, (N, 3, H, W), and N prompts to float (N,)."""
         return self.cosines(images, prompts)

@@ -17,9 +17,10 @@ from transformers import Qwen2VLConfig
 from calibri.errors import RewardError
 from calibri.rewards.hpsv3_network import HPSv3Network, published_config, rename
 from calibri.rewards.hpsv3_prompt import IMAGE_TOKEN, REWARD_TOKEN, render
-from calibri.rewards.images import BICUBIC, CLIP_MEAN, CLIP_STD, normalise, to_pil
+from calibri.rewards.images import CLIP_MEAN, CLIP_STD, normalise
 from calibri.rewards.pretrained import load_tokenizer
-from calibri.rewards.reward import ModelReward, RewardInfo
+from calibri.rewards.resizing import resize
+from calibri.rewards.reward import DifferentiableModelReward, RewardInfo
 from calibri.rewards.weights import Checkpoint, load_strict, read_tensors
 
 CHECKPOINT = Checkpoint("MizzenAI/HPSv3")
@@ -58,9 +59,8 @@ def target_size(height: int, width: int) -> tuple[int, int]:
 
 
 def pixel_values(images: Tensor) -> Tensor:
-    """Resize uint8 (N, 3, H, W) once to their target size and normalise them to float32."""
-    height, width = target_size(*images.shape[-2:])
-    resized = [to_pil(image).resize((width, height), BICUBIC) for image in images]
+    """Resize bytes, (N, 3, H, W), once to their target size and normalise them to float32."""
+    resized = resize(images, target_size(*images.shape[-2:]))
     return normalise(resized, CLIP_MEAN, CLIP_STD)
 
 
@@ -83,7 +83,7 @@ def patches(pixels: Tensor) -> tuple[Tensor, Tensor]:
     return doubled.reshape(count * rows * columns, -1), grids
 
 
-class HPSv3Reward(ModelReward):
+class HPSv3Reward(DifferentiableModelReward):
     """Human preference score v3: the mean of its predicted distribution, raw and unbounded.
 
     Args:
@@ -111,6 +111,7 @@ class HPSv3Reward(ModelReward):
             name="hpsv3",
             variant=f"{checkpoint}/positions-1d/pil-bicubic",
             unit="HPSv3 mean (raw)",
+            differentiable=True,
             license="see its card",
         )
 
@@ -160,7 +161,7 @@ class HPSv3Reward(ModelReward):
         return ids
 
     def score_batch(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """uint8 (N, 3, H, W) and N prompts to the predicted means (N,)."""
+        """Bytes, (N, 3, H, W), and N prompts to the predicted means (N,)."""
         network = self.model
         flat, grids = patches(pixel_values(images).to(self.device, self.dtype))
         image_tokens = int(grids[0].prod()) // _MERGE**2

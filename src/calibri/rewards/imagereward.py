@@ -14,7 +14,7 @@ from calibri.rewards.blip import from_original, text_base, vision_large
 from calibri.rewards.empty_weights import no_init_weights
 from calibri.rewards.images import ROUND, clip_pixels
 from calibri.rewards.pretrained import load_tokenizer, read_converted
-from calibri.rewards.reward import ModelReward, RewardInfo
+from calibri.rewards.reward import DifferentiableModelReward, RewardInfo
 from calibri.rewards.weights import Checkpoint, load_strict
 
 DEFAULT = Checkpoint("THUDM/ImageReward")
@@ -49,7 +49,7 @@ class _ImageReward(nn.Module):
         return scores[:, 0]
 
 
-class ImageReward(ModelReward):
+class ImageReward(DifferentiableModelReward):
     """ImageReward's z-score; reads the first 35 tokens of a prompt.
 
     Args:
@@ -77,6 +77,7 @@ class ImageReward(ModelReward):
             variant=f"{WEIGHTS_FILE} of {checkpoint}, PIL bicubic 224 and centre crop, "
             f"{MAX_TOKENS} tokens",
             unit="z-score",
+            differentiable=True,
             license="see its card",
         )
 
@@ -106,7 +107,7 @@ class ImageReward(ModelReward):
         ).to(self.device)
 
     def score_batch(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Score one batch: uint8 (N, 3, H, W) and N prompts to float (N,)."""
+        """Score one batch: bytes, (N, 3, H, W), and N prompts to float (N,)."""
         model, tokens = self.model, self.tokens(prompts)
         pixels = clip_pixels(images, self.vision.image_size, ROUND).to(self.device, self.dtype)
         raw: Tensor = model(pixels, tokens["input_ids"], tokens["attention_mask"])

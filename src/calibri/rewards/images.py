@@ -1,6 +1,7 @@
-"""Image preprocessing, pinned: published scores were made with PIL, so we resize with PIL.
+"""Image preprocessing, pinned: published scores were made with PIL, so we resize as PIL does.
 
 Image processors of other libraries change their backend with what is installed, and scores with it.
+Every step here takes bytes, uint8 or in floats, and has a gradient for floats.
 """
 
 from __future__ import annotations
@@ -8,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
+
+from calibri.rewards.resizing import resize
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -33,36 +35,34 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy(), "RGB")
 
 
-def resize_short_side(
-    image: Image.Image, size: int, resample: Image.Resampling = BICUBIC
-) -> Image.Image:
-    """Resize so that the short side has ``size`` pixels; the long side is cut to an integer."""
-    width, height = image.size
+def resize_short_side(images: Tensor, size: int, resample: Image.Resampling = BICUBIC) -> Tensor:
+    """Resize (N, 3, H, W) so that the short side has ``size`` pixels; the long side is cut."""
+    height, width = images.shape[-2:]
     short, long = min(width, height), max(width, height)
     other = int(size * long / short)
-    return image.resize((size, other) if width <= height else (other, size), resample)
+    return resize(images, (other, size) if width <= height else (size, other), resample)
 
 
-def center_crop(image: Image.Image, size: int, offset: Offset = FLOOR) -> Image.Image:
+def center_crop(images: Tensor, size: int, offset: Offset = FLOOR) -> Tensor:
     """Cut the central square of ``size`` pixels."""
-    width, height = image.size
+    height, width = images.shape[-2:]
     left, top = offset((width - size) / 2), offset((height - size) / 2)
-    return image.crop((left, top, left + size, top + size))
+    return images[..., top : top + size, left : left + size]
 
 
-def pad_to_square(image: Image.Image, color: tuple[int, int, int]) -> Image.Image:
-    """Centre an image on a square of ``color`` as large as its long side."""
-    width, height = image.size
+def pad_to_square(images: Tensor, color: tuple[int, int, int]) -> Tensor:
+    """Centre images on squares of ``color`` as large as their long side."""
+    height, width = images.shape[-2:]
     side = max(width, height)
-    square = Image.new("RGB", (side, side), color)
-    square.paste(image, ((side - width) // 2, (side - height) // 2))
-    return square
+    left, top = (side - width) // 2, (side - height) // 2
+    squares = images.new_tensor(color).view(3, 1, 1).expand(len(images), 3, side, side).clone()
+    squares[..., top : top + height, left : left + width] = images
+    return squares
 
 
-def normalise(images: Sequence[Image.Image], mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Stack images of one size as float32 (N, 3, H, W): to [0, 1], less ``mean``, over ``std``."""
-    values = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
-    return normalise_float(values.permute(0, 3, 1, 2).float() / 255, mean, std)
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Bring bytes, (N, 3, H, W), to float32: to [0, 1], less ``mean``, over ``std``."""
+    return normalise_float(images.float() / 255, mean, std)
 
 
 def normalise_float(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -74,14 +74,14 @@ def clip_pixels(images: Tensor, size: int = 224, offset: Offset = FLOOR) -> Tens
     """CLIP's input: short side to ``size`` (bicubic), central square, CLIP mean and deviation.
 
     Args:
-        images: uint8 (N, 3, H, W).
+        images: bytes, (N, 3, H, W).
         size: side of the result.
         offset: where an odd remainder is cut: ``FLOOR`` or ``ROUND``.
 
     Returns:
         float32 (N, 3, size, size).
     """
-    crops = [center_crop(resize_short_side(to_pil(x), size), size, offset) for x in images]
+    crops = center_crop(resize_short_side(images, size), size, offset)
     return normalise(crops, CLIP_MEAN, CLIP_STD)
 
 
@@ -92,7 +92,7 @@ def letterbox_pixels(images: Tensor, size: int = 224) -> Tensor:
     the borders are black before the mean is taken, not grey (HPSv2, ``ResizeMaxSize``).
 
     Args:
-        images: uint8 (N, 3, H, W).
+        images: bytes, (N, 3, H, W).
         size: side of the result.
 
     Returns:

@@ -16,8 +16,9 @@ from transformers import Mask2FormerModel
 from calibri.errors import RewardError
 from calibri.rewards.clip import WEIGHTS_FILE
 from calibri.rewards.geneval_rules import NAMES, THRESHOLD, Detection
-from calibri.rewards.images import BILINEAR, IMAGENET_MEAN, IMAGENET_STD, normalise, to_pil
+from calibri.rewards.images import BILINEAR, IMAGENET_MEAN, IMAGENET_STD, normalise
 from calibri.rewards.pretrained import load_pretrained
+from calibri.rewards.resizing import resize
 from calibri.rewards.weights import Checkpoint, load_strict, read_tensors
 
 SHORT_SIDE, LONG_SIDE = 800, 1333
@@ -71,8 +72,8 @@ def resized_size(height: int, width: int) -> tuple[int, int]:
 def detector_pixels(image: Tensor) -> tuple[Tensor, tuple[int, int]]:
     """Preprocess uint8 (3, H, W): float (1, 3, H', W') and the size without the padding."""
     height, width = resized_size(*image.shape[-2:])
-    resized = to_pil(image).resize((width, height), BILINEAR)
-    pixels = normalise([resized], IMAGENET_MEAN, IMAGENET_STD)
+    resized = resize(image[None], (height, width), BILINEAR)
+    pixels = normalise(resized, IMAGENET_MEAN, IMAGENET_STD)
     padded = functional.pad(pixels, (0, -width % DIVISOR, 0, -height % DIVISOR))
     return padded, (height, width)
 

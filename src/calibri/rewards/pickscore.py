@@ -41,6 +41,7 @@ class PickScore(ClipReward):
             variant=f"{checkpoint}, PIL bicubic 224 and centre crop, 77 tokens",
             range=(-100.0, 100.0),
             unit="temperature times cosine, raw",
+            differentiable=True,
             license="see its card",
         )
 
@@ -57,6 +58,6 @@ class PickScore(ClipReward):
         return model
 
     def score_batch(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Score one batch: uint8 (N, 3, H, W) and N prompts to float (N,)."""
+        """Score one batch: bytes, (N, 3, H, W), and N prompts to float (N,)."""
         cosines = self.cosines(images, prompts)
         return self._scale * cosines

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from calibri.errors import RewardError
-from calibri.rewards.images import BICUBIC, CLIP_MEAN, CLIP_STD, normalise, pad_to_square, to_pil
+from calibri.rewards.images import CLIP_MEAN, CLIP_STD, normalise, pad_to_square
 from calibri.rewards.mplug_owl2 import MPlugOwl2, OwlSizes, rename
 from calibri.rewards.pretrained import read_json, read_sharded
-from calibri.rewards.reward import ModelReward, RewardInfo
+from calibri.rewards.resizing import resize
+from calibri.rewards.reward import DifferentiableModelReward, RewardInfo
 from calibri.rewards.weights import Checkpoint, load_strict
 
 CHECKPOINT = Checkpoint("q-future/one-align")
@@ -41,7 +42,7 @@ def question(task: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return (_BOS, *_RATE_THE, *word, *_OF_THIS_IMAGE), (*_THE, *word, *_OF_THE_IMAGE_IS)
 
 
-class QAlignReward(ModelReward):
+class QAlignReward(DifferentiableModelReward):
     """How good the image is technically, from 1 (bad) to 5 (excellent).
 
     Args:
@@ -69,6 +70,7 @@ class QAlignReward(ModelReward):
             variant=f"{checkpoint}/{self.task}/pad-square/pil-bicubic",
             range=(1.0, 5.0),
             unit="opinion score, 1 bad to 5 excellent",
+            differentiable=True,
             license="see its card",
         )
 
@@ -88,13 +90,12 @@ class QAlignReward(ModelReward):
         return network
 
     def score_batch(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """uint8 (N, 3, H, W) to expected levels (N,); the prompts are not used."""
+        """Bytes, (N, 3, H, W), to expected levels (N,); the prompts are not used."""
         network = self.model
         assert isinstance(network, MPlugOwl2)
         side = network.sizes.vision.image_size
-        squares = [pad_to_square(to_pil(image), _PADDING) for image in images]
-        resized = [square.resize((side, side), BICUBIC) for square in squares]
-        pixels = normalise(resized, CLIP_MEAN, CLIP_STD).to(self.device, self.dtype)
+        squares = resize(pad_to_square(images, _PADDING), (side, side))
+        pixels = normalise(squares, CLIP_MEAN, CLIP_STD).to(self.device, self.dtype)
         before, after = (torch.tensor(ids, device=self.device) for ids in question(self.task))
         logits = network(pixels, before, after, torch.tensor(_LEVELS, device=self.device))
         scores: Tensor = logits.softmax(-1) @ torch.tensor(_WEIGHTS, device=self.device)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from calibri.devices import parse_device
 from calibri.errors import RewardError
 from calibri.memory import Halving, is_out_of_memory
+from calibri.rewards.resizing import rounded
 
 Kind = Literal["pointwise", "groupwise", "corpus"]
 
@@ -134,7 +135,8 @@ class PromptCache:
 
     def _embedding(self, prompt: str) -> Tensor:
         if prompt not in self._known:
-            with torch.no_grad():
+            # What is made in inference mode could not take part in a gradient later.
+            with torch.inference_mode(False), torch.no_grad():
                 self._known[prompt] = self._encode(prompt).detach().cpu()
         self._known.move_to_end(prompt)
         if len(self._known) > self._max_prompts:
@@ -270,3 +272,18 @@ class ModelReward(BatchedReward):
     def close(self) -> None:
         """Free the network's memory; it is loaded again when it is next needed."""
         self._model = None
+
+
+class DifferentiableModelReward(ModelReward):
+    """A reward with a network that is reached from bytes by steps with gradients (``images``).
+
+    A subclass says ``differentiable=True`` in its ``info``, and its ``score_batch`` takes bytes in
+    uint8 and in floats alike.
+    """
+
+    def score_float(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Score float images in [0, 1], (N, 3, H, W), as the nearest bytes: float32 (N,).
+
+        The gradient is that of what is scored, as if nothing had been rounded on the way.
+        """
+        return self.score_batch(rounded(images * 255), prompts).float().cpu()

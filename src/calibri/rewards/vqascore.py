@@ -20,10 +20,9 @@ from calibri.rewards.images import (
     normalise,
     pad_to_square,
     resize_short_side,
-    to_pil,
 )
 from calibri.rewards.pretrained import load_tokenizer, read_json, read_sharded
-from calibri.rewards.reward import ModelReward, RewardInfo
+from calibri.rewards.reward import DifferentiableModelReward, RewardInfo
 from calibri.rewards.weights import Checkpoint, load_strict, read_tensors
 
 DEFAULT = Checkpoint("zhiqiulin/clip-flant5-xxl")
@@ -117,7 +116,7 @@ def rename(key: str) -> str | None:
     return f"t5.{key}"
 
 
-class VqaScore(ModelReward):
+class VqaScore(DifferentiableModelReward):
     """Geometric mean of the probabilities of "Yes" and the end of the answer, in [0, 1].
 
     Args:
@@ -143,6 +142,7 @@ class VqaScore(ModelReward):
             variant=f"clip-flant5, {checkpoint}, mean-colour square, PIL bicubic 336",
             range=(0.0, 1.0),
             unit="geometric mean of the answer's token probabilities",
+            differentiable=True,
             license="see its card",
         )
 
@@ -179,11 +179,10 @@ class VqaScore(ModelReward):
         }
 
     def pixels(self, images: Tensor) -> Tensor:
-        """Preprocess uint8 (N, 3, H, W): mean-colour borders to a square, bicubic."""
+        """Preprocess bytes, (N, 3, H, W): mean-colour borders to a square, bicubic."""
         color = (int(CLIP_MEAN[0] * 255), int(CLIP_MEAN[1] * 255), int(CLIP_MEAN[2] * 255))
-        squares = [pad_to_square(to_pil(image), color) for image in images]
-        resized = [resize_short_side(x, self.vision.image_size) for x in squares]
-        return normalise(resized, CLIP_MEAN, CLIP_STD)
+        squares = resize_short_side(pad_to_square(images, color), self.vision.image_size)
+        return normalise(squares, CLIP_MEAN, CLIP_STD)
 
     def ids(self, text: str) -> Tensor:
         """Token ids of one piece of text, which ends in its own end token: (L,)."""
@@ -194,7 +193,7 @@ class VqaScore(ModelReward):
         return torch.tensor(ids, device=self.device)
 
     def score_batch(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Score one batch: uint8 (N, 3, H, W) and N prompts to float (N,)."""
+        """Score one batch: bytes, (N, 3, H, W), and N prompts to float (N,)."""
         model = self.model
         before, answer = self.ids(BEFORE), self.ids(ANSWER)
         # Not split at "<image>" as the original does: a prompt may contain it.
