@@ -21,6 +21,7 @@ from calibri.rewards.blip_vqa import Architecture, BlipVqa, clean_question
 from calibri.rewards.compbench import CompBenchAttribute
 from calibri.rewards.imagereward import ImageReward
 from calibri.rewards.weights import Checkpoint
+from tests.rewards.differentiable import check_differentiable
 from tests.rewards.oracles import (
     MEAN,
     STD,
@@ -370,3 +371,11 @@ def test_questions_are_about_images_of_480_pixels(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(BlipVqa, "model", SimpleNamespace(vision_model=vision_model))
     BlipVqa().embed(torch.zeros(2, 3, 30, 50, dtype=torch.uint8))
     assert seen == [(2, 3, 480, 480)]
+
+
+def test_every_reward_of_a_blip_scores_floats_with_a_gradient(
+    rewarded: tuple[Path, dict[str, Tensor]], asked: Path
+) -> None:
+    check_differentiable(image_reward(rewarded[0]), TEXTS)
+    check_differentiable(vqa(asked), TEXTS)
+    check_differentiable(attribute(asked, CHUNKS), [*CHUNKS, "sky"])

@@ -23,6 +23,7 @@ from calibri.rewards.pretrained import load_tokenizer
 from calibri.rewards.reward import Reward
 from calibri.rewards.weights import Checkpoint
 from tests.needs import needs
+from tests.rewards.differentiable import check_differentiable
 from tests.rewards.oracles import (
     cosine,
     crop_pixels,
@@ -410,6 +411,34 @@ def test_the_predictor_loads_strictly(openai: Path, tmp_path: Path) -> None:
     reward = Aesthetic(at(tmp_path), clip=at(openai), config=lambda: tiny_clip("quick_gelu"))
     with pytest.raises(RewardError, match="9 keys missing"):
         reward.score(IMAGES, TEXTS)
+
+
+def test_every_reward_of_a_clip_scores_floats_with_a_gradient(
+    laion: Path, openai: Path, hps: Path, tmp_path: Path
+) -> None:
+    def config() -> object:
+        return tiny_clip("quick_gelu")
+
+    save_predictor(tmp_path)
+    check_differentiable(pick(laion), TEXTS)
+    check_differentiable(hps_reward(hps), TEXTS)
+    check_differentiable(Aesthetic(at(tmp_path), clip=at(openai), config=config), TEXTS)
+    for kind in (ClipScore, OriginalClipScore, CompBenchClip):
+        check_differentiable(kind(at(openai), config=config), TEXTS)
+
+
+def test_half_precision_scores_floats_alike(laion: Path) -> None:
+    reward = pick(laion, dtype=torch.bfloat16)
+    found = reward.score_float(IMAGES / 255, TEXTS)
+    assert torch.equal(found, reward.score(IMAGES, TEXTS))
+
+
+def test_a_prompt_that_was_scored_first_takes_part_in_a_gradient(laion: Path) -> None:
+    reward = pick(laion)
+    reward.score(IMAGES, TEXTS)
+    pixels = (IMAGES / 255).requires_grad_()
+    reward.score_float(pixels, TEXTS).sum().backward()
+    assert pixels.grad.any()
 
 
 def test_no_reward_loads_anything_when_it_is_made() -> None:

@@ -16,6 +16,7 @@ from calibri.errors import RewardError
 from calibri.rewards import dino
 from calibri.rewards.dino import DinoDiversity, mean_dissimilarity
 from calibri.rewards.weights import Checkpoint
+from tests.rewards.differentiable import check_differentiable
 from tests.rewards.oracles import cosine, dinov2, double
 from tests.rewards.tiny_models import HEADS, Draw, pictures, save
 
@@ -128,3 +129,15 @@ def test_other_models_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
     with pytest.raises(RewardError, match="'clip' model"):
         diversity(tmp_path).score(IMAGES, PROMPTS)
+
+
+def test_it_scores_floats_with_a_gradient(folder: Path) -> None:
+    check_differentiable(diversity(folder), PROMPTS)
+    check_differentiable(diversity(folder, batch_size=2), PROMPTS)
+
+
+def test_the_value_of_a_group_is_moved_by_its_images_alone(folder: Path) -> None:
+    pixels = (IMAGES / 255).requires_grad_()
+    scores = diversity(folder).score_float(pixels, PROMPTS)
+    scores[0].backward()
+    assert [bool(gradient.any()) for gradient in pixels.grad] == [p == "a" for p in PROMPTS]

@@ -19,6 +19,7 @@ from calibri.rewards.hpsv3_network import HPSv3Network, published_config, rename
 from calibri.rewards.hpsv3_prompt import REWARD_TOKEN, escape, instruction, render
 from calibri.rewards.weights import Checkpoint
 from tests.needs import is_older, needs
+from tests.rewards.differentiable import check_differentiable
 from tests.rewards.qwen2vl_oracle import Oracle, Sizes, checkpoint
 
 SIZES = Sizes()
@@ -268,3 +269,7 @@ def test_published_sizes_are_those_of_qwen2_vl_7b():
     backbone = sum(p.numel() for p in network.backbone.parameters())
     assert backbone + 152064 * 3584 == 16_582_751_232 // 2  # bytes of the published bfloat16 files
     assert rename("lm_head.weight") is None
+
+
+def test_it_scores_floats_with_a_gradient(reward):
+    check_differentiable(reward, PROMPTS)

@@ -12,6 +12,7 @@ from calibri.rewards import qalign
 from calibri.rewards.mplug_owl2 import MPlugOwl2, OwlSizes
 from calibri.rewards.qalign import QAlignAesthetics, QAlignReward, question
 from calibri.rewards.weights import Checkpoint
+from tests.rewards.differentiable import check_differentiable
 from tests.rewards.mplug_owl2_oracle import Oracle, Sizes, checkpoint
 
 SIZES = Sizes()
@@ -182,3 +183,8 @@ def test_published_sizes():
     counted = sum(p.numel() for p in network.parameters())
     assert counted == llama_2_7b + second_copies + vision + abstractor
     assert round(2 * counted / 1e9, 1) == 16.4
+
+
+@pytest.mark.parametrize("cls", [QAlignReward, QAlignAesthetics])
+def test_it_scores_floats_with_a_gradient(cls, folder):
+    check_differentiable(reward_in(folder, cls), [""] * 2)

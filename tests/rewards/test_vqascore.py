@@ -16,6 +16,7 @@ from calibri.rewards.clip import vision_l14
 from calibri.rewards.vqascore import AFTER, BEFORE, ClipT5, VqaScore
 from calibri.rewards.weights import Checkpoint
 from tests.needs import is_older
+from tests.rewards.differentiable import check_differentiable
 from tests.rewards.oracles import (
     MEAN,
     STD,
@@ -297,3 +298,7 @@ def test_the_published_model_is_flan_t5_xxl_with_clip_at_336_pixels() -> None:
     # The image tower of ViT-L/14 has 303,966,208 parameters at 336 pixels instead of 224.
     vision = sum(p.numel() for p in model.vision.parameters())
     assert vision == 303_179_776 + (24**2 - 16**2) * 1024
+
+
+def test_it_scores_floats_with_a_gradient(folder: Path) -> None:
+    check_differentiable(score(folder), TEXTS)
