@@ -154,3 +154,37 @@ def test_a_reward_without_a_spread_cannot_be_mixed(value):
 )
 def test_a_reward_in_a_file_has_a_colon_of_its_own(spec, weights):
     assert parse_mixture(spec).weights == weights
+
+
+@given(
+    st.sampled_from(["zscore", "min"]),
+    st.lists(st.tuples(st.sampled_from("ab"), st.floats(0.5, 1.5)), max_size=2),
+    st.integers(0, 100),
+)
+@settings(deadline=None, max_examples=100)
+def test_derivatives_are_finite_differences_of_the_mean_objective(method, constraints, seed):
+    found = tables(seed, candidates=2)
+    found["a"][1, 2] = np.nan
+    parts = tuple(Constraint(name, ratio) for name, ratio in constraints)
+    mixture = Mixture({"a": 0.6, "b": 0.4}, method, parts)
+
+    def mean(tables):
+        return float(np.nanmean(mixture.combine(tables, SCALES)[1]))
+
+    # Every image of a reward dropped for all, as a search does.
+    found = {name: np.where(np.isnan(found["a"]), np.nan, table) for name, table in found.items()}
+    derivatives = mixture.derivatives(found, SCALES)
+    assert derivatives.keys() == {"a", "b"}
+    for name in "ab":
+        moved = [found | {name: found[name] + [[0], [step]]} for step in (1e-6, -1e-6)]
+        slope = (mean(moved[0]) - mean(moved[1])) / 2e-6
+        assert derivatives[name] == pytest.approx(slope, abs=1e-6)
+
+
+def test_the_derivative_of_one_reward_is_in_its_own_unit():
+    assert parse_mixture("a:5").derivatives(tables(names="a"), {}) == {"a": 1.0}
+
+
+def test_ranks_have_no_derivative():
+    with pytest.raises(ConfigError, match="'rank' has no gradient"):
+        parse_mixture("a,b", "rank").derivatives(tables(), SCALES)

@@ -11,13 +11,17 @@ import torch
 from calibri.config import load_config
 from calibri.progress import Progress
 from calibri.rewards.mixing import used_rewards
+from calibri.rewards.pickscore import PickScore
 from calibri.rewards.reward import BatchedReward, RewardInfo
+from calibri.rewards.weights import Checkpoint
 from calibri.runs.calibrate import calibrate
+from calibri.runs.feedback import scale_prompts
 from calibri.runs.journal import read_journal
 from calibri.runs.loop import ValidatedSearch, updates_per_generation
 from calibri.runs.session import Session
 from calibri.scoring.ledger import Ledger, MemoryRecords
 from tests.fakes import StopAfter
+from tests.rewards.tiny_models import clip_tensors, save, save_clip_tokenizer, tiny_clip
 from tests.tiny import FEW_PROMPTS, dotted, tiny_run
 
 TINY = FEW_PROMPTS | {
@@ -115,6 +119,24 @@ def test_a_mixture_follows_its_weighted_scaled_slopes():
     assert np.abs(other - alone).max() > 1e-2
 
 
+def test_the_lowest_of_a_mixture_is_raised():
+    _, _, result = search(rewards__objective="red,blue", rewards__mixing="min")
+    assert max(checkpoint.difference.low for checkpoint in result.checkpoints) > 0
+
+
+def test_a_constraint_turns_a_search_that_breaks_it():
+    free, vector, _ = search(rewards__objective="red", search__generations=2)
+    session, held, result = search(
+        rewards__objective="red",
+        rewards__constraints=("anti-red >= 1 of baseline",),
+        search__generations=2,
+    )
+    start = free.space.start
+    assert np.abs(held - start).max() < 0.5 * np.abs(vector - start).max()
+    # The original is scored on every bucket, not on that of a generation's last update alone.
+    assert result.images == scale_prompts(session) + 2 * 3 * (4 + 4) + 3 * 12
+
+
 def test_vectors_stay_within_their_bounds():
     _, vector, _ = search(
         search__learning_rate=0.5,
@@ -152,3 +174,27 @@ def test_the_configuration_chooses_it(tmp_path):
     assert summary.search.generations[0].sigma == 0.02
     records = read_journal(tmp_path / "run" / "journal.jsonl")
     assert [r["phase"] for r in records if r["kind"] == "unit"].count("gradient") == 3
+
+
+def tiny_pickscore(folder: Path) -> PickScore:
+    """PickScore with small random weights."""
+    save(folder, "model.safetensors", clip_tensors(tiny_clip("gelu", 32)))
+    save_clip_tokenizer(folder)
+    return PickScore(Checkpoint("unused", folder=folder), config=lambda: tiny_clip("gelu", 32))
+
+
+def test_a_whole_run_with_a_network_that_sees_resized_images(tmp_path):
+    config = tiny_run(
+        TINY | {"rewards.objective": "pickscore", "rewards.held_out": ("red",)},
+        rewards__constraints=("diversity >= 0.9 of baseline",),
+        search__images_per_prompt=2,
+        evaluation__images_per_prompt=2,
+    )
+    rewards = [tiny_pickscore(tmp_path), Channel("red")]
+    summary = calibrate(config, rewards=rewards, name="run", runs=tmp_path)
+    differences = [g.mean - g.baseline for g in summary.search.generations]
+    assert differences[-1] > differences[0]
+    records = read_journal(tmp_path / "run" / "journal.jsonl")
+    units = [r for r in records if r["kind"] == "unit" and r["phase"] == "gradient"]
+    assert units
+    assert all(set(unit["gradients"]) == {"pickscore", "diversity"} for unit in units)

@@ -39,6 +39,16 @@ class Constraint:
     reward: str
     ratio: float
 
+    def missed(self, tables: Mapping[str, Scores]) -> Scores:
+        """By how much the mean of each row is below what is asked for, 0 where it is not: (rows,).
+
+        Args:
+            tables: reward to float64 (rows, noises); row 0 is the original model.
+        """
+        means = np.nanmean(tables[self.reward], axis=1)
+        floor = means[0] + (self.ratio - 1) * abs(means[0])
+        return np.asarray(np.maximum(0.0, floor - means))
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -104,11 +114,49 @@ class Mixture:
         count = len(next(iter(tables.values())))
         penalty = np.zeros(count)
         for constraint in self.constraints:
-            means = np.nanmean(tables[constraint.reward], axis=1)
-            floor = means[0] + (constraint.ratio - 1) * abs(means[0])
-            missed = np.maximum(0.0, floor - means) / scales[constraint.reward].spread
+            missed = constraint.missed(tables) / scales[constraint.reward].spread
             penalty += PENALTY_PER_SPREAD * missed
         return penalty
+
+    def derivatives(
+        self, tables: Mapping[str, Scores], scales: Mapping[str, Scale]
+    ) -> dict[str, float]:
+        """How the mean objective of the last row changes with its mean of each reward.
+
+        Where the lowest reward or a constraint decides, the decision is held.
+
+        Args:
+            tables: as of ``combine``; the first row is looked at for constraints alone.
+            scales: the same.
+
+        Raises:
+            ConfigError: ranks have no derivative.
+        """
+        if self.method == "rank":
+            raise ConfigError(
+                "The mixing 'rank' has no gradient: ranks change in steps. Use zscore or min, or "
+                "the black-box search."
+            )
+        if self.is_plain:
+            return dict.fromkeys(self.weights, 1.0)
+        last = {name: table[-1:] for name, table in tables.items()}
+        found = dict.fromkeys(self.names, 0.0)
+        for name in self._counted(last, scales):
+            found[name] += self.weights[name] / scales[name].spread
+        for constraint in self.constraints:
+            if constraint.missed(tables)[-1] > 0:
+                found[constraint.reward] += PENALTY_PER_SPREAD / scales[constraint.reward].spread
+        return found
+
+    def _counted(self, row: Mapping[str, Scores], scales: Mapping[str, Scale]) -> Sequence[str]:
+        """Rewards that a row's objective depends on: all, or the one that is lowest."""
+        if self.method != "min":
+            return tuple(self.weights)
+
+        def height(name: str) -> float:
+            return self.weights[name] * float(np.nanmean(_z_scores(row[name], scales[name])))
+
+        return (min(self.weights, key=height),)
 
 
 def _z_scores(table: Scores, scale: Scale) -> Scores:

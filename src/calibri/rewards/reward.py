@@ -135,8 +135,7 @@ class PromptCache:
 
     def _embedding(self, prompt: str) -> Tensor:
         if prompt not in self._known:
-            # What is made in inference mode could not take part in a gradient later.
-            with torch.inference_mode(False), torch.no_grad():
+            with torch.no_grad():
                 self._known[prompt] = self._encode(prompt).detach().cpu()
         self._known.move_to_end(prompt)
         if len(self._known) > self._max_prompts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,10 +67,14 @@ class Objective:
         """Mean objective of each row of the tables, float64 (rows,)."""
         return np.asarray(np.nanmean(self._session.mixture.combine(tables, self.scales), axis=1))
 
-    def weight(self, name: str) -> float:
-        """How much the objective changes with a reward (``Mixture.combine``)."""
-        mixture = self._session.mixture
-        return 1.0 if mixture.is_plain else mixture.weights[name] / self.scales[name].spread
+    def derivatives(self, tables: Mapping[str, Scores]) -> dict[str, float]:
+        """How the mean objective of the last row changes with its mean of each reward."""
+        return self._session.mixture.derivatives(tables, self.scales)
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether the objective of a candidate depends on the original's."""
+        return bool(self._session.mixture.constraints)
 
 
 @dataclass(frozen=True)
@@ -175,7 +179,8 @@ class Slopes:
     def __call__(
         self, number: int, candidates: Sequence[Vector], noises: Sequence[Noise]
     ) -> Feedback:
-        """Tell the gradient at the one candidate; the original is scored when they are compared.
+        """Tell the gradient at the one candidate; the original is scored when they are compared,
+        or where a constraint asks for it.
 
         Raises:
             RewardError: a score or a gradient is not finite.
@@ -183,16 +188,22 @@ class Slopes:
         """
         (vector,) = candidates
         slopes = self._gradients("gradient", number, vector, noises)
-        parts = [self._objective.weight(name) * slope.gradient for name, slope in slopes.items()]
-        told = np.sum(parts, axis=0)[None]
-        return Feedback(told, partial(self._compare, number, noises, slopes))
+        paired = cache(partial(self._paired, number, noises, slopes))
+        alone = {name: slope.scores[None] for name, slope in slopes.items()}
+        tables = paired() if self._objective.is_constrained else alone
+        weights = self._objective.derivatives(tables)
+        parts = [weights[name] * slope.gradient for name, slope in slopes.items()]
+        return Feedback(np.sum(parts, axis=0)[None], lambda: self._compare(paired()))
 
-    def _compare(
+    def _paired(
         self, number: int, noises: Sequence[Noise], slopes: Mapping[str, Slope]
-    ) -> Compared:
+    ) -> dict[str, Scores]:
+        """Scores of the original and the candidate, float64 (2, noises), NaN where one failed."""
         original = self._objective.tables("search", number, [self._original], noises)
         pairs = {name: np.stack([original[name][0], s.scores]) for name, s in slopes.items()}
         missing = np.any([np.isnan(pair).any(axis=0) for pair in pairs.values()], axis=0)
-        pairs = {name: np.where(missing, np.nan, pair) for name, pair in pairs.items()}
+        return {name: np.where(missing, np.nan, pair) for name, pair in pairs.items()}
+
+    def _compare(self, pairs: Mapping[str, Scores]) -> Compared:
         scores = self._objective.means(pairs)
         return Compared(scores, float(scores[1:].max()))

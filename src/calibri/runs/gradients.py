@@ -19,7 +19,6 @@ from calibri.coefficients import SearchSpace
 from calibri.errors import ConfigError, RewardError
 from calibri.pipelines import Site
 from calibri.results import FULL
-from calibri.rewards import DifferentiableReward, Reward
 from calibri.runs.session import Session
 from calibri.sampling import Noise
 from calibri.scoring import Evaluator, decode
@@ -49,32 +48,15 @@ def jacobian(space: SearchSpace, sites: Sequence[Site]) -> NDArray[np.float64]:
     return np.stack([space.coefficients(unit).site_scales(sites) - origin for unit in units])
 
 
-def check_gradient(
-    session: Session, last_steps: int | None = None
-) -> dict[str, DifferentiableReward]:
-    """Find the rewards of an objective that can be differentiated, before any work.
+def check_gradient(session: Session, last_steps: int | None = None) -> None:
+    """Refuse to search by gradients what has none, before any work.
 
     Raises:
         ConfigError: the objective or the search space has no gradient, or there are fewer steps.
         UnsupportedModelError: the pipeline cannot be run with gradients.
     """
     session.bench.sampler.check_gradient(last_steps)
-    return differentiable_rewards(session)
-
-
-def differentiable_rewards(session: Session) -> dict[str, DifferentiableReward]:
-    """Find the rewards of the objective, or say why it cannot be searched by gradients.
-
-    Raises:
-        ConfigError: the objective or the search space has no gradient.
-    """
-    mixture = session.mixture
-    if mixture.constraints or mixture.method != "zscore":
-        what = "Constraints have" if mixture.constraints else f"The mixing '{mixture.method}' has"
-        raise ConfigError(
-            f"{what} no gradient here. Use a single reward or a mixture by z-scores, or the "
-            "black-box search."
-        )
+    _check_objective(session)
     if session.config.search.fidelity != FULL:
         raise ConfigError(
             f"Gradients are taken through images as in sampling; search.fidelity asks for "
@@ -95,18 +77,21 @@ def differentiable_rewards(session: Session) -> dict[str, DifferentiableReward]:
             "Members of an ensemble start without weight and are not run, so they have no "
             "gradient. Set space.members to 1, or use the black-box search."
         )
-    found = {name: session.bench.measures.rewards.get(name) for name in mixture.names}
-    lacking = [name for name, reward in found.items() if not _has_gradient(reward)]
+
+
+def _check_objective(session: Session) -> None:
+    mixture, measures = session.mixture, session.bench.measures
+    if mixture.method == "rank":
+        raise ConfigError(
+            "The mixing 'rank' has no gradient: ranks change in steps. Set rewards.mixing to "
+            "zscore or min, or use the black-box search."
+        )
+    lacking = [name for name in mixture.names if not measures.has_gradient(name)]
     if lacking:
         raise ConfigError(
             f"Reward '{lacking[0]}' has no gradient: it does not score float images. Choose one "
             "that `calibri rewards list` shows as differentiable, or use the black-box search."
         )
-    return {n: reward for n, reward in found.items() if isinstance(reward, DifferentiableReward)}
-
-
-def _has_gradient(reward: Reward | None) -> bool:
-    return isinstance(reward, DifferentiableReward) and reward.info.differentiable
 
 
 class Gradients:

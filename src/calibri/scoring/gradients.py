@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +10,9 @@ from torch import Tensor, nn
 
 from calibri.errors import RewardError, RunError
 from calibri.memory import Halving, is_out_of_memory
+from calibri.rewards import BatchedReward
 from calibri.scoring.bench import Bench
+from calibri.scoring.measures import Grouped, Measure
 from calibri.scoring.plain_json import encode
 from calibri.scoring.units import Result, Row, Unit
 
@@ -27,6 +30,7 @@ class Differentiator:
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
         self._halving = Halving(bench.config.sampling.batch_size)
+        self._together = 1  # images of a prompt that are compared, and so not parted
         for part in bench.pipe.components.values():
             if isinstance(part, nn.Module):
                 part.requires_grad_(False)
@@ -34,7 +38,8 @@ class Differentiator:
     @property
     def batch_size(self) -> int:
         """Images that are differentiated at once: as configured, or what has fitted into memory."""
-        return self._halving.size
+        configured = self._bench.config.sampling.batch_size
+        return min(configured, self._halving.size * self._together)
 
     def __call__(self, unit: Unit) -> Result:
         """Scores of every row, and the sum of their gradients with respect to the scales.
@@ -66,20 +71,32 @@ class Differentiator:
 
     def _differentiated(self, unit: Unit) -> dict[str, Differentiated]:
         """Score rows and differentiate, fewer at once from now on when they do not fit."""
+        groups = self._groups(unit)
+        self._together = max(map(len, groups))
         try:
             parts = [
                 made
-                for _, made in self._halving.run(unit.rows, lambda part: self._batch(unit, part))
+                for _, made in self._halving.run(
+                    groups, lambda part: self._batch(unit, list(itertools.chain(*part)))
+                )
             ]
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             raise RunError(
-                "The gradient of one image alone does not fit into the memory of the device. "
+                "The gradient of one image alone, or of the images of one prompt where they are "
+                "compared, does not fit into the memory of the device. "
                 "Everything before this is kept. Set search.last_steps to fewer steps, lower "
                 "sampling.height and width, or free the device, and resume the run."
             ) from error
         return {name: _joined([part[name] for part in parts]) for name in unit.measures}
+
+    def _groups(self, unit: Unit) -> list[list[Row]]:
+        """Rows that stay together: the images of a prompt, if something compares them."""
+        if not any(self._bench.measures.is_grouped(name) for name in unit.measures):
+            return [[row] for row in unit.rows]
+        groups = itertools.groupby(unit.rows, key=lambda row: row[1].prompt.id)
+        return [list(members) for _, members in groups]
 
     def _batch(self, unit: Unit, rows: Sequence[Row]) -> dict[str, Differentiated]:
         bench, coefficients = self._bench, unit.candidates[0]
@@ -88,15 +105,39 @@ class Differentiator:
         bench.scaler.set(scales, coefficients.member_branches)
         images = bench.sampler.sample_with_gradient([n for _, n in rows], unit.last_steps)
         # Scored as the bytes that are seen; rounding is passed over as if it were not there.
-        pixels = ((images.detach() * 255).round() / 255).requires_grad_()
+        pixels = (images.detach() * 255).round() / 255
+        bench.measures.remember(noise.prompt for _, noise in rows)
         texts = [noise.prompt.text for _, noise in rows]
         values = {}
         for name in unit.measures:
-            scores = bench.measures.differentiable(name)(pixels, texts)
-            (direction,) = torch.autograd.grad(scores.sum(), pixels)
+            scores, direction = self._measured(name, pixels, texts)
             (gradient,) = torch.autograd.grad(images, scales, direction, retain_graph=True)
-            values[name] = (scores.detach().float(), gradient)
+            values[name] = (scores, gradient)
         return values
+
+    def _measured(self, name: str, pixels: Tensor, texts: Sequence[str]) -> Differentiated:
+        """Scores (N,) of images and their gradients with respect to the pixels, (N, ...).
+
+        The network of a reward keeps what its backward needs for as many images as it takes at
+        once.
+        """
+        measures, size = self._bench.measures, len(texts)
+        measure, reward = measures.differentiable(name), measures.rewards.get(name)
+        if isinstance(reward, BatchedReward) and not isinstance(measure, Grouped):
+            size = reward.batch_size
+        return _joined(
+            [
+                _with_gradient(measure, pixels[first : first + size], texts[first : first + size])
+                for first in range(0, len(texts), size)
+            ]
+        )
+
+
+def _with_gradient(measure: Measure, pixels: Tensor, texts: Sequence[str]) -> Differentiated:
+    leaf = pixels.detach().requires_grad_()
+    scores = measure(leaf, texts)
+    (direction,) = torch.autograd.grad(scores.sum(), leaf)
+    return scores.detach().float(), direction
 
 
 def _joined(parts: Sequence[Differentiated]) -> Differentiated:

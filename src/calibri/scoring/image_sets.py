@@ -21,7 +21,12 @@ def diversity(images: Tensor, prompts: Sequence[str]) -> Tensor:
         float32 (N,) in [0, 1]; 0 for a prompt with a single image. The mean over a group is its
         mean pairwise distance.
     """
-    pixels = images.float().flatten(1) / 255
+    return diversity_float(images.float() / 255, prompts)
+
+
+def diversity_float(images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """``diversity`` of float images in [0, 1], with a gradient."""
+    pixels = images.flatten(1)
     distances = torch.zeros(len(prompts))
     for prompt in set(prompts):
         rows = [i for i, other in enumerate(prompts) if other == prompt]

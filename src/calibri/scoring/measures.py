@@ -25,7 +25,7 @@ from calibri.rewards import (
     used_rewards,
 )
 from calibri.scoring.frames import mean_over_frames
-from calibri.scoring.image_sets import diversity
+from calibri.scoring.image_sets import diversity, diversity_float
 
 # From images (uint8, N x 3 x H x W) and N prompts to one row of numbers per image.
 Measure = Callable[[Tensor, Sequence[str]], Tensor]
@@ -91,13 +91,22 @@ class Measures:
         Raises:
             RewardError: the reward has none.
         """
+        if name == DIVERSITY:
+            return Grouped(mean_over_frames(diversity_float))
         reward = self.rewards[name]
         if not isinstance(reward, DifferentiableReward):
             raise RewardError(
                 f"Reward '{name}' has no gradient: it does not score float images. Choose one that "
                 "`calibri rewards list` shows as differentiable, or use the black-box search."
             )
-        return mean_over_frames(_scores_of(name, reward.score_float))
+        score = mean_over_frames(_scores_of(name, reward.score_float))
+        return Grouped(score) if self.is_grouped(name) else score
+
+    def has_gradient(self, name: str) -> bool:
+        """Whether a measure scores float images with a gradient."""
+        reward = self.rewards.get(name)
+        known = isinstance(reward, DifferentiableReward) and reward.info.differentiable
+        return known or name == DIVERSITY
 
     def remember(self, prompts: Iterable[Prompt]) -> None:
         """Tell the rewards that ask for it what is known of prompts beside their texts."""
