@@ -21,6 +21,7 @@ from calibri.rewards.reward import BatchedReward, DifferentiableReward, RewardIn
 from calibri.runs.gradients import Gradients, jacobian
 from calibri.runs.session import Session
 from calibri.scoring.ledger import Ledger, MemoryRecords
+from calibri.scoring.recomputation import Recomputation
 from calibri.shapes.render import render_batch
 from calibri.shapes.scenes import parse_caption
 from tests.tiny import dotted, tiny_run
@@ -317,6 +318,79 @@ def test_a_reward_is_given_as_many_images_as_it_takes(plain, monkeypatch):
     assert sizes == [2, 2, 1]
     np.testing.assert_array_equal(found.scores, expected.scores)
     np.testing.assert_allclose(found.gradient, expected.gradient, rtol=1e-5, atol=1e-8)
+
+
+def with_little_memory(session, monkeypatch, refused):
+    """Have a number of images find no memory, one by one."""
+    sample, left = session.bench.sampler.sample_with_gradient, [refused]
+
+    def little_memory(rows, last_steps):
+        if len(rows) > 1 or left[0] > 0:
+            left[0] -= len(rows) == 1
+            raise torch.OutOfMemoryError("no memory")
+        return sample(rows, last_steps)
+
+    monkeypatch.setattr(session.bench.sampler, "sample_with_gradient", little_memory)
+
+
+@pytest.mark.parametrize("refused", [1, 2])
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_computed_again_gives_the_same_gradient(case, refused, monkeypatch):
+    session = make_session(**CASES[case])
+    noises, vector = noises_of(session, 2), somewhere(session)
+    expected = gradient_of(session, vector, noises)
+    with_little_memory(session, monkeypatch, refused)
+    forwards = []
+    transformer = session.bench.scaler.transformer
+    block = next(iter(transformer.transformer_blocks))
+    handle = block.register_forward_pre_hook(lambda *_: forwards.append(1))
+    found = gradient_of(session, vector, noises)
+    handle.remove()
+    # Each of 3 steps once, once more in the backward, and once more there for the block itself;
+    # with guidance in the same forward.
+    assert len(forwards) == 2 * 3 * (refused + 1)
+    np.testing.assert_array_equal(found.scores, expected.scores)
+    np.testing.assert_allclose(found.gradient, expected.gradient, rtol=1e-4, atol=1e-7)
+    assert not transformer.is_gradient_checkpointing
+    assert not session.bench.pipe.vae.is_gradient_checkpointing
+
+
+def kept_bytes(steps, level):
+    """What is held for the backward of one image, weights not counted."""
+    session = make_session(sampling__num_inference_steps=steps)
+    bench, held = session.bench, {}
+    recomputation = Recomputation(bench)
+    for _ in range(level):
+        assert recomputation.more()
+
+    def hold(tensor):
+        held[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    def arguments(module, args, kwargs):
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, Tensor):
+                hold(value)
+
+    table = session.space.coefficients(session.space.start).site_scales(bench.scaler.sites)
+    scales = torch.from_numpy(table).float()[None].requires_grad_()
+    handle = bench.scaler.transformer.register_forward_pre_hook(arguments, with_kwargs=True)
+    with recomputation.active(), torch.autograd.graph.saved_tensors_hooks(hold, lambda x: x):
+        bench.scaler.set(scales)
+        images = bench.sampler.sample_with_gradient(noises_of(session, 1))
+    handle.remove()
+    assert images.requires_grad
+    modules = [part for part in bench.pipe.components.values() if isinstance(part, torch.nn.Module)]
+    for parameter in (p for module in modules for p in module.parameters()):
+        held.pop(parameter.untyped_storage().data_ptr(), None)
+    return sum(tensor.untyped_storage().nbytes() for tensor in held.values())
+
+
+def test_what_is_kept_does_not_grow_with_the_steps():
+    a_step = (kept_bytes(6, 0) - kept_bytes(2, 0)) / 4
+    thrifty = (kept_bytes(6, 1) - kept_bytes(2, 1)) / 4
+    assert thrifty < 0.02 * a_step
+    assert kept_bytes(2, 1) < kept_bytes(2, 0) - 1.9 * a_step
 
 
 def test_units_in_the_journal_are_not_computed_again(plain, monkeypatch):

@@ -14,6 +14,7 @@ from calibri.rewards import BatchedReward
 from calibri.scoring.bench import Bench
 from calibri.scoring.measures import Grouped, Measure
 from calibri.scoring.plain_json import encode
+from calibri.scoring.recomputation import Recomputation
 from calibri.scoring.units import Result, Row, Unit
 
 # Scores (N,) and their gradients with respect to the scales of each row, (N, ...).
@@ -30,6 +31,7 @@ class Differentiator:
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
         self._halving = Halving(bench.config.sampling.batch_size)
+        self._recomputation = Recomputation(bench)
         self._together = 1  # images of a prompt that are compared, and so not parted
         for part in bench.pipe.components.values():
             if isinstance(part, nn.Module):
@@ -70,25 +72,29 @@ class Differentiator:
         }
 
     def _differentiated(self, unit: Unit) -> dict[str, Differentiated]:
-        """Score rows and differentiate, fewer at once from now on when they do not fit."""
+        """Score rows and differentiate; what does not fit is parted, then less of it is kept."""
         groups = self._groups(unit)
         self._together = max(map(len, groups))
-        try:
-            parts = [
-                made
-                for _, made in self._halving.run(
-                    groups, lambda part: self._batch(unit, list(itertools.chain(*part)))
-                )
-            ]
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise RunError(
-                "The gradient of one image alone, or of the images of one prompt where they are "
-                "compared, does not fit into the memory of the device. "
-                "Everything before this is kept. Set search.last_steps to fewer steps, lower "
-                "sampling.height and width, or free the device, and resume the run."
-            ) from error
+        while True:
+            try:
+                return self._in_parts(unit, groups)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if not self._recomputation.more():
+                    raise RunError(
+                        "The gradient of one image alone, or of the images of one prompt where "
+                        "they are compared, does not fit into the memory of the device. "
+                        "Everything before this is kept. Set search.last_steps to fewer steps, "
+                        "lower sampling.height and width, or free the device, and resume the run."
+                    ) from error
+
+    def _in_parts(self, unit: Unit, groups: Sequence[list[Row]]) -> dict[str, Differentiated]:
+        def compute(part: Sequence[list[Row]]) -> dict[str, Differentiated]:
+            with self._recomputation.active():
+                return self._batch(unit, list(itertools.chain(*part)))
+
+        parts = [made for _, made in self._halving.run(groups, compute)]
         return {name: _joined([part[name] for part in parts]) for name in unit.measures}
 
     def _groups(self, unit: Unit) -> list[list[Row]]:
@@ -111,7 +117,8 @@ class Differentiator:
         values = {}
         for name in unit.measures:
             scores, direction = self._measured(name, pixels, texts)
-            (gradient,) = torch.autograd.grad(images, scales, direction, retain_graph=True)
+            wanted_again = name != unit.measures[-1]
+            (gradient,) = torch.autograd.grad(images, scales, direction, wanted_again)
             values[name] = (scores, gradient)
         return values
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from calibri.coefficients import Place
 from calibri.pipelines import Call, Network
@@ -26,6 +27,10 @@ class NetworkHooks(Uncopied):
         places: what of it is scaled, see ``scaled_places``.
         resolver: tells the layout of a forward from its arguments; needed only when branches of
             guidance have different scales and the network runs both.
+
+    Attributes:
+        recomputes: whether a forward keeps its arguments alone for a gradient, from the next
+            scales on, and runs once more in the backward.
     """
 
     def __init__(
@@ -39,6 +44,7 @@ class NetworkHooks(Uncopied):
         self._runner = PassRunner(self._sites, packed)
         self._forward = WrappedForward(self._transformer)
         self._behaviour: Behaviour = Constant(self._sites, self._layout)
+        self.recomputes = False
         self._before_forward = self._transformer.register_forward_pre_hook(
             self._before, with_kwargs=True
         )
@@ -67,7 +73,7 @@ class NetworkHooks(Uncopied):
 
     def set(self, behaviour: Behaviour, scales: Tensor) -> None:
         """Give the following forwards a behaviour, and it scales of the shape it was chosen for."""
-        self._forward.run_through(None)
+        self._forward.run_through(self._recomputed if self.recomputes else None)
         self._behaviour = behaviour
         behaviour.use(scales.to(_device(self._transformer), torch.float32))
 
@@ -80,6 +86,18 @@ class NetworkHooks(Uncopied):
         self._before_forward.remove()
         self._sites.remove()
         self._forward.remove()
+
+    def _recomputed(
+        self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        table = self._sites.table
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            # In the backward the hooks have the scales of another step or branch.
+            self._sites.table = table
+            return forward(*args, **kwargs)
+
+        return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not torch.compiler.is_compiling():

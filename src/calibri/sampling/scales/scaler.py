@@ -119,6 +119,15 @@ class Scaler:
         for hooks, behaviour in zip(self._hooks, chosen, strict=True):
             hooks.set(behaviour, scales)
 
+    def recompute(self, on: bool) -> None:
+        """Choose whether forwards keep little for a gradient, from the next scales on.
+
+        Of the activations of all steps only those of one are in memory at a time: a forward keeps
+        its arguments, and runs once more in the backward.
+        """
+        for hooks in self._hooks:
+            hooks.recomputes = on
+
     def skipped(self) -> tuple[list[str], ...]:
         """Name the sites that no forward has scaled since this was last asked, by transformer.
 

@@ -102,7 +102,16 @@ class SiteHooks:
         if alike and not (table.requires_grad or self._table.requires_grad):
             self._table.copy_(table)
             return
-        self._table = table.contiguous()
+        self.table = table.contiguous()
+
+    @property
+    def table(self) -> Tensor:
+        """Scales of the hooks, (hooks, rows); what is set here is held, not copied."""
+        return self._table
+
+    @table.setter
+    def table(self, table: Tensor) -> None:
+        self._table = table
         self._bind()
 
     def follow(self) -> None:
