@@ -192,11 +192,12 @@ def scaled_calibration(
     branches: Literal["shared", "separate"] = "shared",
     outputs: Sequence[float] = (),
 ) -> Calibration:
-    """A calibration by gates of a pipeline, the first ten of which are far from 1."""
+    """A calibration by gates of a pipeline, the first ten of which, or all, are far from 1."""
     sites = find_sites(pipe.transformer)
     space = SearchSpace.build(sites, "gate", guidance_scale=guidance_scale, branches=branches)
     vector = space.start.copy()
-    vector[:10] = [1.3, 0.7, 1.2, 0.8, 1.1, 0.9, 1.4, 0.6, 1.25, 0.75]
+    first = [1.3, 0.7, 1.2, 0.8, 1.1, 0.9, 1.4, 0.6, 1.25, 0.75][: len(sites)]
+    vector[: len(first)] = first
     vector[len(vector) - len(outputs) :] = outputs
     return calibration_of(
         pipe.transformer, space.coefficients(vector), guidance_scale=guidance_scale
