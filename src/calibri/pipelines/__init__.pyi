@@ -19,6 +19,7 @@ from .networks import networks_of as networks_of
 from .networks import sites_of as sites_of
 from .pipeline import Pipeline as Pipeline
 from .pipeline import PipelineOrTransformer as PipelineOrTransformer
+from .pipeline import is_modular as is_modular
 from .placement import movable_modules as movable_modules
 from .sites.site import Fold as Fold
 from .sites.site import Site as Site

@@ -41,3 +41,8 @@ class Pipeline(Protocol):
 
 # Sites and scales need no more than the transformer.
 PipelineOrTransformer: TypeAlias = Pipeline | nn.Module
+
+
+def is_modular(pipe: object) -> bool:
+    """Say whether a pipeline is put together of blocks: a ``ModularPipeline`` of diffusers."""
+    return any(kind.__name__ == "ModularPipeline" for kind in type(pipe).__mro__)

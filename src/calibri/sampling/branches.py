@@ -2,8 +2,9 @@
 
 Classifier-free guidance is an ensemble of N = 2 (spec section 2). diffusers runs it as one call per
 branch or as one batch in either order, with tensors or lists of them. What tells the branches
-apart, in this order: the caller says so; the pipeline names the call by ``cache_context``; the text
-embeddings that the transformer received are those of the prompt or of the negative prompt.
+apart, in this order: the caller says so; the pipeline names the call by ``cache_context``; the
+guider of a modular pipeline says which prediction it has made; the text embeddings that the
+transformer received are those of the prompt or of the negative prompt.
 """
 
 from __future__ import annotations
@@ -18,24 +19,20 @@ import torch
 from torch import Tensor
 
 from calibri.errors import GuidanceError, UnsupportedModelError
-from calibri.pipelines import Network, Pipeline, networks_of
+from calibri.pipelines import Pipeline, is_modular, networks_of
+from calibri.sampling.guiders import (
+    CONDITIONAL,
+    UNCONDITIONAL,
+    GuiderWatch,
+    guiders_of,
+    layout_of,
+)
 from calibri.sampling.methods import replace_method
 from calibri.sampling.scales.layout import Layout
 from calibri.sampling.signatures import NEGATIVE, encoded_names, named_outputs, returns_both
 
-CONDITIONAL, UNCONDITIONAL = 0, 1
-
 Branch = Literal["conditional", "unconditional"]
 Rows = Sequence[Tensor] | Tensor
-
-# The names diffusers gives to a call that runs one branch alone. "cond_uncond" is not among them:
-# pipelines use it without guidance too.
-_CONTEXTS: dict[str | None, Layout] = {
-    "cond": (CONDITIONAL,),
-    "pred_cond": (CONDITIONAL,),
-    "uncond": (UNCONDITIONAL,),
-    "pred_uncond": (UNCONDITIONAL,),
-}
 
 # A batch holds one or two branches; with perturbed-attention guidance there is a third group.
 _MAX_GROUPS = 3
@@ -58,13 +55,29 @@ class BranchResolver:
         self._embeddings: tuple[list[Rows], list[Rows]] = ([], [])
         self._encoded = 0
         self._known: dict[Any, tuple[Any, Layout | None]] = {}
+        self._guiders: GuiderWatch | None = None
+        self._is_unguided = False
         self._undo: list[Callable[[], None]] = []
         networks = networks_of(pipe)
         # A network for each branch leaves nothing to tell apart.
-        if any(network.branch is None for network in networks):
-            self._watch(pipe, networks)
+        if all(network.branch is not None for network in networks):
+            return
+        if is_modular(pipe):
+            self._watch_guiders(pipe)
+        else:
+            self._watch(pipe)
+        for network in networks:
+            if hasattr(network.transformer, "cache_context"):
+                undo = replace_method(network.transformer, "cache_context", self._watch_context)
+                self._undo.append(undo)
 
-    def _watch(self, pipe: Pipeline, networks: Sequence[Network]) -> None:
+    def _watch_guiders(self, pipe: Pipeline) -> None:
+        self._guiders = GuiderWatch(pipe)
+        self._undo.append(self._guiders.remove)
+        # FLUX.1 in blocks has one call for each step, with the prompt.
+        self._is_unguided = not guiders_of(pipe)
+
+    def _watch(self, pipe: Pipeline) -> None:
         self._names = encoded_names(pipe)
         if not _embedding_names(self._names):
             raise UnsupportedModelError(
@@ -76,10 +89,6 @@ class BranchResolver:
         self._undo.append(replace_method(pipe, "encode_prompt", self._watch_encode))
         if hasattr(pipe, "check_inputs"):
             self._undo.append(replace_method(pipe, "check_inputs", self._watch_start))
-        for network in networks:
-            if hasattr(network.transformer, "cache_context"):
-                undo = replace_method(network.transformer, "cache_context", self._watch_context)
-                self._undo.append(undo)
 
     def remove(self) -> None:
         """Give the pipeline its own methods back."""
@@ -121,11 +130,22 @@ class BranchResolver:
             return self._explicit
         if self._context is not None:
             return self._context
+        if self._guiders is not None:
+            return self._guided(self._guiders.layout)
         for value in arguments.values():
             layout = self._recognise(value) if _is_rows(value) else None
             if layout is not None:
                 return layout
         raise _unknown("match neither the prompt nor the negative prompt")
+
+    def _guided(self, layout: Layout | None) -> Layout:
+        if layout is None and not self._is_unguided:
+            raise GuidanceError(
+                "Cannot tell which branch of guidance this forward belongs to: the pipeline runs "
+                "its transformer outside of the predictions that its guider names. Load a "
+                "calibration with one set of coefficients for both branches."
+            )
+        return layout or (CONDITIONAL,)
 
     def _watch_encode(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
@@ -161,7 +181,7 @@ class BranchResolver:
     def _watch_context(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @contextmanager
         def cache_context(name: str, *args: Any, **kwargs: Any) -> Iterator[None]:
-            before, self._context = self._context, _CONTEXTS.get(name)
+            before, self._context = self._context, layout_of(name)
             try:
                 with original(name, *args, **kwargs):
                     yield
