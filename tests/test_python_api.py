@@ -25,6 +25,8 @@ TERMINAL = {
     "enlarge",
     "overrides",
     ("generate", "compare"),  # is a call of its own
+    "watch",
+    ("fuse", "check"),  # `calibri.artifact.fused_difference`
     ("generate", "output"),  # the call returns the images
     ("inspect", "save"),  # Inspection.discovery.save
 }

@@ -5,6 +5,7 @@ Every command has a call of its name; ``help(calibri.calibrate)`` and so on say 
 Calibrate:
     plan(...)                           images, FLOPs, hours and memory of a run, before it
     calibrate(...)                      search, evaluate on held-out prompts, save
+    status(run)                         where it stands, also while it runs
     resume(run)                         continue where a run stopped
     report(run)                         one HTML page
 

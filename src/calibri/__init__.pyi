@@ -35,4 +35,6 @@ from .runs.evaluate import evaluate as evaluate
 from .runs.inspect import Inspection as Inspection
 from .runs.inspect import inspect as inspect
 from .shapes.paths import shapes_pipeline as shapes_pipeline
+from .runs.status import RunStatus as RunStatus
+from .runs.status import status as status
 from .version import __version__ as __version__

@@ -281,6 +281,11 @@ class EvaluationConfig(_Section):
         """Multiples at which the calibrated model is sampled: the first two of the original's."""
         return self.original_multiples[:2]
 
+    @property
+    def step_multiples_sampled(self) -> tuple[int, ...]:
+        """Multiples of the steps of all settings, the calibrated ones first."""
+        return (*self.calibrated_multiples, *self.original_multiples)
+
 
 class RunConfig(_Section):
     """Everything that decides the result of a run.

@@ -286,6 +286,25 @@ class SearchResult(Record):
     measured: FirstMeasurement | None = None
 
 
+class RunPlan(Record):
+    """What a run sets out to do.
+
+    Attributes:
+        device: kind of device, such as ``"cuda"``.
+        parameters: numbers that are searched.
+        generations: budget.
+        images: phase to images, at most.
+        teraflop: phase to what one image of it costs on average, counted
+            (``calibri.planning.image_teraflop``); empty where it cannot be counted.
+    """
+
+    device: str
+    parameters: int
+    generations: int
+    images: dict[str, int]
+    teraflop: dict[str, float] = {}
+
+
 class SiteRecord(Record):
     """One site, as ``calibri inspect`` lists it and the report draws it."""
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from calibri.cli.plan import flop_words, memory_lines
+from calibri.cli.display import flop_words
+from calibri.cli.plan import memory_lines
 from calibri.planning.costs import Plan, plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")

@@ -24,6 +24,7 @@ from calibri.cli.publish import publish
 from calibri.cli.report import report
 from calibri.cli.resume import resume
 from calibri.cli.serve_reward import serve_reward
+from calibri.cli.status import status
 from calibri.version import __version__
 
 app = typer.Typer(
@@ -37,7 +38,7 @@ app = typer.Typer(
 _REWARDS = "Rewards"
 # The commands as `calibri --help` groups them.
 PANELS = {
-    "Calibrate": (plan, calibrate, resume, report),
+    "Calibrate": (plan, calibrate, status, resume, report),
     "Use a calibration": (generate, evaluate, fuse, publish, export, import_, extract, gallery),
     "Look at a model": (inspect, models),
     _REWARDS: (serve_reward,),

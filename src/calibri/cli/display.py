@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,6 +76,15 @@ def loading(what: str) -> Iterator[None]:
 def animated(console: Console) -> bool:
     """Say whether the console can redraw lines."""
     return console.is_terminal and not console.is_dumb_terminal
+
+
+def flop_words(tera: float) -> str:
+    """Write a number of TFLOP with the prefix that suits it, to three digits."""
+    exponent = 0 if tera == 0 else int(math.floor(math.log10(tera) / 3))
+    exponent = min(max(exponent, -2), 2)
+    number = tera / 1000.0**exponent
+    digits = max(0, 2 - int(math.log10(number))) if number >= 1 else 3
+    return f"{number:.{digits}f} {'MGTPE'[exponent + 2]}FLOP"
 
 
 def signed(figure: Figure) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from calibri.cli.display import loading, out, printable, say
+from calibri.cli.display import flop_words, loading, out, printable, say
 from calibri.cli.options import (
     MACHINE,
     RUN,
@@ -152,15 +151,6 @@ def _show(planned: Plan) -> None:
         say(console, line)
     for note in planned.notes:
         say(console, Text(printable(note), style="dim"))
-
-
-def flop_words(tera: float) -> str:
-    """Write a number of TFLOP with the prefix that suits it, to three digits."""
-    exponent = 0 if tera == 0 else int(math.floor(math.log10(tera) / 3))
-    exponent = min(max(exponent, -2), 2)
-    number = tera / 1000.0**exponent
-    digits = max(0, 2 - int(math.log10(number))) if number >= 1 else 3
-    return f"{number:.{digits}f} {'MGTPE'[exponent + 2]}FLOP"
 
 
 def _table(planned: Plan) -> Table:

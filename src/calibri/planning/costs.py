@@ -129,17 +129,14 @@ def plan(
     geometry = find_geometry(config.pipeline, config.revision)
     config = with_defaults(config, geometry)
     networks = build_networks(geometry)
-    flops = image_flops(geometry, networks, config)
-    height, width = image_size(networks, config)
     guidance = _guidance(networks, config)
+    counted = _counted(config, geometry, networks, guidance)
+    flops = counted.flops
+    height, width = image_size(networks, config)
     chosen = _machine(machine, geometry)
     speeds = _measured(config, flops, guidance) if measured else _speeds(chosen, tflops)
     paper, size = _sizes_of_searches(networks["transformer"], config, guidance)
-    components, branches = _sizes(networks, config), 2 if guidance > 1.0 else 1
-    per_step = branches * config.space.members
-    fidelity = config.search.fidelity
-    searched = flops if fidelity == FULL else image_flops(geometry, networks, config, fidelity)
-    counted = Counted(config, flops, searched, per_step, branches)
+    components = _sizes(networks, config)
     return Plan(
         pipeline=config.pipeline,
         transformer_class=type(networks["transformer"]).__name__,
@@ -148,7 +145,7 @@ def plan(
         height=height,
         width=width,
         num_inference_steps=config.sampling.num_inference_steps,
-        nfe=per_step * config.sampling.num_inference_steps,
+        nfe=counted.nfe,
         forward_teraflop=flops.forward / TERA,
         image_teraflop=counted.image(),
         components=components,
@@ -160,6 +157,34 @@ def plan(
         procedures=[counted.paper(geometry, paper, speeds), counted.ours(size, speeds)],
         notes=_notes(config, size),
     )
+
+
+def image_teraflop(config: RunConfig, phases: Sequence[str]) -> dict[str, float]:
+    """Count what one image of each phase costs on average, its prompt not encoded.
+
+    Args:
+        config: of a run, with nothing left open.
+        phases: names of ``images_by_phase``; any other is counted as an image of ``sampling``.
+
+    Returns:
+        Phase to TFLOP: transformer, VAE and rewards.
+
+    Raises:
+        CalibriError: the pipeline's configuration cannot be read or counted.
+    """
+    geometry = find_geometry(config.pipeline, config.revision)
+    networks = build_networks(geometry)
+    counted = _counted(config, geometry, networks, _guidance(networks, config))
+    return counted.by_phase(phases)
+
+
+def _counted(
+    config: RunConfig, geometry: Geometry, networks: Mapping[str, nn.Module], guidance: float
+) -> Counted:
+    flops, fidelity = image_flops(geometry, networks, config), config.search.fidelity
+    searched = flops if fidelity == FULL else image_flops(geometry, networks, config, fidelity)
+    branches = 2 if guidance > 1.0 else 1
+    return Counted(config, flops, searched, branches * config.space.members, branches)
 
 
 def _guidance(networks: Mapping[str, nn.Module], config: RunConfig) -> float:

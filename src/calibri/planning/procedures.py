@@ -138,6 +138,10 @@ class Counted:
         searched: of an image of the generations.
         per_step: transformer evaluations per step.
         branches: of guidance.
+
+    Attributes:
+        flops: of an image at full fidelity.
+        nfe: transformer evaluations of an image at full fidelity.
     """
 
     def __init__(
@@ -149,10 +153,10 @@ class Counted:
         branches: int,
     ) -> None:
         self._config = config
-        self._flops = flops
+        self.flops = flops
         self._searched = searched
         steps = config.sampling.num_inference_steps
-        self._nfe = per_step * steps
+        self.nfe = per_step * steps
         self._searched_nfe = per_step * config.search.fidelity.evaluations(steps)
         self._branches = branches  # the negative prompt is encoded beside each prompt
         self._objective, self._all = Mixture.of(config.rewards).names, used_rewards(config)
@@ -160,9 +164,9 @@ class Counted:
     def image(self) -> dict[str, float]:
         """One image at full fidelity, scored for the search, by part, in TFLOP."""
         return {
-            "transformer": self._nfe * self._flops.forward / TERA,
-            "text encoders": self._branches * self._flops.text / TERA,
-            "VAE": self._flops.decode / TERA,
+            "transformer": self.nfe * self.flops.forward / TERA,
+            "text encoders": self._branches * self.flops.text / TERA,
+            "VAE": self.flops.decode / TERA,
             "reward": self._reward(self._objective),
         }
 
@@ -214,27 +218,43 @@ class Counted:
 
     def _petaflop(self, images: Mapping[str, int], validated: int) -> dict[str, float]:
         """Count phases; of the validation's images so many are scored by rewards."""
+        full, searched, generations = self.flops, self._searched, images["search"]
         search, evaluation = self._config.search, self._config.evaluation
-        per_setting = evaluation.num_prompts * evaluation.images_per_prompt
-        steps = sum(evaluation.original_multiples) + sum(evaluation.calibrated_multiples)
-        full, searched, generations = self._flops, self._searched, images["search"]
-        forwards = self._nfe * (images["validation"] + per_setting * steps)
-        transformer = forwards * full.forward
-        transformer += self._searched_nfe * generations * searched.forward
+        transformer = sum(images[phase] * self._evaluated(phase) for phase in images)
         held_out = search.num_validation_prompts + evaluation.num_prompts
         text = sum(bucket_sizes(search)) * searched.text + held_out * full.text
         decoded = (sum(images.values()) - generations) * full.decode
         decoded += generations * searched.decode
-        guarded = self._objective if self._config.rewards.guard == "off" else self._all
-        reward = images["search"] * self._reward(self._objective)
-        reward += validated * self._reward(guarded)
-        reward += images["evaluation"] * self._reward(self._all)
+        scored = {**images, "validation": validated}
+        reward = sum(scored[phase] * self._reward(self._rewards_of(phase)) for phase in images)
         return {
             "transformer": transformer / PETA,
             "text encoders": self._branches * text / PETA,
             "VAE": decoded / PETA,
             "reward": reward / 1e3,
         }
+
+    def by_phase(self, phases: Sequence[str]) -> dict[str, float]:
+        """One image of each phase on average, its prompt not encoded, in TFLOP."""
+        return {
+            phase: (self._evaluated(phase) + self._decoded(phase)) / TERA
+            + self._reward(self._rewards_of(phase))
+            for phase in phases
+        }
+
+    def _evaluated(self, phase: str) -> float:
+        """Evaluations of the transformer for one image of a phase, in FLOPs."""
+        if phase == "search":
+            return self._searched_nfe * self._searched.forward
+        steps = self._config.evaluation.step_multiples_sampled if phase == "evaluation" else (1,)
+        return self.nfe * self.flops.forward * sum(steps) / len(steps)
+
+    def _decoded(self, phase: str) -> float:
+        return (self._searched if phase == "search" else self.flops).decode
+
+    def _rewards_of(self, phase: str) -> Sequence[str]:
+        guarded = phase == "validation" and self._config.rewards.guard != "off"
+        return self._all if guarded or phase == "evaluation" else self._objective
 
 
 def _hours(petaflop: Mapping[str, float], speeds: Sequence[Speed]) -> list[Hours]:

@@ -26,7 +26,7 @@ from calibri.errors import Interrupted
 from calibri.files import write_atomically
 from calibri.pipelines import networks_of
 from calibri.planning import images_by_phase, measures_first
-from calibri.progress import Progress
+from calibri.progress import Progress, Together
 from calibri.results import Evaluation, RunSummary, SampleRow, SearchResult
 from calibri.rewards import has_secrets, name_rewards, storable_options
 from calibri.runs.basis import check_start
@@ -39,6 +39,7 @@ from calibri.runs.header import open_journal
 from calibri.runs.inspect import site_records
 from calibri.runs.journal import Journal
 from calibri.runs.loop import ValidatedSearch
+from calibri.runs.notes import JournalNotes, plan_of
 from calibri.runs.objects import Given, configured
 from calibri.runs.probe.cheaper import cheaper_fidelities, check_fidelity, size_notes
 from calibri.runs.probe.measure import (
@@ -188,9 +189,11 @@ def _design(session: Session, images: Mapping[str, int]) -> Design | None:
 def _run(folder: RunFolder, session: Session, progress: Progress) -> RunSummary:
     with folder.lock(), Journal.open(folder.journal_path) as journal, _stop_politely(folder):
         open_journal(journal, session.config, progress)
+        progress = Together([JournalNotes(journal), progress])
         for note in size_notes(session):
             progress.message(note)
         planned = planned_images(session)
+        progress.planned(plan_of(session, planned, session.config))
         ledger = Ledger(journal)
         with session.evaluator(ledger, progress, sum(planned.values())) as evaluator:
             vector, search = _search(session, evaluator, progress)
@@ -214,6 +217,8 @@ def _search(
         measured = measure_first(session, evaluator, progress, design)
         config = config.model_copy(update={"search": search_update(config.search, measured)})
     planned = images_by_phase(config, size, extra)
+    if measured is not None:
+        progress.planned(plan_of(session, {PHASE: measured.images} | planned, config))
     progress.phase("search", planned["search"] + planned["validation"])
     vector, result = ValidatedSearch(session, evaluator, progress, config.search).run()
     return vector, result.model_copy(update={"measured": measured})

@@ -11,6 +11,7 @@ import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
@@ -24,6 +25,13 @@ FORMAT_VERSION = 1
 _RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _CONFIG, _RESULTS = "config.json", "results.json"
 _LOCK, _HOLDER = ".lock", ".lock.json"
+
+
+class Holder(NamedTuple):
+    """Who writes a run, or was killed doing so."""
+
+    pid: int
+    host: str
 
 
 def check_run_name(name: str) -> str:
@@ -204,7 +212,7 @@ class RunFolder:
             lock.acquire()
         except Timeout as error:
             raise RunError(
-                f"The run {self.path} is in use by {_holder(self.path / _HOLDER)}. Wait for it to "
+                f"The run {self.path} is in use by {_named(self.holder)}. Wait for it to "
                 "finish, stop it, or choose another --name."
             ) from error
         except OSError as error:
@@ -218,6 +226,16 @@ class RunFolder:
             with contextlib.suppress(OSError):
                 (self.path / _HOLDER).unlink()
             lock.release()
+
+    @property
+    def holder(self) -> Holder | None:
+        """Who holds the lock, or was killed holding it; None when it was let go."""
+        return _holder(self.path / _HOLDER)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether results and artifact are there, so that there is nothing to resume."""
+        return self.results_path.exists() and self.calibration_path.is_dir()
 
     def write_results(self, summary: RunSummary) -> None:
         """Keep the results, replacing earlier ones at once.
@@ -321,10 +339,16 @@ def _parse_config(data: bytes, path: Path) -> tuple[dict[str, object], list[str]
     return content["config"], [str(what) for what in given]
 
 
-def _holder(path: Path) -> str:
-    # Only for the message: between taking the lock and naming the holder the file may be missing.
+def _holder(path: Path) -> Holder | None:
+    # Between taking the lock and naming the holder the file may be missing.
     try:
         holder = json.loads(path.read_bytes())
-        return f"process {int(holder['pid'])} on host {holder['host']!r}"
+        return Holder(int(holder["pid"]), str(holder["host"]))
     except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _named(holder: Holder | None) -> str:
+    if holder is None:
         return "another process"
+    return f"process {holder.pid} on host {holder.host!r}"

@@ -24,6 +24,9 @@ from calibri.files import fsync_folder, plain_words, write_all
 _HEADER = re.compile(rb"([0-9a-f]{8}) ([0-9a-f]{8}) ")
 _ANY_HEADER = re.compile(rb"(?=[0-9a-f]{8} [0-9a-f]{8} )")
 
+NOTE = "note"
+"""Kind of records that decide nothing (``calibri.runs.notes``)."""
+
 
 class _Content(NamedTuple):
     records: list[dict[str, object]]

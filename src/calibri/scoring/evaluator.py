@@ -190,7 +190,8 @@ class Evaluator:
         before = time.perf_counter()
         for i, result in self._backend.run(missing):
             now = time.perf_counter()
-            records[i] = {"digest": units[i].digest, **result, "seconds": now - before}
+            when = {"seconds": now - before, "at": round(time.time(), 3)}
+            records[i] = {"digest": units[i].digest, **result, **when}
             before = now
             self._ledger.add((*key, i), records[i])
             self._count(units[i], records[i], new=True)
