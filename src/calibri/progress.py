@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from calibri.results import Checkpoint, Generation, RunPlan
+from calibri.results import Checkpoint, Computed, Generation, RunPlan
 
 
 class Progress:
@@ -18,6 +18,9 @@ class Progress:
 
     def unit(self, images: int, new: bool) -> None:
         """A unit is scored; ``new`` is False when it came from the journal."""
+
+    def worked(self, unit: Computed) -> None:
+        """How a new unit was computed; told after ``unit``."""
 
     def generation(self, generation: Generation) -> None:
         """A generation of the search is complete."""
@@ -49,6 +52,11 @@ class Together(Progress):
         """Pass it on."""
         for watcher in self._watchers:
             watcher.unit(images, new)
+
+    def worked(self, unit: Computed) -> None:
+        """Pass it on."""
+        for watcher in self._watchers:
+            watcher.worked(unit)
 
     def generation(self, generation: Generation) -> None:
         """Pass it on."""

@@ -305,6 +305,23 @@ class RunPlan(Record):
     teraflop: dict[str, float] = {}
 
 
+class Computed(Record):
+    """One unit that was computed, not read from a journal.
+
+    Attributes:
+        worker: who computed it; empty where there is only one.
+        images: of the unit.
+        failed: images that could not be scored and are left out.
+        retries: workers that were lost over it, and images that were sampled again because a score
+            failed.
+    """
+
+    worker: str
+    images: int
+    failed: int = 0
+    retries: int = 0
+
+
 class SiteRecord(Record):
     """One site, as ``calibri inspect`` lists it and the report draws it."""
 

@@ -5,8 +5,8 @@ import pytest
 from rich.console import Console
 
 from calibri.cli.progress import LiveProgress, PlainProgress, watching
-from calibri.cli.tally import Tally
-from calibri.results import Checkpoint, Figure, Generation
+from calibri.cli.tally import Tally, speed_words
+from calibri.results import Checkpoint, Computed, Figure, Generation
 
 
 def generation(number, mean=0.5, baseline=0.4):
@@ -116,3 +116,62 @@ def test_live_progress_leaves_nothing_behind_when_loading_fails():
     view.ended = True
     console.print(view.render())
     assert console.export_text().strip() == ""
+
+
+def two_workers(view, clock):
+    view.phase("search", 100)
+    for second in range(1, 11):
+        clock.now = float(second)
+        for worker, images in (("cuda:0", 6), ("cuda:1", 2)):
+            view.unit(images, True)
+            view.worked(Computed(worker=worker, images=images))
+    view.unit(2, True)
+    view.worked(Computed(worker="cuda:1", images=2, failed=1, retries=3))
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_live_progress_shows_the_speed_of_each_worker_and_what_went_wrong():
+    clock = Clock()
+    view = LiveProgress(Tally(clock=clock), "shapes", 30, "runs/x", "Loading shapes")
+    two_workers(view, clock)
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(view.render())
+    text = console.export_text()
+    assert "speed      8.2 images/s: cuda:0 6, cuda:1 2.2" in text
+    assert "trouble    1 images failed, 3 retries" in text
+
+
+def test_plain_progress_says_the_speed_with_every_generation_and_trouble_once():
+    clock, file = Clock(), io.StringIO()
+    view = PlainProgress(Console(file=file), Tally(clock=clock), "shapes", 2, "runs/x")
+    two_workers(view, clock)
+    for number in range(2):
+        view.generation(generation(number))
+    assert file.getvalue().count("8.2 images/s: cuda:0 6, cuda:1 2.2\n") == 2
+    assert file.getvalue().count("1 images failed, 3 retries\n") == 1
+
+
+def test_one_worker_has_no_speed_of_its_own():
+    clock = Clock()
+    tally = Tally(clock=clock)
+    tally.phase("search", 10)
+    clock.now = 2.0
+    tally.worked(Computed(worker="", images=4))
+    assert tally.workers() == {}
+    tally.worked(Computed(worker="b", images=4))
+    assert tally.workers() == {"": 2.0, "b": 2.0}
+    clock.now = 70.0
+    tally.worked(Computed(worker="b", images=6))
+    assert tally.workers() == {}
+
+
+def test_the_speed_of_many_workers_is_a_range():
+    assert speed_words({"a": 1.0, "b": 2.5}) == "a 1, b 2.5"
+    many = {str(worker): 1.0 + worker / 10 for worker in range(64)}
+    assert speed_words(many) == "64 workers, 1 to 7.3 each"

@@ -143,3 +143,35 @@ def test_an_evaluator_closes_its_backend():
     with Evaluator(Backend(), 4, FULL, Ledger(MemoryRecords())):
         pass
     assert closed == [True]
+
+
+class Telling:
+    """A back-end of two workers, one of which is lost over the first unit; an image fails."""
+
+    def run(self, units):
+        for index, unit in units:
+            scores = {name: [1.0] * len(unit.rows) for name in unit.measures}
+            how = {"worker": f"cuda:{index % 2}", "busy": 2.0}
+            if index == 0:
+                how |= {"attempts": 3, "retried": 1}
+                scores["m"][0] = scores["f"][0] = scores["f"][1] = None
+            yield index, {"scores": scores, **how}
+
+
+def test_how_a_unit_was_computed_is_told_once_and_kept(setup):
+    records, told = MemoryRecords(), []
+    for backend in (Telling(), Idle()):
+        evaluator = Evaluator(backend, 4, FULL, Ledger(records), on_computed=told.append)
+        score(evaluator, setup[1], ("m", "f"))
+    assert [unit.worker for unit in told] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert [unit.images for unit in told] == [4, 4, 1]
+    assert [(unit.failed, unit.retries) for unit in told] == [(2, 3), (0, 0), (0, 0)]
+    assert [record["worker"] for record in records.records] == [unit.worker for unit in told]
+
+
+def test_one_worker_has_no_name(setup):
+    told = []
+    evaluator = make(setup, MemoryRecords())
+    evaluator._on_computed = told.append
+    score(evaluator, setup[1])
+    assert [(unit.worker, unit.images, unit.retries) for unit in told] == [("", 9, 0)]

@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from calibri.cli.display import animated, err, printable, signed
-from calibri.cli.tally import Tally, clock_time
+from calibri.cli.tally import Tally, clock_time, speed_words, trouble_words
 from calibri.progress import Progress
-from calibri.results import Checkpoint, Generation
+from calibri.results import Checkpoint, Computed, Generation
 
 _QUARTERS = 4
 
@@ -68,6 +68,19 @@ class _Watcher(Progress):
         """Count a unit."""
         self._tally.unit(images, new)
 
+    def worked(self, unit: Computed) -> None:
+        """Count who computed a unit, and what went wrong."""
+        self._tally.worked(unit)
+
+    def _speed(self) -> str:
+        """Images per second of all workers and of each; nothing where there is only one."""
+        workers = self._tally.workers()
+        total = sum(workers.values())
+        return f"{total:.3g} images/s: {speed_words(workers)}" if workers else ""
+
+    def _trouble(self) -> str:
+        return trouble_words(self._tally.failed, self._tally.retries)
+
 
 class PlainProgress(_Watcher):
     """One line a generation, in a fixed order of words, written at once and without colour."""
@@ -78,6 +91,7 @@ class PlainProgress(_Watcher):
         super().__init__(tally, objective, generations, run)
         self._console = console
         self._quarters = 0
+        self._said = ""
 
     def phase(self, name: str, images: int) -> None:
         """Say what begins."""
@@ -106,6 +120,15 @@ class PlainProgress(_Watcher):
             f"difference {difference:+.4f} sigma {generation.sigma:.4f} "
             f"images {generation.images} left {self._left()}"
         )
+        for words in (self._speed(), self._new_trouble()):
+            if words:
+                self._line(words)
+
+    def _new_trouble(self) -> str:
+        """What went wrong in all, if anything did since it was last said."""
+        words = self._trouble()
+        before, self._said = self._said, words
+        return words if words != before else ""
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
         """Write the line of a validation."""
@@ -180,6 +203,9 @@ class LiveProgress(_Watcher):
             table.add_row("run", Text(self._run, overflow="fold"))
         if not self.ended:
             table.add_row("time left", clock_time(self._tally.seconds_left()))
+        for label, words in (("speed", self._speed()), ("trouble", self._trouble())):
+            if words:
+                table.add_row(label, Text(printable(words)))
         if self._generations:
             table.add_row("generation", self._counts())
         if self._last is not None:

@@ -17,7 +17,7 @@ from rich.text import Text
 from calibri.cli.display import animated, flop_words, out, printable, signed
 from calibri.cli.options import JsonOption, RunArgument
 from calibri.cli.paths import run_path
-from calibri.cli.tally import clock_time
+from calibri.cli.tally import clock_time, speed_words, trouble_words
 
 if TYPE_CHECKING:
     from calibri import RunStatus
@@ -104,7 +104,7 @@ def _rows(found: RunStatus) -> dict[str, str]:
         "speed": _speed(found),
         "time left": "" if found.state == "finished" else clock_time(found.seconds_left),
         "cost so far": _cost(found),
-        "trouble": _trouble(found),
+        "trouble": trouble_words(found.failed_images, found.retries),
         "batch": f"{found.batch_size} images",
     }
 
@@ -139,10 +139,8 @@ def _images(found: RunStatus) -> str:
 def _speed(found: RunStatus) -> str:
     if found.images_per_second is None:
         return ""
-    workers = [f"{worker} {pace:.3g}" for worker, pace in found.workers.items()]
-    return f"{found.images_per_second:.3g} images/s" + (
-        f" ({', '.join(workers)})" if len(workers) > 1 else ""
-    )
+    workers = f" ({speed_words(found.workers)})" if len(found.workers) > 1 else ""
+    return f"{found.images_per_second:.3g} images/s{workers}"
 
 
 def _cost(found: RunStatus) -> str:
@@ -152,11 +150,3 @@ def _cost(found: RunStatus) -> str:
     if found.petaflop is not None:
         parts.append(flop_words(1e3 * found.petaflop))
     return ", ".join(parts)
-
-
-def _trouble(found: RunStatus) -> str:
-    parts = [
-        f"{found.failed_images} images failed" if found.failed_images else "",
-        f"{found.retries} retries" if found.retries else "",
-    ]
-    return ", ".join(part for part in parts if part)

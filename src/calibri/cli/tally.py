@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
+
+from calibri.results import Computed
+
+_RECENT = 60.0  # seconds
+_NAMED_WORKERS = 4
 
 
 class Tally:
@@ -16,6 +22,10 @@ class Tally:
         upcoming: images of phases that are known to come.
         cost: work of one image of a phase, in images of the search; 1 where it is not named.
         clock: seconds from any origin.
+
+    Attributes:
+        failed: images that could not be scored.
+        retries: of units and images.
     """
 
     def __init__(
@@ -32,6 +42,10 @@ class Tally:
         self._last = clock()
         self._work = 0.0
         self._seconds = 0.0
+        self.failed = 0
+        self.retries = 0
+        self._started = self._last
+        self._recent: deque[tuple[float, Computed]] = deque()
 
     def phase(self, name: str, images: int) -> None:
         """Begin a phase; earlier ones count as finished, whatever was planned for them."""
@@ -50,6 +64,25 @@ class Tally:
             self._seconds += now - self._last
         self._last = now
         self.done[self.current] = self.done.get(self.current, 0) + images
+
+    def worked(self, unit: Computed) -> None:
+        """Count who computed a unit, and what went wrong."""
+        self.failed += unit.failed
+        self.retries += unit.retries
+        now = self._clock()
+        self._recent.append((now, unit))
+        while self._recent[0][0] < now - _RECENT:
+            self._recent.popleft()
+
+    def workers(self) -> dict[str, float]:
+        """Images per second of each worker over the last minute; empty where there is only one."""
+        images: Counter[str] = Counter()
+        for _, unit in self._recent:
+            images[unit.worker] += unit.images
+        seconds = min(_RECENT, self._clock() - self._started)
+        if len(images) < 2 or not seconds:
+            return {}
+        return {worker: images[worker] / seconds for worker in sorted(images)}
 
     @property
     def phases(self) -> list[str]:
@@ -80,3 +113,21 @@ def clock_time(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def speed_words(workers: Mapping[str, float]) -> str:
+    """Write how fast workers are: each of a few, the range of many.
+
+    Args:
+        workers: images per second of each.
+    """
+    if len(workers) <= _NAMED_WORKERS:
+        return ", ".join(f"{worker} {pace:.3g}" for worker, pace in workers.items())
+    low, high = min(workers.values()), max(workers.values())
+    return f"{len(workers)} workers, {low:.3g} to {high:.3g} each"
+
+
+def trouble_words(failed: int, retries: int) -> str:
+    """Write what went wrong; nothing where nothing did."""
+    parts = [f"{failed:,} images failed"] * bool(failed) + [f"{retries:,} retries"] * bool(retries)
+    return ", ".join(parts)

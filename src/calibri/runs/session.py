@@ -110,7 +110,7 @@ class Session:
         size = self.config.sampling.batch_size
         told = progress or Progress()
         full = self.bench.sampler.full
-        return Evaluator(backend, size, full, ledger, told.unit, told.message)
+        return Evaluator(backend, size, full, ledger, told.unit, told.message, told.worked)
 
     @property
     def objective(self) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from calibri.arrays import Scores, Vector
 from calibri.coefficients import Coefficients
 from calibri.errors import NothingScoredError, RewardError
-from calibri.results import FULL, Fidelity
+from calibri.results import FULL, Computed, Fidelity
 from calibri.sampling import Noise
 from calibri.scoring.ledger import Ledger
 from calibri.scoring.plain_json import decode, decode_images
@@ -26,6 +26,10 @@ from calibri.scoring.units import Backend, Unit, cut, make_unit
 
 # Told of every finished unit: its images, and whether they are new.
 OnUnit = Callable[[int, bool], None]
+
+
+# Told how a unit was computed.
+OnComputed = Callable[[Computed], None]
 
 
 # Told what a person should know, in words.
@@ -46,6 +50,7 @@ class Evaluator:
         ledger: finished units.
         on_unit: called after every unit with the number of its images and whether it was new.
         on_message: called when fewer images fit into memory than a unit has.
+        on_computed: called after every new unit with who computed it and what went wrong.
 
     Attributes:
         batch_size: images that were computed at once where fewer fitted than ``batch_size``.
@@ -62,6 +67,7 @@ class Evaluator:
         ledger: Ledger,
         on_unit: OnUnit = ignore,
         on_message: OnMessage = lambda text: None,
+        on_computed: OnComputed = lambda unit: None,
     ) -> None:
         self._backend = backend
         self._batch_size = batch_size
@@ -69,6 +75,7 @@ class Evaluator:
         self._ledger = ledger
         self._on_unit = on_unit
         self._on_message = on_message
+        self._on_computed = on_computed
         self.batch_size = batch_size
         self.images = 0
         self.seconds = 0.0
@@ -195,6 +202,7 @@ class Evaluator:
             before = now
             self._ledger.add((*key, i), records[i])
             self._count(units[i], records[i], new=True)
+            self._on_computed(_computed(units[i], records[i]))
         return [records[i] for i in range(len(units))]
 
     def _count(self, unit: Unit, record: Mapping[str, Any], *, new: bool) -> None:
@@ -207,6 +215,17 @@ class Evaluator:
                 f"{self._batch_size} of sampling.batch_size. The run takes longer for it."
             )
         self._on_unit(len(unit.rows), new)
+
+
+def _computed(unit: Unit, record: Mapping[str, Any]) -> Computed:
+    """Say what a record says of how it came about."""
+    columns = [scores for scores in record["scores"].values() if isinstance(scores, list)]
+    return Computed(
+        worker=record.get("worker", ""),
+        images=len(unit.rows),
+        failed=sum(None in row for row in zip(*columns, strict=True)),
+        retries=record.get("attempts", 1) - 1 + record.get("retried", 0),
+    )
 
 
 def sample_images(

@@ -23,6 +23,9 @@ Kind = Literal["scores", "images", "gradients"]
 # Index of a candidate, and what to sample with it.
 Row = tuple[int, Noise]
 # By kind: {"scores": ..}, {"images": ..} or {"scores": .., "gradients": ..}; see ``plain_json``.
+# How it came about may stand beside that: "worker", its name, and "busy", its seconds, where there
+# are several; "attempts", how many workers it took, where one was lost; "retried", images that were
+# sampled again because a score failed; "batch_size", where fewer images fitted than configured.
 Result = dict[str, Any]
 
 

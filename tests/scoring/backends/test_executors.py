@@ -51,7 +51,7 @@ def test_one_thread_alone_measures_also_what_failed_at_first(candidates, pipe):
     unit = make_unit(candidates, units_of(candidates)[0][1].rows, ("m",), at(2))
     ((_, result),) = backend.run([(0, unit)])
     backend.close()
-    assert result == {"scores": {"m": [1.0, 1.0]}}
+    assert result == {"scores": {"m": [1.0, 1.0]}, "retried": 2}
     assert {name.split("_")[0] for name in threads} == {"measuring"}
     assert len(threads) == 2
 

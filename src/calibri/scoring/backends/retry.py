@@ -46,7 +46,8 @@ def finished(
     if policy != "drop":
         for name, scores in values.items():
             _check_finite(name, scores, unit.rows)
-    return {"scores": {name: encode(scores) for name, scores in values.items()}}
+    result: Result = {"scores": {name: encode(scores) for name, scores in values.items()}}
+    return result | ({"retried": len(again)} if again else {})
 
 
 def _failed(scores: Tensor) -> Tensor:
