@@ -34,6 +34,7 @@ TERMINAL = {
 # An option by a shorter name than its parameter.
 PARAMETERS = {
     "config_file": "config",
+    "log": "callbacks",
     ("evaluate", "reward"): "rewards",
     ("evaluate", "option"): "reward_options",
     ("extract", "steps"): "num_inference_steps",

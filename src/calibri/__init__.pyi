@@ -24,6 +24,7 @@ from .pipelines.discovery.discover import discover as discover
 from .pipelines.discovery.findings import Discovery as Discovery
 from .planning.costs import Plan as Plan
 from .planning.costs import plan as plan
+from .progress import Progress as Progress
 from .reporting.gallery import gallery as gallery
 from .reporting.page import report as report
 from .results import Evaluation as Evaluation
@@ -34,7 +35,7 @@ from .runs.calibrate import resume as resume
 from .runs.evaluate import evaluate as evaluate
 from .runs.inspect import Inspection as Inspection
 from .runs.inspect import inspect as inspect
-from .shapes.paths import shapes_pipeline as shapes_pipeline
 from .runs.status import RunStatus as RunStatus
 from .runs.status import status as status
+from .shapes.paths import shapes_pipeline as shapes_pipeline
 from .version import __version__ as __version__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from calibri.cli.options import (
     BranchesName,
     DtypeName,
     GranularityName,
+    LogOption,
     MachineOption,
     WorkersOption,
 )
@@ -152,6 +154,7 @@ def calibrate(
     seed: _Seed = None,
     config_file: _ConfigFile = None,
     overrides: _Overrides = None,
+    log: LogOption = None,
     dry_run: _DryRun = False,
     device: MachineOption = None,
     dtype: _Dtype = None,
@@ -188,7 +191,7 @@ def calibrate(
     if dry_run:
         _show_plan(config)
     else:
-        _run(config, name, runs)
+        _run(config, name, runs, log)
 
 
 def _checked_config(
@@ -210,20 +213,20 @@ def _checked_config(
     return config
 
 
-def _run(config: RunConfig, name: str | None, runs: Path) -> None:
+def _run(config: RunConfig, name: str | None, runs: Path, log: Sequence[str] | None) -> None:
     from calibri.runs import reserved_run
 
     if name is not None:
-        return _run_named(config, name, runs)
+        return _run_named(config, name, runs, log)
     with reserved_run(runs) as path:
-        return _run_named(config, path.name, runs)
+        return _run_named(config, path.name, runs, log)
 
 
-def _run_named(config: RunConfig, name: str, runs: Path) -> None:
+def _run_named(config: RunConfig, name: str, runs: Path, log: Sequence[str] | None) -> None:
     from calibri import calibrate as calibrate_pipeline
 
     def work(progress: Progress) -> RunSummary:
-        return calibrate_pipeline(config, name=name, runs=runs, progress=progress)
+        return calibrate_pipeline(config, name=name, runs=runs, progress=progress, callbacks=log)
 
     run_with_progress(runs / name, config, work)
 

@@ -70,3 +70,12 @@ DtypeOption = Annotated[
     typer.Option("--dtype", help="Precision of the weights.", rich_help_panel=MACHINE),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+LogOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--log",
+        metavar="NAME",
+        help="Log to tensorboard, wandb or trackio, too. Repeatable.",
+        rich_help_panel=RUN,
+    ),
+]

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from calibri.cli.display import loading
-from calibri.cli.options import MachineOption, RunArgument, WorkersOption
+from calibri.cli.options import LogOption, MachineOption, RunArgument, WorkersOption
 from calibri.cli.outcome import run_with_progress
 from calibri.cli.paths import run_path
 from calibri.cli.quiet import quiet_libraries
 
+if TYPE_CHECKING:
+    from calibri.progress import Progress
+    from calibri.results import RunSummary
 
-def resume(run: RunArgument, device: MachineOption = None, workers: WorkersOption = None) -> None:
+
+def resume(
+    run: RunArgument,
+    log: LogOption = None,
+    device: MachineOption = None,
+    workers: WorkersOption = None,
+) -> None:
     """Continue a run that was stopped; it ends exactly as if it never had been.
 
     What is finished is read from the run's journal, only the rest is computed.
@@ -27,8 +38,8 @@ def resume(run: RunArgument, device: MachineOption = None, workers: WorkersOptio
 
         config = validate_config(folder.config)
         quiet_libraries()
-    run_with_progress(
-        path,
-        config,
-        lambda progress: resume_run(path, workers=workers, device=device, progress=progress),
-    )
+
+    def work(progress: Progress) -> RunSummary:
+        return resume_run(path, workers=workers, device=device, progress=progress, callbacks=log)
+
+    run_with_progress(path, config, work)

@@ -10,7 +10,7 @@ import platform
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffusers
 import torch
@@ -30,6 +30,7 @@ from calibri.progress import Progress, Together
 from calibri.results import Evaluation, RunSummary, SampleRow, SearchResult
 from calibri.rewards import has_secrets, name_rewards, storable_options
 from calibri.runs.basis import check_start
+from calibri.runs.callbacks import Callbacks, make_callbacks
 from calibri.runs.comparison import Comparer, sample_settings, verdict
 from calibri.runs.feedback import scale_prompts
 from calibri.runs.folder import RunFolder, check_run_name, check_unused, reserved_run
@@ -67,6 +68,7 @@ def calibrate(
     name: str | None = None,
     runs: Path | str = RUNS,
     progress: Progress | None = None,
+    callbacks: Sequence[Any] | None = None,
     **values: Any,
 ) -> RunSummary:
     """Search the coefficients of a pipeline, evaluate them on held-out prompts and save them.
@@ -81,6 +83,9 @@ def calibrate(
         name: folder of the run under ``runs``; None for one made from the time.
         runs: where runs are kept.
         progress: is told what happens.
+        callbacks: others that are told: objects whose class inherits from ``calibri.Progress``, or
+            ``"tensorboard"``, ``"wandb"`` or ``"trackio"``. One that raises is named in a warning,
+            and the run goes on without it.
         values: keys of the configuration, which win over ``config``: ``pipeline="..."``, or a
             mapping for a section, such as ``search={"generations": 10}``.
 
@@ -94,21 +99,29 @@ def calibrate(
         Interrupted: the user stopped the run; ``resume`` continues it.
     """
     config, given = configured(config, values, pipeline, rewards)
+    watchers = _Watchers(progress or Progress(), make_callbacks(callbacks))
     if name is None:
         with reserved_run(Path(runs)) as path:
-            return _start(path, config, given, progress)
+            return _start(path, config, given, watchers)
     path = Path(runs) / check_run_name(name)
     check_unused(path)  # before a model is loaded, which can take minutes
-    return _start(path, config, given, progress)
+    return _start(path, config, given, watchers)
 
 
-def _start(path: Path, config: RunConfig, given: Given, progress: Progress | None) -> RunSummary:
+class _Watchers(NamedTuple):
+    """Who is told: the caller's own watcher, which may end the run, and callbacks, which cannot."""
+
+    progress: Progress
+    callbacks: list[Progress]
+
+
+def _start(path: Path, config: RunConfig, given: Given, watchers: _Watchers) -> RunSummary:
     session = Session(config, pipe=given.pipe, rewards=given.rewards)
     check_search(session)
     settings = session.config.model_dump(mode="json")
     private = has_secrets(session.config.rewards.options)
     folder = RunFolder.create(path, settings, given.needed, private=private)
-    return _finished(folder, session, progress)
+    return _finished(folder, session, watchers)
 
 
 @typed
@@ -120,6 +133,7 @@ def resume(
     workers: int | None = None,
     device: str | None = None,
     progress: Progress | None = None,
+    callbacks: Sequence[Any] | None = None,
 ) -> RunSummary:
     """Continue a run: finished units are read from its journal, only missing ones are computed.
 
@@ -130,6 +144,7 @@ def resume(
         workers: processes that sample from here on; None for as many as it was started with.
         device: where they sample from here on; None for where it was started.
         progress: is told what happens.
+        callbacks: as for ``calibrate``; they are told everything from the start.
 
     Returns:
         The same summary that an undisturbed run gives; that of a finished run as it stands.
@@ -141,17 +156,18 @@ def resume(
     finished = folder.read_results()
     if finished is not None and folder.calibration_path.is_dir():
         return finished
+    watchers = _Watchers(progress or Progress(), make_callbacks(callbacks))
     given = Given(pipeline, name_rewards(rewards)[1])
     given.check(folder.given)
     machine = {"sampling": {"workers": workers}} if workers is not None else {}
     config = merge_config(folder.config, machine | ({"device": device} if device else {}))
     session = Session(config, pipe=given.pipe, rewards=given.rewards)
-    return _finished(folder, session, progress)
+    return _finished(folder, session, watchers)
 
 
-def _finished(folder: RunFolder, session: Session, progress: Progress | None) -> RunSummary:
+def _finished(folder: RunFolder, session: Session, watchers: _Watchers) -> RunSummary:
     try:
-        return _run(folder, session, progress or Progress())
+        return _run(folder, session, watchers)
     finally:
         session.close()
 
@@ -186,10 +202,13 @@ def _design(session: Session, images: Mapping[str, int]) -> Design | None:
     return choose_design(session.config, planned, len(session.prompts.train), fidelities)
 
 
-def _run(folder: RunFolder, session: Session, progress: Progress) -> RunSummary:
-    with folder.lock(), Journal.open(folder.journal_path) as journal, _stop_politely(folder):
-        open_journal(journal, session.config, progress)
-        progress = Together([JournalNotes(journal), progress])
+def _run(folder: RunFolder, session: Session, watchers: _Watchers) -> RunSummary:
+    with (
+        folder.lock(),
+        Journal.open(folder.journal_path) as journal,
+        _stop_politely(folder),
+        _watched(folder, session, journal, watchers) as progress,
+    ):
         for note in size_notes(session):
             progress.message(note)
         planned = planned_images(session)
@@ -204,7 +223,23 @@ def _run(folder: RunFolder, session: Session, progress: Progress) -> RunSummary:
         summary = _summary(folder, session, search, evaluation, samples)
         _calibration(summary, session, coefficients).save_pretrained(folder.calibration_path)
         folder.write_results(summary)
+        progress.finish(summary)
         return summary
+
+
+@contextlib.contextmanager
+def _watched(
+    folder: RunFolder, session: Session, journal: Journal, watchers: _Watchers
+) -> Iterator[Progress]:
+    """Compare the head of the journal, then tell everybody of the run's beginning and its end."""
+    own, callbacks = watchers
+    open_journal(journal, session.config, own)
+    together = Together([JournalNotes(journal), own, Callbacks(callbacks, own)])
+    try:
+        together.begin(folder.path, _shareable(session.config))
+        yield together
+    finally:
+        together.end()
 
 
 def _search(

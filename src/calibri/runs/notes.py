@@ -7,8 +7,9 @@ written once, however often the events behind it are replayed.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from calibri.config import RunConfig
 from calibri.planning import image_teraflop
@@ -83,6 +84,17 @@ def plan_of(session: Session, images: Mapping[str, int], config: RunConfig) -> R
 
 def _teraflop(config: RunConfig, phases: tuple[str, ...]) -> dict[str, float]:
     # No run may end of what is only said: whatever cannot be counted is left out.
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception), _without_chatter():
         return image_teraflop(config, phases)
     return {}
+
+
+@contextlib.contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Keep diffusers from saying once more what it had to say of a configuration."""
+    logger = logging.getLogger("diffusers.configuration_utils")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
