@@ -61,6 +61,16 @@ class Idle:
         pass
 
 
+class Elsewhere:
+    """A worker that is there at once; what it computes is up to the test."""
+
+    def open(self):
+        pass
+
+    def stop(self):
+        pass
+
+
 class Named:
     """A reward that scores every image alike, of the name and kind that are wanted."""
 

@@ -18,19 +18,20 @@ from calibri.prompts.sources import PromptSets
 from calibri.runs.calibrate import calibrate
 from calibri.runs.journal import Journal
 from calibri.runs.session import Session
+from calibri.scoring.backends.board import WorkerLost
 from calibri.scoring.backends.local import Local
+from calibri.scoring.backends.pace import Pace
 from calibri.scoring.backends.processes import (
-    Pace,
     Worker,
-    Workers,
     cores,
     default_workers,
     result_of,
     worker_command,
     worker_devices,
 )
+from calibri.scoring.backends.workers import Workers
 from calibri.scoring.units import make_unit
-from tests.fakes import Idle
+from tests.fakes import Elsewhere, Idle
 from tests.scoring.sample_units import at, configured, units_of
 
 
@@ -118,10 +119,10 @@ def test_one_that_takes_no_input_is_not_waited_for(candidates, monkeypatch, tmp_
         def to_json(self):
             return {"text": "x" * 2**20}
 
-    worker = Worker(configured(1), "cpu", 1, Pace(first=0.2))
+    pool = Workers(Idle(), [Worker(configured(1), "cpu", 1, Pace(first=0.2))], 1)
     with pytest.raises(RunError, match="died 3 times on the same 2 images.*no answer within 0 s"):
-        worker.compute(Long())
-    worker.stop()
+        dict(pool.run([(0, Long())]))
+    pool.close()
 
 
 def test_one_process_leaves_the_others_their_share(candidates):
@@ -136,14 +137,11 @@ def test_one_process_leaves_the_others_their_share(candidates):
             time.sleep(0.2)
             yield from ((index, {}) for index, _ in mine)
 
-    class Other:
+    class Other(Elsewhere):
         def compute(self, unit):
             time.sleep(0.01)
             taken["there"].append(unit)
             return {}
-
-        def stop(self):
-            pass
 
     units = units_of(candidates) * 4
     assert len(list(Workers(Greedy(), [Other(), Other()], 1).run(units))) == len(units)
@@ -187,15 +185,12 @@ def test_an_error_of_a_class_that_only_the_worker_knows_is_told():
 def test_what_others_have_finished_is_kept_when_this_process_stops(candidates):
     given = threading.Event()
 
-    class Quick:
+    class Quick(Elsewhere):
         def compute(self, unit):
             if given.is_set():
                 time.sleep(60)
             given.set()
             return {"scores": {"shapes": [1.0]}}
-
-        def stop(self):
-            pass
 
     class Interrupted(Idle):
         def run(self, units):
@@ -244,11 +239,11 @@ def test_what_a_worker_says_is_forgotten_with_its_answer_and_told_with_its_death
     for _ in range(20):
         assert worker.compute(Saying("one more")) == {}
     assert os.fstat(worker.said.fileno()).st_size <= 10001
-    with pytest.raises(RunError, match="saying: the reason"):
+    with pytest.raises(WorkerLost, match="the reason"):
         worker.compute(Saying("farewell"))
     worker.stop()
-    with pytest.raises(RunError, match="were stopped"):
-        worker.compute(Saying("one more"))
+    with pytest.raises(WorkerLost, match="were stopped"):
+        worker.open()
 
 
 def test_workers_import_from_where_this_process_does(monkeypatch, tmp_path):
@@ -263,13 +258,10 @@ def test_workers_import_from_where_this_process_does(monkeypatch, tmp_path):
 def test_a_worker_that_fails_is_given_no_other_unit(candidates):
     asked = []
 
-    class Failing:
+    class Failing(Elsewhere):
         def compute(self, unit):
             asked.append(unit)
             raise RunError("died")
-
-        def stop(self):
-            pass
 
     pool = Workers(Idle(), [Failing()], 1)
     with pytest.raises(RunError, match="died"):

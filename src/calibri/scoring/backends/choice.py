@@ -11,14 +11,9 @@ from calibri.config import RunConfig
 from calibri.devices import resolve_device
 from calibri.pipelines import Pipeline
 from calibri.scoring.backends.local import Local
-from calibri.scoring.backends.processes import (
-    Pace,
-    Worker,
-    Workers,
-    cores,
-    default_workers,
-    worker_devices,
-)
+from calibri.scoring.backends.pace import Pace
+from calibri.scoring.backends.processes import Worker, cores, default_workers, worker_devices
+from calibri.scoring.backends.workers import Workers
 from calibri.scoring.bench import Bench
 from calibri.scoring.units import Backend
 
