@@ -35,6 +35,29 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+Workers = int | Literal["ray"]
+_MOST_WORKERS = 256
+
+
+class RayConfig(_Section):
+    """What workers ask of a Ray cluster (``sampling.workers: ray``).
+
+    Attributes:
+        workers: workers at most, which a cluster that scales itself is asked for; None for as many
+            as its nodes have room for at any time, also those that join later.
+        gpus_per_worker: of each worker, less than 1 to share one; None for 1 where the cluster has
+            any and ``device`` is not ``"cpu"``, and 0 elsewhere.
+        reward_workers: workers that hold the rewards alone, on GPUs of their own, and score what
+            the others sample; 0 for rewards beside every pipeline.
+        gpus_per_reward_worker: of each of these; None for as many as a worker has.
+    """
+
+    workers: int | None = Field(None, ge=1, le=10_000)
+    gpus_per_worker: float | None = Field(None, ge=0.0, le=64.0)
+    reward_workers: int = Field(0, ge=0, le=10_000)
+    gpus_per_reward_worker: float | None = Field(None, ge=0.0, le=64.0)
+
+
 class SamplingConfig(_Section):
     """How images are sampled, in diffusers' own words.
 
@@ -53,7 +76,9 @@ class SamplingConfig(_Section):
         batch_size: images per forward of the transformer, over all candidates; halved by itself
             when they do not fit into memory.
         workers: processes that sample, each with a model of its own: GPUs from the first one on,
-            or groups of CPU cores. None for one on a GPU, and on a CPU as many as pay off.
+            or groups of CPU cores. None for one on a GPU, and on a CPU as many as pay off;
+            ``"ray"`` for those of a Ray cluster, which this process then only directs.
+        ray: what these ask of the cluster.
         compile: compile the blocks of the transformer, once for all candidates; takes a minute or
             so, and once more for batches of other sizes, such as the last one of a phase and, where
             a shift is searched, those of candidates that share one.
@@ -68,8 +93,19 @@ class SamplingConfig(_Section):
     num_frames: int | None = Field(None, ge=1)
     frames_scored: int = Field(4, ge=1)
     batch_size: int = Field(32, ge=1)
-    workers: int | None = Field(None, ge=1, le=256)
+    workers: Workers | None = None
+    ray: RayConfig = RayConfig()
     compile: bool = False
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _number_or_ray(cls, workers: Any) -> Any:
+        is_number = isinstance(workers, int) and not isinstance(workers, bool)
+        if workers in (None, "ray") or (is_number and 1 <= workers <= _MOST_WORKERS):
+            return workers
+        raise PydanticCustomError(
+            "workers", f"Input should be a whole number from 1 to {_MOST_WORKERS}, or 'ray'"
+        )
 
 
 class SpaceConfig(_Section):

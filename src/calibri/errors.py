@@ -76,6 +76,10 @@ class JournalError(RunError):
     """A journal is damaged somewhere else than in its last, torn record."""
 
 
+class NoMemoryError(RunError):
+    """The memory of a device is too small for the least that can be computed at once."""
+
+
 class Interrupted(CalibriError):  # noqa: N818 - it is an outcome the user asked for, not a fault
     """The user stopped a run; everything already computed is in its journal."""
 

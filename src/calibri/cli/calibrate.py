@@ -21,6 +21,7 @@ from calibri.cli.options import (
     LogOption,
     MachineOption,
     WorkersOption,
+    workers_of,
 )
 from calibri.cli.outcome import run_with_progress
 from calibri.cli.paths import RUNS, calibration_source
@@ -177,7 +178,7 @@ def calibrate(
         "seed": seed,
         "sampling.num_inference_steps": steps,
         "sampling.guidance_scale": guidance_scale,
-        "sampling.workers": workers,
+        "sampling.workers": workers_of(workers),
         "space.granularity": granularity,
         "space.branches": branches,
         "space.start": calibration_source(start) if start else None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -56,12 +56,12 @@ MachineOption = Annotated[
     typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=MACHINE),
 ]
 WorkersOption = Annotated[
-    int | None,
+    str | None,
     typer.Option(
         "--workers",
-        min=1,
-        help="Processes that sample: one GPU each, or a share of the cores. Default: one on a "
-        "GPU, and on a CPU as many as pay off.",
+        metavar="N|ray",
+        help="Processes that sample: one GPU each, or a share of the cores; 'ray' for those of a "
+        "Ray cluster. Default: one on a GPU, and on a CPU as many as pay off.",
         rich_help_panel=MACHINE,
     ),
 ]
@@ -79,3 +79,8 @@ LogOption = Annotated[
         rich_help_panel=RUN,
     ),
 ]
+
+
+def workers_of(text: str | None) -> Any:
+    """Read ``--workers``; whether it is a number or ``ray`` is for the configuration to say."""
+    return int(text) if text and text.isdecimal() else text

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from calibri.cli.display import loading
-from calibri.cli.options import LogOption, MachineOption, RunArgument, WorkersOption
+from calibri.cli.options import LogOption, MachineOption, RunArgument, WorkersOption, workers_of
 from calibri.cli.outcome import run_with_progress
 from calibri.cli.paths import run_path
 from calibri.cli.quiet import quiet_libraries
@@ -40,6 +40,8 @@ def resume(
         quiet_libraries()
 
     def work(progress: Progress) -> RunSummary:
-        return resume_run(path, workers=workers, device=device, progress=progress, callbacks=log)
+        return resume_run(
+            path, workers=workers_of(workers), device=device, progress=progress, callbacks=log
+        )
 
     run_with_progress(path, config, work)

@@ -20,7 +20,7 @@ from PIL import Image
 from calibri.arrays import Vector
 from calibri.artifact import Calibration, Sampling
 from calibri.coefficients import Coefficients
-from calibri.config import RunConfig
+from calibri.config import RunConfig, Workers
 from calibri.configure import ConfigLike, merge_config
 from calibri.errors import Interrupted
 from calibri.files import write_atomically
@@ -130,7 +130,7 @@ def resume(
     *,
     pipeline: Any = None,
     rewards: Sequence[Any] = (),
-    workers: int | None = None,
+    workers: Workers | None = None,
     device: str | None = None,
     progress: Progress | None = None,
     callbacks: Sequence[Any] | None = None,
@@ -141,7 +141,8 @@ def resume(
         run: its folder.
         pipeline: the loaded pipeline that the run was started with, if it was.
         rewards: the rewards that it was given as objects or classes, if it was.
-        workers: processes that sample from here on; None for as many as it was started with.
+        workers: processes that sample from here on, or ``"ray"`` for a Ray cluster; None for what it was
+            started with.
         device: where they sample from here on; None for where it was started.
         progress: is told what happens.
         callbacks: as for ``calibrate``; they are told everything from the start.

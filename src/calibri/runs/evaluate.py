@@ -9,7 +9,7 @@ from typing import Any
 
 from calibri.artifact import Calibration
 from calibri.coefficients import Coefficients
-from calibri.config import RunConfig, validate_config
+from calibri.config import RunConfig, Workers, validate_config
 from calibri.configure import check_own_prompts
 from calibri.planning import images_by_phase
 from calibri.progress import Progress
@@ -43,7 +43,7 @@ def evaluate(
     images_per_prompt: int = 2,
     step_multiples: Sequence[int] = (1, 2, 3),
     batch_size: int = 32,
-    workers: int | None = None,
+    workers: Workers | None = None,
     seed: int = 1,
     device: str = "auto",
     progress: Progress | None = None,
@@ -66,7 +66,7 @@ def evaluate(
         images_per_prompt: noise seeds per prompt.
         step_multiples: the original model is also sampled at these multiples of the steps.
         batch_size: images per forward of the transformer.
-        workers: processes that sample; None for as many as pay off.
+        workers: processes that sample; None for as many as pay off, ``"ray"`` for a Ray cluster.
         seed: of the noise; take another than the search's.
         device: where to run.
         progress: is told what happens.

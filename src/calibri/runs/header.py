@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,18 +10,17 @@ from calibri.errors import RunError
 from calibri.progress import Progress
 from calibri.rewards import storable_options
 from calibri.scoring import Records
-from calibri.version import __version__
+from calibri.version import versions_here
 
 # Where and by how many processes scores are computed decides none of them.
-_HARMLESS = ("device", "sampling.workers", "rewards.offload")
-_LIBRARIES = ("torch", "diffusers", "transformers", "numpy")
+_HARMLESS = ("device", "sampling.workers", "sampling.ray.", "rewards.offload")
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
     """List the settings that decide the scores of a run, by key; without secrets."""
     data = config.model_dump(mode="json")
     data["rewards"]["options"] = storable_options(config.rewards.options)
-    return {key: value for key, value in _flat(data) if key not in _HARMLESS}
+    return {key: value for key, value in _flat(data) if not key.startswith(_HARMLESS)}
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -31,12 +29,6 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-def versions_here() -> dict[str, str]:
-    """Versions of what computes scores."""
-    found = {name: importlib.metadata.version(name) for name in _LIBRARIES}
-    return {"calibri": __version__, **found}
 
 
 def open_journal(

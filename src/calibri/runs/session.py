@@ -35,6 +35,7 @@ from calibri.scoring import (
     Local,
     Measures,
     check_workers,
+    driver_device,
     make_backend,
     sample_images,
 )
@@ -75,12 +76,13 @@ class Session:
         if pipe is not None:  # which stays where it is
             config = config.model_copy(update={"device": str(pipe.device)})
         _check_workers(config, alone=pipe is not None or bool(rewards))
+        here = config.model_copy(update={"device": driver_device(config)})
         self.prompts = prompts or prompt_sets(config)
         self.mixture = Mixture.of(config.rewards)
         # Cheap checks come first: a pipeline can take minutes to load.
-        measures = Measures.of(config, rewards)
+        measures = Measures.of(here, rewards)
         _check_groups(config, measures, self._searched(config, measures), self.prompts)
-        self.bench = Bench(config, measures, pipe)
+        self.bench = Bench(here, measures, pipe)
         _check_branches(config, self.bench.scaler.networks)
         capabilities = Capabilities.of(self.bench.pipe, self.bench.sampler.cfg_scale)
         self.config = resolve(config, capabilities)
@@ -106,9 +108,9 @@ class Session:
             progress: is told of units, and of batches that do not fit into memory.
             images: about as many will be sampled; decides how many workers pay off.
         """
-        backend = make_backend(self.bench, self.config, images)
-        size = self.config.sampling.batch_size
         told = progress or Progress()
+        backend = make_backend(self.bench, self.config, images, told.message)
+        size = self.config.sampling.batch_size
         full = self.bench.sampler.full
         return Evaluator(backend, size, full, ledger, told.unit, told.message, told.worked)
 
@@ -162,7 +164,7 @@ def _guards(config: RunConfig, measures: Measures) -> list[str]:
 def _check_workers(config: RunConfig, *, alone: bool) -> None:
     count = config.sampling.workers or 1
     check_workers(config)
-    if alone and count > 1:
+    if alone and count != 1:
         raise ConfigError(
             f"sampling.workers is {count}, but a pipeline or a reward was given as an object, "
             "which other processes cannot have. Give its name, or set sampling.workers to 1."

@@ -1,4 +1,5 @@
 from .backends.choice import check_workers as check_workers
+from .backends.choice import driver_device as driver_device
 from .backends.choice import make_backend as make_backend
 from .backends.local import Local as Local
 from .bench import Bench as Bench

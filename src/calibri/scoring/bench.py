@@ -11,7 +11,7 @@ from torch import Tensor
 
 from calibri.config import RunConfig
 from calibri.devices import resolve_device
-from calibri.errors import RunError
+from calibri.errors import NoMemoryError
 from calibri.memory import Halving, is_out_of_memory
 from calibri.pipelines import Discovery, load_pipeline, networks_of
 from calibri.sampling import BranchResolver, Noise, Sampler, Scaler
@@ -91,7 +91,7 @@ class Bench:
         """Sample rows of a unit, fewer at once from now on when they do not fit into memory.
 
         Raises:
-            RunError: one image alone does not fit.
+            NoMemoryError: one image alone does not fit.
         """
         prompts = [noise.prompt for _, noise in rows]
         self.sampler.prepare(prompts, unit.fidelity.max_sequence_length)
@@ -100,7 +100,7 @@ class Bench:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise RunError(
+            raise NoMemoryError(
                 "One image alone does not fit into the memory of the device. Everything "
                 "before this is kept. Lower sampling.height and width, use "
                 "dtype=bfloat16, or free the device, and resume the run."

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from calibri.errors import RewardError, RunError
+from calibri.errors import NoMemoryError, RewardError
 from calibri.memory import Halving, is_out_of_memory
 from calibri.rewards import BatchedReward
 from calibri.scoring.bench import Bench
@@ -50,7 +50,7 @@ class Differentiator:
 
         Raises:
             RewardError: a score or a gradient is not finite, and the policy is not to drop it.
-            RunError: one image alone does not fit into memory.
+            NoMemoryError: one image alone does not fit into memory.
         """
         values = self._differentiated(unit)
         failed = ~torch.stack([_is_finite(*value) for value in values.values()]).all(dim=0)
@@ -82,7 +82,7 @@ class Differentiator:
                 if not is_out_of_memory(error):
                     raise
                 if not self._recomputation.more():
-                    raise RunError(
+                    raise NoMemoryError(
                         "The gradient of one image alone, or of the images of one prompt where "
                         "they are compared, does not fit into the memory of the device. "
                         "Everything before this is kept. Set search.last_steps to fewer steps, "

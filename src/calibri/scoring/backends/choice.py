@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,8 @@ from calibri.pipelines import Pipeline
 from calibri.scoring.backends.local import Local
 from calibri.scoring.backends.pace import Pace
 from calibri.scoring.backends.processes import Worker, cores, default_workers, worker_devices
+from calibri.scoring.backends.ray_cluster import RayCluster
+from calibri.scoring.backends.ray_connection import check_connection
 from calibri.scoring.backends.workers import Workers
 from calibri.scoring.bench import Bench
 from calibri.scoring.units import Backend
@@ -56,32 +59,51 @@ def choose_pool(device: str, model_bytes: int, images: int, asked: int | None) -
 
 
 def check_workers(config: RunConfig) -> None:
-    """Refuse more workers than there are devices for.
+    """Refuse workers that cannot be had.
 
     Raises:
-        ConfigError: there are fewer GPUs than workers, or the device does not exist.
+        ConfigError: there are fewer GPUs than workers, the device does not exist, Ray is not
+            installed or its cluster not there.
     """
-    worker_devices(str(resolve_device(config.device)), config.sampling.workers or 1)
+    if config.sampling.workers == "ray":
+        check_connection()
+    else:
+        worker_devices(str(resolve_device(config.device)), config.sampling.workers or 1)
 
 
-def make_backend(bench: Bench, config: RunConfig, images: int) -> Backend:
+def driver_device(config: RunConfig) -> str:
+    """Say where this process has its pipeline: one that only directs others needs no GPU."""
+    return "cpu" if config.sampling.workers == "ray" else config.device
+
+
+def make_backend(
+    bench: Bench,
+    config: RunConfig,
+    images: int,
+    on_message: Callable[[str], None] = lambda text: None,
+) -> Backend:
     """Compute units on a bench, and in as many other processes as are configured or pay off.
 
     Args:
         bench: of this process; one with objects that no configuration names stays alone.
         config: what the other processes make their benches of.
         images: about as many will be sampled.
+        on_message: told what a person should know of the workers.
 
     Raises:
-        ConfigError: there are fewer GPUs than workers.
+        ConfigError: there are fewer GPUs than workers, or no Ray cluster with room for one.
     """
-    asked = config.sampling.workers if bench.is_configured else 1
+    workers = config.sampling.workers
+    if workers == "ray":
+        pool = choose_pool("cpu", _pipeline_bytes(bench.pipe), images, None)
+        return RayCluster(config, pool.threads or torch.get_num_threads(), on_message)
+    asked = workers if bench.is_configured else 1
     pool = choose_pool(str(bench.device), _pipeline_bytes(bench.pipe), images, asked)
     if pool.threads is None:
         return Local(bench)
     pace = Pace()
     others = [Worker(config, device, pool.threads, pace) for device in pool.devices[1:]]
-    return Workers(Local(bench), others, pool.threads)
+    return Workers(Local(bench), others, pool.threads, on_message)
 
 
 def _pipeline_bytes(pipe: Pipeline) -> int:

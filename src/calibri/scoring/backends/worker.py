@@ -9,17 +9,19 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
-from typing import Any, BinaryIO
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 
 from calibri.config import RunConfig, validate_config
-from calibri.errors import CalibriError, RunError
+from calibri.errors import CalibriError, NoMemoryError
 from calibri.memory import is_out_of_memory
 from calibri.scoring.backends.local import Local
 from calibri.scoring.bench import Bench
-from calibri.scoring.units import Backend, Unit
+from calibri.scoring.units import Backend, Result, Unit
+
+Made = TypeVar("Made")
 
 
 def serve(
@@ -40,26 +42,45 @@ def serve(
         try:
             if isinstance(backend, CalibriError):
                 raise backend
-            ((_, result),) = backend.run([(0, Unit.from_json(json.loads(line)))])
-            answer: dict[str, Any] = {"result": result}
+            answer: dict[str, Any] = {"result": result_of(backend, json.loads(line))}
         except CalibriError as error:
             answer = {"error": type(error).__name__, "message": str(error)}
         answers.write(json.dumps(answer).encode() + b"\n")
         answers.flush()
 
 
+def result_of(backend: Backend, unit: Mapping[str, Any]) -> Result:
+    """Have the only unit computed that was sent.
+
+    Raises:
+        CalibriError: what it raises.
+    """
+    ((_, result),) = backend.run([(0, Unit.from_json(unit))])
+    return result
+
+
 def _made(config: dict[str, Any], load: Callable[[RunConfig], Backend]) -> Backend | CalibriError:
     try:
-        return load(validate_config(config))
+        return loaded(config, load)
     except CalibriError as error:
         return error
+
+
+def loaded(config: Mapping[str, Any], load: Callable[[RunConfig], Made]) -> Made:
+    """Load what a worker computes with.
+
+    Raises:
+        CalibriError: something of it cannot be had, or the device has not enough memory for it.
+    """
+    try:
+        return load(validate_config(config))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        return RunError(
+        raise NoMemoryError(
             f"The models of another worker do not fit on '{config['device']}': {error}. Everything "
             "finished before is kept. Lower sampling.workers, and resume the run."
-        )
+        ) from error
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
@@ -19,6 +20,8 @@ from calibri.scoring.backends.board import Board, Task, WorkerLost
 from calibri.scoring.units import Backend, Result, Unit
 
 _Finished = tuple[int, Result]
+# Seconds in which threads hear of the end of their workers; one that computes is not waited for.
+_FAREWELL = 5.0
 
 
 class OtherWorker(Protocol):
@@ -67,6 +70,7 @@ class Workers:
     ) -> None:
         self._here = here
         self._others: list[OtherWorker] = []
+        self._threads: dict[OtherWorker, threading.Thread] = {}
         self._on_message = on_message
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(threads)
@@ -77,7 +81,9 @@ class Workers:
     def add(self, worker: OtherWorker) -> None:
         """Have one more worker, which gets units as soon as it is open."""
         self._others.append(worker)
-        threading.Thread(target=self._serve, args=(worker,), daemon=True).start()
+        thread = threading.Thread(target=self._serve, args=(worker,), daemon=True)
+        self._threads[worker] = thread
+        thread.start()
 
     def _serve(self, worker: OtherWorker) -> None:
         """Give one worker units until the end, or until it does not come again."""
@@ -90,6 +96,8 @@ class Workers:
             self._others.remove(worker)
         except Exception as error:
             board.fail(_in_words(error))
+        finally:
+            self._threads.pop(worker, None)
 
     def _feed(self, worker: OtherWorker) -> None:
         while (task := self.board.take(worker)) is not None:
@@ -97,6 +105,7 @@ class Workers:
                 self._compute(worker, task)
             except WorkerLost as lost:
                 self.board.put_back(task, lost)
+                self.board.say(f"A worker was lost, others compute its unit: {lost}.")
                 return
 
     def _compute(self, worker: OtherWorker, task: Task) -> None:
@@ -161,6 +170,9 @@ class Workers:
         self.board.close()
         for worker in list(self._others):
             worker.stop()
+        until = time.monotonic() + _FAREWELL
+        for thread in list(self._threads.values()):
+            thread.join(max(0.0, until - time.monotonic()))
         if self._here is not None:
             self._here.close()
         torch.set_num_threads(self._threads_before)

@@ -1,0 +1,115 @@
+"""Ray's calls, and its exceptions in our words."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from calibri.errors import CalibriError, first_line
+from calibri.scoring.backends.board import WorkerLost
+from calibri.scoring.backends.nodes import Needs, Node
+
+
+class Calls:
+    """What is asked of Ray.
+
+    Args:
+        ray: the module, in a program that has joined a cluster.
+    """
+
+    def __init__(self, ray: Any) -> None:
+        self._ray = ray
+        self._closed = False
+
+    def close(self) -> None:
+        """Ask no more: Ray would start a new cluster for it."""
+        self._closed = True
+
+    def nodes(self) -> list[Node]:
+        """List the nodes that are alive."""
+        return [
+            Node(
+                node["NodeID"],
+                f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})",
+                node["Resources"].get("GPU", 0.0),
+                node["Resources"].get("CPU", 0.0),
+            )
+            for node in self._ray.nodes()
+            if node["Alive"]
+        ]
+
+    def start(self, kind: type, needs: Needs, node: Node) -> Any:
+        """Have an actor started on a node as soon as it has room."""
+        where = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            node.id, soft=False
+        )
+        # Ray would start it again elsewhere; but where it may live is ours to say, and the models
+        # that it had loaded are lost in any case.
+        return (
+            self._ray.remote(kind)
+            .options(
+                num_cpus=needs.cpus,
+                num_gpus=needs.gpus,
+                max_restarts=0,
+                scheduling_strategy=where,
+            )
+            .remote()
+        )
+
+    def ask(self, actor: Any, method: str, *args: Any, timeout: float | None, node: Node) -> Any:
+        """Call a method of an actor and wait for its answer.
+
+        Args:
+            actor: of ``start``.
+            method: its name.
+            args: plain values, or references to objects in Ray's store.
+            timeout: seconds after which the actor is taken for stuck and killed.
+            node: where it lives.
+
+        Raises:
+            CalibriError: what the method raised.
+            WorkerLost: the actor or its node is dead, or it is stuck.
+        """
+        if self._closed:
+            raise WorkerLost("the run is over", blameless=True)
+        errors = self._ray.exceptions
+        try:
+            return self._ray.get(getattr(actor, method).remote(*args), timeout=timeout)
+        except errors.GetTimeoutError:
+            self.kill(actor)
+            raise WorkerLost(f"no answer from {node.name} within {timeout:.0f} seconds") from None
+        except errors.RayActorError as error:
+            gone = error.preempted or not self._is_alive(node)
+            raise WorkerLost(_of_death(error, node, gone=gone), blameless=gone) from error
+        except errors.RayTaskError as error:
+            if isinstance(error.cause, CalibriError):
+                raise error.cause from None
+            self.kill(actor)  # who knows what it is worth after this
+            raise WorkerLost(f"{node.name} failed with {error.cause!r}") from error
+        except errors.RayError as error:
+            self.kill(actor)
+            raise WorkerLost(f"{node.name}: {first_line(error)}") from error
+
+    def _is_alive(self, node: Node) -> bool:
+        return not self._closed and any(other.id == node.id for other in self.nodes())
+
+    def kill(self, actor: Any) -> None:
+        """End an actor at once, alive or not."""
+        with contextlib.suppress(Exception):
+            self._ray.kill(actor)
+
+    def request(self, needs: Needs, count: int) -> None:
+        """Ask a cluster that scales itself for room for so many workers; 0 to ask no more."""
+        from ray.autoscaler.sdk import request_resources
+
+        bundle = {name: n for name, n in (("CPU", needs.cpus), ("GPU", needs.gpus)) if n}
+        request_resources(bundles=[bundle] * count)
+
+
+def _of_death(error: Exception, node: Node, *, gone: bool) -> str:
+    if gone:
+        return f"node {node.name} is gone"
+    lines = str(error).strip().splitlines()
+    if getattr(error, "_actor_init_failed", False):
+        return f"{node.name} cannot start a worker: {lines[-1]}"
+    return f"a process on {node.name} died, perhaps for want of memory"

@@ -1,0 +1,195 @@
+"""Units computed by actors of a Ray cluster; several Ray processes of this machine are its nodes.
+
+Skipped, and said so, where Ray is not installed.
+"""
+
+import contextlib
+import os
+import signal
+import time
+
+import psutil
+import pytest
+
+from calibri.errors import CalibriError, ConfigError
+from calibri.scoring.backends.local import Local
+from calibri.scoring.backends.ray_cluster import RayCluster
+from calibri.scoring.units import make_unit
+from tests.scoring.ray_nodes import Nodes
+from tests.scoring.sample_units import at, configured, units_of
+
+pytest.importorskip("ray", reason="Ray is not installed: pip install 'calibri[ray]'")
+pytestmark = [pytest.mark.end_to_end]
+
+
+@pytest.fixture
+def nodes(monkeypatch):
+    with Nodes() as cluster:
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        yield cluster
+
+
+@pytest.fixture
+def backend_of(nodes):
+    """Makes back-ends, which are closed before the cluster is."""
+    with contextlib.ExitStack() as stack:
+
+        def make(said=None, options=(), **rewards):
+            config = configured("ray", **rewards)
+            ray = config.sampling.ray.model_copy(update=dict(options))
+            sampling = config.sampling.model_copy(update={"ray": ray})
+            config = config.model_copy(update={"sampling": sampling})
+            made = RayCluster(config, 1, ([] if said is None else said).append)
+            return stack.enter_context(contextlib.closing(made))
+
+        yield make
+
+
+def many(candidates, times):
+    return list(enumerate(unit for _, unit in units_of(candidates) * times))
+
+
+def actors():
+    """Processes of actors that have loaded their class, by id."""
+    return {
+        process.pid: process
+        for process in psutil.process_iter(["cmdline"])
+        if any("UnitActor" in part for part in process.info["cmdline"] or [])
+    }
+
+
+def without_loss(backend, units, expected, after, then):
+    """Run units, and do something after so many results."""
+    found = []
+    for index, result in backend.run(units):
+        found.append((index, result))
+        if len(found) == after:
+            then()
+    assert len(found) == len(units)
+    assert dict(found) == expected
+
+
+def test_actors_give_the_scores_of_one_process(session, candidates, nodes, backend_of):
+    plain = units_of(candidates)
+    cached = make_unit(candidates, plain[0][1].rows, plain[0][1].measures, at(4, cache_interval=2))
+    image = make_unit(candidates, plain[0][1].rows, (), at(2), "images")
+    units = [*plain, (len(plain), cached), (len(plain) + 1, image)]
+    alone = dict(Local(session.bench).run(units))
+    nodes.add(num_cpus=2)
+    backend = backend_of()
+    assert dict(backend.run(units)) == alone
+    assert len(actors()) == 2
+
+
+def test_killed_actors_and_nodes_cost_nothing_and_new_nodes_help(
+    session, candidates, nodes, backend_of
+):
+    units = many(candidates, 6)
+    alone = dict(Local(session.bench).run(units))
+    first = nodes.add(num_cpus=1)
+    said = []
+    backend = backend_of(said)
+
+    def kill():
+        for pid in actors():
+            os.kill(pid, signal.SIGKILL)
+
+    without_loss(backend, units, alone, 5, kill)
+    assert any("died" in text for text in said)
+    nodes.add(num_cpus=1)
+    without_loss(backend, units, alone, 3, lambda: nodes.remove(first))
+    assert len(actors()) == 1
+    backend.close()
+    assert not actors()
+
+
+def test_an_actor_that_hangs_is_replaced(session, candidates, nodes, backend_of):
+    units = many(candidates, 3)
+    alone = dict(Local(session.bench).run(units))
+    nodes.add(num_cpus=1)
+    said = []
+    backend = backend_of(said)
+    backend.pace.least = 3.0
+
+    def stop():
+        for pid in actors():
+            os.kill(pid, signal.SIGSTOP)
+
+    without_loss(backend, units, alone, 5, stop)
+    assert any("no answer from" in text for text in said)
+
+
+NEEDS_A_FILE = """
+import os
+from calibri.errors import RewardError
+from calibri.rewards import RewardInfo
+
+class Mine:
+    info = RewardInfo("mine", "1", unit="none")
+
+    def __init__(self):
+        if os.environ.get("EMPTY_NODE"):
+            raise RewardError("its weights are not in the cache of this machine")
+
+    def score(self, images, prompts):
+        return images.float().mean(dim=(1, 2, 3))
+"""
+
+
+def test_a_node_without_a_model_is_named_and_the_others_go_on(
+    tmp_path, candidates, nodes, backend_of
+):
+    (tmp_path / "mine.py").write_text(NEEDS_A_FILE)
+    reward = {"objective": f"{tmp_path / 'mine.py'}:Mine", "held_out": []}
+    nodes.add(num_cpus=1, env={"EMPTY_NODE": "1"})
+    other = nodes.add(num_cpus=1)
+    said = []
+    backend = backend_of(said, **reward)
+    units = units_of(candidates)
+    named = [(i, make_unit(candidates, unit.rows, ("mine",), at(2))) for i, unit in units]
+    assert len(dict(backend.run(named))) == len(named)
+    assert sum("gets no more units" in text for text in said) == 1
+    assert any("its weights are not in the cache" in text for text in said)
+    # With the good one gone there is nobody left, and that is the end, in words.
+    nodes.remove(other)
+    with pytest.raises(CalibriError, match="Node .* not in the cache of this machine"):
+        dict(backend.run(named * 20))
+
+
+def test_another_version_on_a_node_is_refused_with_both_named(
+    candidates, nodes, other_calibri, backend_of
+):
+    nodes.add(num_cpus=1, env={"PYTHONPATH": other_calibri})
+    backend = backend_of()
+    with pytest.raises(ConfigError, match=r"calibri 0.1.0 here and 0.0.9 there"):
+        dict(backend.run(units_of(candidates)))
+
+
+@pytest.fixture
+def other_calibri(tmp_path):
+    """A folder with this package, except that it is of another version."""
+    import calibri
+
+    here = os.path.dirname(calibri.__file__)
+    (tmp_path / "calibri").mkdir()
+    for name in os.listdir(here):
+        os.symlink(os.path.join(here, name), tmp_path / "calibri" / name)
+    version = tmp_path / "calibri" / "version.py"
+    text = version.read_text()
+    version.unlink()
+    version.write_text(text.replace("0.1.0", "0.0.9"))
+    return os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+
+
+def test_a_cluster_without_room_is_told_at_once(backend_of):
+    with pytest.raises(ConfigError, match="has room for a worker, which needs 0 GPUs and 1 CPUs"):
+        backend_of()
+
+
+def test_a_cluster_that_grows_when_asked_is_waited_for(session, candidates, nodes, backend_of):
+    backend = backend_of(options={"workers": 1})
+    time.sleep(2)
+    nodes.add(num_cpus=4)
+    units = units_of(candidates)
+    assert dict(backend.run(units)) == dict(Local(session.bench).run(units))
+    assert len(actors()) == 1
