@@ -1,4 +1,4 @@
-"""Names for the two kinds of arrays that are passed around."""
+"""Names for the kinds of arrays that are passed around."""
 
 from __future__ import annotations
 
@@ -10,3 +10,6 @@ Vector = NDArray[np.float64]
 
 Scores = NDArray[np.float64]
 """Scores of any shape, for example (candidates, prompts); NaN for a failed image."""
+
+Pixels = NDArray[np.uint8]
+"""Images, uint8 (N, 3, H, W), or of videos (N, frames, 3, H, W)."""

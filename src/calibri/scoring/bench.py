@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from calibri.config import RunConfig
@@ -17,7 +16,8 @@ from calibri.pipelines import Discovery, load_pipeline, networks_of
 from calibri.sampling import BranchResolver, Noise, Sampler, Scaler
 from calibri.scoring.compilation import compile_transformers
 from calibri.scoring.device_swap import REWARDS, DeviceSwap, share_device
-from calibri.scoring.measures import Grouped, Measure, Measures
+from calibri.scoring.measures import Measures
+from calibri.scoring.measuring import measure_rows
 from calibri.scoring.pictures import Pictures, join_pictures
 from calibri.scoring.units import Row, Unit
 
@@ -125,8 +125,7 @@ class Bench:
             Name to one number, or row of numbers, for each row; NaN for a broken image and, where a
             measure compares the images of a prompt, for those that it would be compared with.
         """
-        self.measures.remember(noise.prompt for _, noise in rows)
-        return {name: _measured(self.measures[name], rows, pictures) for name in unit.measures}
+        return measure_rows(self.measures, unit, rows, pictures)
 
     def score(self, images: Tensor, noises: Sequence[Noise], names: Sequence[str]) -> None:
         """Measure images by rewards, to see whether these take them.
@@ -144,36 +143,3 @@ def _configured_pipeline(config: RunConfig) -> Any:
     return load_pipeline(
         config.pipeline, revision=config.revision, dtype=config.dtype, device=config.device
     )
-
-
-def _measured(measure: Measure, rows: Sequence[Row], pictures: Pictures) -> Tensor:
-    whole = _whole_rows(measure, rows, pictures)
-    if len(whole) == len(rows):
-        return _called(measure, rows, pictures.pixels)
-    if not whole:  # what the measure makes of them tells how many numbers there would be
-        return torch.full_like(_called(measure, rows, pictures.pixels), torch.nan)
-    found = _called(measure, [rows[i] for i in whole], pictures.pixels[whole])
-    values = found.new_full((len(rows), *found.shape[1:]), torch.nan)
-    values[whole] = found
-    return values
-
-
-def _whole_rows(measure: Measure, rows: Sequence[Row], pictures: Pictures) -> list[int]:
-    """Rows whose image is not broken, nor one that it is compared with."""
-    broken = [bool(is_broken) for is_broken in pictures.broken]
-    if isinstance(measure, Grouped):
-        groups = [(candidate, noise.prompt.id) for candidate, noise in rows]
-        spoilt = {group for group, is_broken in zip(groups, broken, strict=True) if is_broken}
-        broken = [group in spoilt for group in groups]
-    return [i for i, is_broken in enumerate(broken) if not is_broken]
-
-
-def _called(measure: Measure, rows: Sequence[Row], pixels: Tensor) -> Tensor:
-    prompts = [noise.prompt.text for _, noise in rows]
-    if not isinstance(measure, Grouped):
-        return measure(pixels, prompts)
-    parts = []
-    for _, members in itertools.groupby(range(len(rows)), key=lambda i: rows[i][0]):
-        group = list(members)
-        parts.append(measure(pixels[group], [prompts[i] for i in group]))
-    return torch.cat(parts)

@@ -49,12 +49,12 @@ def many(candidates, times):
     return list(enumerate(unit for _, unit in units_of(candidates) * times))
 
 
-def actors():
+def actors(kind="UnitActor"):
     """Processes of actors that have loaded their class, by id."""
     return {
         process.pid: process
         for process in psutil.process_iter(["cmdline"])
-        if any("UnitActor" in part for part in process.info["cmdline"] or [])
+        if any(kind in part for part in process.info["cmdline"] or [])
     }
 
 
@@ -81,7 +81,7 @@ def test_actors_give_the_scores_of_one_process(session, candidates, nodes, backe
     assert len(actors()) == 2
 
 
-def test_killed_actors_and_nodes_cost_nothing_and_new_nodes_help(
+def test_killed_actors_and_lost_nodes_cost_nothing_and_new_ones_help(
     session, candidates, nodes, backend_of
 ):
     units = many(candidates, 6)
@@ -146,7 +146,9 @@ def test_a_node_without_a_model_is_named_and_the_others_go_on(
     said = []
     backend = backend_of(said, **reward)
     units = units_of(candidates)
-    named = [(i, make_unit(candidates, unit.rows, ("mine",), at(2))) for i, unit in units]
+    named = [
+        (i, make_unit(candidates, unit.rows, (reward["objective"],), at(2))) for i, unit in units
+    ]
     assert len(dict(backend.run(named))) == len(named)
     assert sum("gets no more units" in text for text in said) == 1
     assert any("its weights are not in the cache" in text for text in said)
@@ -193,3 +195,51 @@ def test_a_cluster_that_grows_when_asked_is_waited_for(session, candidates, node
     units = units_of(candidates)
     assert dict(backend.run(units)) == dict(Local(session.bench).run(units))
     assert len(actors()) == 1
+
+
+def test_rewards_apart_give_the_same_scores_and_may_die(session, candidates, nodes, backend_of):
+    plain = many(candidates, 3)
+    image = make_unit(candidates, plain[0][1].rows, (), at(2), "images")
+    units = [*plain, (len(plain), image)]
+    alone = dict(Local(session.bench).run(units))
+    nodes.add(num_cpus=2)
+    nodes.add(num_cpus=1)
+    said = []
+    backend = backend_of(said, {"reward_workers": 1})
+
+    def kill():
+        for pid in actors("RewardActor"):
+            os.kill(pid, signal.SIGKILL)
+
+    without_loss(backend, units, alone, 5, kill)
+    assert len(actors("RewardActor")) == 1
+    assert len(actors()) == 2
+    assert any("worker for rewards was lost" in text for text in said)
+
+
+def test_failing_scores_are_measured_again_where_rewards_are_apart(
+    tmp_path, candidates, nodes, backend_of
+):
+    (tmp_path / "mine.py").write_text(FAILS_ONCE)
+    name = f"{tmp_path / 'mine.py'}:Mine"
+    nodes.add(num_cpus=2)
+    backend = backend_of(options={"reward_workers": 1}, objective=name, held_out=[])
+    unit = make_unit(candidates, units_of(candidates)[0][1].rows, (name,), at(2))
+    assert dict(backend.run([(0, unit)])) == {0: {"scores": {name: [2.0, 1.0]}}}
+
+
+FAILS_ONCE = """
+import torch
+from calibri.rewards import RewardInfo
+
+class Mine:
+    info = RewardInfo("mine", "1", unit="none")
+    calls = 0
+
+    def score(self, images, prompts):
+        self.calls += 1
+        scores = torch.full((len(prompts),), float(self.calls))
+        if self.calls == 1:
+            scores[0] = torch.nan
+        return scores
+"""

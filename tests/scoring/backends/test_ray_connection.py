@@ -12,7 +12,7 @@ from calibri.errors import ConfigError
 from calibri.prompts.sources import PromptSets
 from calibri.runs.session import Session
 from calibri.scoring.backends import ray_connection
-from calibri.scoring.backends.ray_cluster import check_versions
+from calibri.scoring.backends.ray_actors import check_versions
 from calibri.scoring.backends.ray_connection import check_connection
 from calibri.version import versions_here
 

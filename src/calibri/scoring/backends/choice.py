@@ -10,6 +10,7 @@ from torch import nn
 
 from calibri.config import RunConfig
 from calibri.devices import resolve_device
+from calibri.errors import ConfigError
 from calibri.pipelines import Pipeline
 from calibri.scoring.backends.local import Local
 from calibri.scoring.backends.pace import Pace
@@ -66,9 +67,18 @@ def check_workers(config: RunConfig) -> None:
             installed or its cluster not there.
     """
     if config.sampling.workers == "ray":
+        _check_rewards_apart(config)
         check_connection()
     else:
         worker_devices(str(resolve_device(config.device)), config.sampling.workers or 1)
+
+
+def _check_rewards_apart(config: RunConfig) -> None:
+    if config.sampling.ray.reward_workers and config.search.method_info.uses_gradients:
+        raise ConfigError(
+            f"sampling.ray.reward_workers is {config.sampling.ray.reward_workers}, but a gradient "
+            "needs pipeline and rewards in one process. Set it to 0."
+        )
 
 
 def driver_device(config: RunConfig) -> str:

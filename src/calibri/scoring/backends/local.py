@@ -41,7 +41,7 @@ class Local:
         """
         for kind, group in itertools.groupby(units, key=lambda item: item[1].kind):
             for index, result in self._results(kind, group):
-                yield index, result | self._smaller_batch(kind)
+                yield index, result | self.smaller_batch(kind)
 
     def _results(
         self, kind: Kind, units: Iterable[tuple[int, Unit]]
@@ -53,7 +53,8 @@ class Local:
         else:
             yield from ((index, self._differentiator(unit)) for index, unit in units)
 
-    def _smaller_batch(self, kind: Kind) -> Result:
+    def smaller_batch(self, kind: Kind) -> Result:
+        """Say how many images were computed at once, where fewer fitted than configured."""
         where = self._differentiator if kind == "gradients" else self._bench
         wanted = self._bench.config.sampling.batch_size
         return {"batch_size": where.batch_size} if where.batch_size < wanted else {}

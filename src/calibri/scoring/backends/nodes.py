@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+# A third of a GPU fits three times, in binary too.
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Node:
 
     Attributes:
         id: Ray's.
-        name: host name or address, for people.
+        name: host name and address, for people.
         gpus: of all workers on it together.
         cpus: the same.
     """
@@ -41,32 +44,33 @@ class Node:
     def __str__(self) -> str:
         return f"{self.name} has {self.gpus:g} GPUs and {self.cpus:g} CPUs"
 
+    def without(self, needs: Needs) -> Node:
+        """The node with one worker more on it."""
+        return replace(self, gpus=self.gpus - needs.gpus, cpus=self.cpus - needs.cpus)
+
     def room(self, needs: Needs) -> int:
         """Count the workers that fit on it."""
-        # A third of a GPU fits three times, in binary too.
-        counts = [
-            int(has / asked + 1e-6)
-            for has, asked in ((self.gpus, needs.gpus), (self.cpus, needs.cpus))
-            if asked > 0
-        ]
-        return min(counts, default=0)
+        pairs = (self.gpus, needs.gpus), (self.cpus, needs.cpus)
+        counts = [int((has + _ROUNDING) / asked) for has, asked in pairs if asked > 0]
+        return max(0, min(counts, default=0))
 
 
-def place(
-    nodes: Iterable[Node], needs: Needs, there: Mapping[str, int], most: int | None = None
-) -> list[Node]:
+def place(nodes: Iterable[Node], needs: Needs, most: int | None = None) -> list[Node]:
     """Choose nodes for new workers, in turns.
 
     Args:
-        nodes: that may be used.
+        nodes: that may be used, less what is used already.
         needs: of each worker.
-        there: workers that each node has already, by its id.
         most: new workers; None for as many as there is room for.
+
+    Returns:
+        A node once for each worker.
     """
-    free = {node: node.room(needs) - there.get(node.id, 0) for node in nodes}
+    free = {node: node.room(needs) for node in nodes}
     chosen: list[Node] = []
-    while any(count > 0 for count in free.values()):
-        for node in [node for node, count in free.items() if count > 0]:
+    while any(free.values()):
+        turn = [node for node, count in free.items() if count]
+        for node in turn:
             free[node] -= 1
-            chosen.append(node)
+        chosen += turn
     return chosen if most is None else chosen[: max(0, most)]

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 from calibri.errors import CalibriError, first_line
 from calibri.scoring.backends.board import WorkerLost
 from calibri.scoring.backends.nodes import Needs, Node
+
+
+class ObjectGone(WorkerLost):
+    """What one actor made for another is lost, with its node."""
 
 
 class Calls:
@@ -43,8 +48,6 @@ class Calls:
         where = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             node.id, soft=False
         )
-        # Ray would start it again elsewhere; but where it may live is ours to say, and the models
-        # that it had loaded are lost in any case.
         return (
             self._ray.remote(kind)
             .options(
@@ -56,7 +59,15 @@ class Calls:
             .remote()
         )
 
-    def ask(self, actor: Any, method: str, *args: Any, timeout: float | None, node: Node) -> Any:
+    def ask(
+        self,
+        actor: Any,
+        method: str,
+        *args: Any,
+        timeout: float | None,
+        node: Node,
+        parts: int = 1,
+    ) -> Any:
         """Call a method of an actor and wait for its answer.
 
         Args:
@@ -65,6 +76,8 @@ class Calls:
             args: plain values, or references to objects in Ray's store.
             timeout: seconds after which the actor is taken for stuck and killed.
             node: where it lives.
+            parts: of the answer; of several, only the first is fetched, and the others are
+                references.
 
         Raises:
             CalibriError: what the method raised.
@@ -74,13 +87,20 @@ class Calls:
             raise WorkerLost("the run is over", blameless=True)
         errors = self._ray.exceptions
         try:
-            return self._ray.get(getattr(actor, method).remote(*args), timeout=timeout)
+            call = getattr(actor, method).options(num_returns=parts)
+            made = call.remote(*args)
+            if parts == 1:
+                return self._ray.get(made, timeout=timeout)
+            return self._ray.get(made[0], timeout=timeout), *made[1:]
         except errors.GetTimeoutError:
             self.kill(actor)
             raise WorkerLost(f"no answer from {node.name} within {timeout:.0f} seconds") from None
         except errors.RayActorError as error:
             gone = error.preempted or not self._is_alive(node)
             raise WorkerLost(_of_death(error, node, gone=gone), blameless=gone) from error
+        except errors.ObjectLostError as error:
+            words = f"images on their way to {node.name} are lost"
+            raise ObjectGone(words, blameless=True) from error
         except errors.RayTaskError as error:
             if isinstance(error.cause, CalibriError):
                 raise error.cause from None
@@ -95,15 +115,16 @@ class Calls:
 
     def kill(self, actor: Any) -> None:
         """End an actor at once, alive or not."""
-        with contextlib.suppress(Exception):
-            self._ray.kill(actor)
+        if not self._closed:
+            with contextlib.suppress(Exception):
+                self._ray.kill(actor)
 
-    def request(self, needs: Needs, count: int) -> None:
-        """Ask a cluster that scales itself for room for so many workers; 0 to ask no more."""
+    def request(self, needs: Sequence[Needs]) -> None:
+        """Ask a cluster that scales itself for room for workers; none to ask no more."""
         from ray.autoscaler.sdk import request_resources
 
-        bundle = {name: n for name, n in (("CPU", needs.cpus), ("GPU", needs.gpus)) if n}
-        request_resources(bundles=[bundle] * count)
+        amounts = [{"CPU": each.cpus, "GPU": each.gpus} for each in needs]
+        request_resources(bundles=[{k: v for k, v in each.items() if v} for each in amounts])
 
 
 def _of_death(error: Exception, node: Node, *, gone: bool) -> str:
