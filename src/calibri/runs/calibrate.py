@@ -141,8 +141,8 @@ def resume(
         run: its folder.
         pipeline: the loaded pipeline that the run was started with, if it was.
         rewards: the rewards that it was given as objects or classes, if it was.
-        workers: processes that sample from here on, or ``"ray"`` for a Ray cluster; None for what it was
-            started with.
+        workers: processes that sample from here on, or ``"ray"`` for a Ray cluster; None for
+            those that it was started with.
         device: where they sample from here on; None for where it was started.
         progress: is told what happens.
         callbacks: as for ``calibrate``; they are told everything from the start.
