@@ -5,6 +5,7 @@ from .method import SearchMethod as SearchMethod
 from .method import Setup as Setup
 from .racing import first_prompts as first_prompts
 from .racing import images_of_generation as images_of_generation
+from .racing import num_survivors as num_survivors
 from .racing import race_scores as race_scores
 from .racing import survivors as survivors
 from .registry import METHODS as METHODS
