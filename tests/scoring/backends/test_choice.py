@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from calibri.scoring.backends.choice import choose_pool
+from calibri.scoring.backends.choice import choose_pool, worker_names
 
 
 @pytest.mark.parametrize("images", [10, 10**5])
@@ -17,3 +17,9 @@ def test_a_process_has_as_many_threads_whatever_the_number_of_workers(monkeypatc
     # A run too short for workers keeps all threads, in this process when there is one worker.
     short = [(1, None), (2, 4), (3, 4), (1, None)]
     assert found == (short if images == 10 else [(1, 1), (2, 1), (3, 1), (4, 1)])
+
+
+def test_workers_are_named_by_their_devices():
+    assert worker_names(["cuda:0", "cuda:1"]) == ["cuda:0", "cuda:1"]
+    assert worker_names(["cpu", "cpu", "cpu"]) == ["cpu 1", "cpu 2", "cpu 3"]
+    assert worker_names(["mps"]) == ["mps"]

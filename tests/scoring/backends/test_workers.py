@@ -181,3 +181,30 @@ def test_what_threads_have_to_say_is_told_in_the_thread_of_the_run():
     dict(pool.run(numbered(3)))
     assert heard == [("a node left", threading.current_thread())]
     pool.close()
+
+
+def test_results_say_who_computed_them_and_how_many_were_lost_over_them():
+    class Named(Timed):
+        def __init__(self, name, fails=0):
+            super().__init__(0.01)
+            self.name, self.fails = name, fails
+
+        def compute(self, unit):
+            if self.fails:
+                self.fails -= 1
+                raise WorkerLost("killed", blameless=True)
+            return super().compute(unit)
+
+    pool = Workers(None, [Named("a", fails=2)], 1)
+    ((_, lost),) = pool.run(numbered(1))
+    assert (lost["worker"], lost["attempts"]) == ("a", 3)
+    assert 0.01 <= lost["busy"] < 5
+    ((_, result),) = pool.run(numbered(1))
+    assert "attempts" not in result
+    pool.close()
+    pool = Workers(Here(), [Named("b"), Named("c")], 1, name="here")
+    found = dict(pool.run(numbered(60)))
+    assert {result["worker"] for result in found.values()} <= {"here", "b", "c"}
+    assert "here" in {result["worker"] for result in found.values()}
+    assert all(found[i]["scores"] == unit.result["scores"] for i, unit in numbered(60))
+    pool.close()

@@ -73,6 +73,7 @@ class Board:
         self._ending = False
         self._flying: dict[int, list[Task]] = {}
         self._lost: collections.Counter[int] = collections.Counter()
+        self._put_back: collections.Counter[int] = collections.Counter()
         self._last: dict[object, float] = {}  # seconds of each worker's last unit
         self._total = 0.0
         self._events: SimpleQueue[Event] = SimpleQueue()
@@ -173,9 +174,16 @@ class Board:
             seconds = time.monotonic() - task.started
             self._total += seconds - self._last.get(task.worker, 0.0)
             self._last[task.worker] = seconds
-            self._events.put((task.index, outcome))
+            self._events.put((task.index, {**outcome, **self._how(task, seconds)}))
             if not self._todo:
                 self._changed.notify_all()
+
+    def _how(self, task: Task, seconds: float) -> Result:
+        """Say who computed a unit and what it took, where workers have names."""
+        name, lost = getattr(task.worker, "name", ""), self._put_back[task.index]
+        if not name:
+            return {}
+        return {"worker": name, "busy": seconds} | ({"attempts": lost + 1} if lost else {})
 
     def put_back(self, task: Task, lost: WorkerLost) -> None:
         """Let others compute the unit of a worker that is lost, at once.
@@ -187,6 +195,7 @@ class Board:
             if self._closed or task.call != self._call or task not in tasks:
                 return
             tasks.remove(task)
+            self._put_back[task.index] += 1
             self._lost[task.index] += not lost.blameless
             if not tasks:
                 del self._flying[task.index]

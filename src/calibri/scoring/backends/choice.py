@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -112,8 +112,18 @@ def make_backend(
     if pool.threads is None:
         return Local(bench)
     pace = Pace()
-    others = [Worker(config, device, pool.threads, pace) for device in pool.devices[1:]]
-    return Workers(Local(bench), others, pool.threads, on_message)
+    here, *names = worker_names(pool.devices)
+    others = [
+        Worker(config, device, pool.threads, pace, name)
+        for device, name in zip(pool.devices[1:], names, strict=True)
+    ]
+    return Workers(Local(bench), others, pool.threads, on_message, here if others else "")
+
+
+def worker_names(devices: Sequence[str]) -> list[str]:
+    """Name workers by their devices, with a number where several share one."""
+    shared = len(set(devices)) < len(devices)
+    return [f"{d} {i}" if shared else d for i, d in enumerate(devices, start=1)]
 
 
 def _pipeline_bytes(pipe: Pipeline) -> int:

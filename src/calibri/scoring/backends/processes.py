@@ -121,14 +121,21 @@ class Worker:
         device: of its own.
         threads: that torch uses there.
         pace: how long units take, shared with the other workers of a run.
+        name: by which results say who computed them; empty where they do not.
 
     Attributes:
         said: what it wrote on its standard error since its last answer.
     """
 
     def __init__(
-        self, config: RunConfig, device: str, threads: int, pace: Pace | None = None
+        self,
+        config: RunConfig,
+        device: str,
+        threads: int,
+        pace: Pace | None = None,
+        name: str = "",
     ) -> None:
+        self.name = name
         self._pace = pace or Pace()
         single = config.sampling.model_copy(update={"workers": 1})
         config = config.model_copy(update={"device": device, "sampling": single})

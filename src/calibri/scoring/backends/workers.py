@@ -59,6 +59,8 @@ class Workers:
         threads: of this process; the same as of the others. Scores can depend on it in their last
             bits, so it must not depend on the number of workers.
         on_message: told what a person should know, in the thread of the run.
+        name: of this process among the workers; others have an attribute ``name``. Results say who
+            computed them where it is given.
     """
 
     def __init__(
@@ -67,11 +69,13 @@ class Workers:
         others: Sequence[OtherWorker],
         threads: int,
         on_message: Callable[[str], None] = lambda text: None,
+        name: str = "",
     ) -> None:
         self._here = here
         self._others: list[OtherWorker] = []
         self._threads: dict[OtherWorker, threading.Thread] = {}
         self._on_message = on_message
+        self._name = name
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(threads)
         self.board = Board()
@@ -163,7 +167,12 @@ class Workers:
         # A back-end that samples many units before it scores them would leave the others none.
         while self.board.waiting:
             share = -(-self.board.waiting // (len(self._others) + 1))
-            yield from here.run(itertools.islice(self.board.taken(), share))
+            before = time.monotonic()
+            for index, result in here.run(itertools.islice(self.board.taken(), share)):
+                now = time.monotonic()
+                how = {"worker": self._name, "busy": now - before} if self._name else {}
+                yield index, {**result, **how}
+                before = time.monotonic()
 
     def close(self) -> None:
         """Stop every other worker, whatever it is doing."""
