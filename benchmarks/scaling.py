@@ -27,7 +27,7 @@ from calibri.config import SearchConfig
 from calibri.runs.journal import read_journal
 from calibri.search import bucket_size, first_prompts, num_survivors
 
-SEEDS = 2
+SEEDS = 1
 WORKERS = (8, 64, 512)
 FLUX_SECONDS = 339 / 320  # FLUX.1-dev at 512 px, 15 steps, on an H100 (docs/cost.md)
 RECORDED = RESULTS / "unit_times.json"
@@ -132,7 +132,7 @@ def seconds(plan: list[Generation], cluster: Cluster, measures: Measures, seed: 
         run.submit([*own, *generation.first])
         if measures.early and number + 1 < len(plan):
             run.submit(plan[number + 1].original, urgent=False)
-        run.wait(generation.first)
+        run.wait(generation.first, 1.0 if generation.rest else measures.share)
         run.submit(generation.rest)
         run.wait([*generation.rest, *generation.original], measures.share)
         run.submit(generation.validation, urgent=not measures.overlap)
@@ -168,8 +168,8 @@ _PAPER = SearchConfig(method="reference", num_validation_prompts=496)
 RUNS: Mapping[str, Sizes] = {
     "FLUX.1-dev, gate, as configured": Sizes(_DEFAULT, 115, 1),
     "FLUX.1-dev, gate, units of 4 images": Sizes(_DEFAULT, 115, 4),
-    "FLUX.1-dev, gate, 8 times the prompts": Sizes(
-        _DEFAULT.model_copy(update={"bucket_size": 64}), 115, 1
+    "FLUX.1-dev, gate, 8 times the prompts, 5 generations": Sizes(
+        _DEFAULT.model_copy(update={"bucket_size": 64, "generations": 5}), 115, 1
     ),
     "FLUX.1-dev, gate, the paper's procedure": Sizes(_PAPER, 115, 1, with_original=False),
 }
@@ -212,15 +212,13 @@ def rows(run: str, ways: Mapping[str, Measures] = WAYS) -> Iterator[dict[str, An
                 }
 
 
-def table(run: str, found: list[dict[str, Any]]) -> Table:
-    """Lay out efficiencies: a line for each way, a column for each cluster."""
-    shown = Table("", title=run)
-    columns = list(dict.fromkeys((row["workers"], row["condition"]) for row in found))
-    for count, condition in columns:
-        shown.add_column(f"{count}: {condition}", justify="right")
+def table(run: str, count: int, found: list[dict[str, Any]]) -> Table:
+    """Lay out the efficiencies of so many workers: a line for each way."""
+    shown = Table("", title=f"{run}, {count} workers")
+    for condition in dict.fromkeys(row["condition"] for row in found):
+        shown.add_column(condition, justify="right")
     for way in dict.fromkeys(row["way"] for row in found):
-        cells = {(r["workers"], r["condition"]): r["efficiency"] for r in found if r["way"] == way}
-        shown.add_row(way, *(f"{cells[column]:.2f}" for column in columns))
+        shown.add_row(way, *(f"{row['efficiency']:.2f}" for row in found if row["way"] == way))
     return shown
 
 
@@ -247,8 +245,9 @@ def main() -> None:
         RECORDED.write_text(json.dumps(record(options.record), indent=1) + "\n")
         return
     found = [row for run in RUNS for row in rows(run)]
-    for run in RUNS:
-        Console(width=240).print(table(run, [row for row in found if row["run"] == run]))
+    for run, count in itertools.product(RUNS, WORKERS):
+        kept = [row for row in found if (row["run"], row["workers"]) == (run, count)]
+        Console(width=120).print(table(run, count, kept))
     (RESULTS / "scaling.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
