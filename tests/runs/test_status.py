@@ -75,7 +75,7 @@ def test_while_it_runs_every_image_counts_and_the_end_comes_nearer(watched):
     assert [s.hours for s in states] == sorted(s.hours for s in states)
     assert states[0].checkpoint is None
     assert states[-1].checkpoint.generation == 3
-    assert states[-1].seconds_left == 0.0
+    assert [s.seconds_left == 0.0 for s in states] == [False] * (len(states) - 1) + [True]
     assert {s.phase for s in states} == {"search", "validation", "evaluation"}
 
 
