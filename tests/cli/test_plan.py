@@ -63,6 +63,22 @@ def test_plan_says_whether_the_networks_fit(resident, in_turns, largest, text):
 
 
 @pytest.mark.parametrize(
+    ("resident", "text"),
+    [(9.0, "everything"), (15.0, "one step"), (19.0, "one block"), (21.5, "does not fit")],
+)
+def test_plan_says_how_a_gradient_fits_beside_the_weights(resident, text):
+    planned = plan(machine="4090", search={"method": "gradient"})
+    kept = {"all_steps": 10.0, "one_step": 5.0, "one_block": 1.0}
+    changed = {
+        "resident_gigabytes": resident,
+        "gradient": planned.gradient.model_copy(update=kept),
+    }
+    lines = memory_lines(planned.model_copy(update=changed))
+    assert "10 GB" in lines[1]
+    assert text in lines[2]
+
+
+@pytest.mark.parametrize(
     ("tera", "text"),
     [
         (0.0, "0.000 TFLOP"),

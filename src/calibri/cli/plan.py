@@ -23,7 +23,7 @@ from calibri.cli.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from calibri import Plan
-    from calibri.planning import Hours, Procedure
+    from calibri.planning import GradientMemory, Hours, Procedure
 
 _Row = tuple[str, list[str]]
 
@@ -215,6 +215,13 @@ def memory_lines(planned: Plan) -> list[str]:
     alternating = f"{planned.in_turns_gigabytes:.3g} GB when pipeline and rewards alternate"
     largest = f"{planned.offloaded_gigabytes:.3g} GB with one network at a time"
     lines = [f"Memory of the weights: {everything}, {alternating}, {largest} ({parts})."]
+    if kept := planned.gradient:
+        lines.append(
+            f"An image with its gradient keeps {kept.all_steps:.3g} GB of activations beside them; "
+            f"where that does not fit, {kept.one_step:.3g} GB with one step at a time (a third "
+            f"more time), or {kept.one_block:.3g} GB with one block at a time (two thirds more). "
+            "The network of a reward needs its own on top."
+        )
     if planned.machine and planned.machine_gigabytes:
         lines.append(f"{_fits(planned)} on the {planned.machine_gigabytes} GB of one.")
     return lines
@@ -222,9 +229,21 @@ def memory_lines(planned: Plan) -> list[str]:
 
 def _fits(planned: Plan) -> str:
     room = _USABLE * (planned.machine_gigabytes or 0)
+    if kept := planned.gradient:
+        return _gradient_fits(room - planned.resident_gigabytes, kept)
     if planned.resident_gigabytes < room:
         return "Everything fits"
     if planned.in_turns_gigabytes < room:
         return "Pipeline and rewards, alternating (rewards.offload), fit"
     offloaded = planned.offloaded_gigabytes < room
     return "One network at a time fits" if offloaded else "Not even the largest network fits"
+
+
+def _gradient_fits(room: float, kept: GradientMemory) -> str:
+    """A gradient needs all networks on the device; activations come beside them."""
+    if kept.all_steps < room:
+        return "A gradient fits with everything that it keeps"
+    if kept.one_step < room:
+        return "A gradient fits with one step at a time"
+    fits = kept.one_block < room
+    return "A gradient fits with one block at a time" if fits else "A gradient does not fit"

@@ -1,3 +1,4 @@
+from .activations import GradientMemory as GradientMemory
 from .costs import image_teraflop as image_teraflop
 from .procedures import Hours as Hours
 from .procedures import Procedure as Procedure

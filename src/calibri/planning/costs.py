@@ -19,6 +19,7 @@ from calibri.pipelines import (
     networks_of,
     sites_of,
 )
+from calibri.planning.activations import GradientMemory, count_gradient
 from calibri.planning.flops import ImageFlops, count_parameters, image_flops, image_size
 from calibri.planning.procedures import (
     TERA,
@@ -65,6 +66,7 @@ class Plan(Record):
         resident_gigabytes: all networks at once.
         in_turns_gigabytes: the pipeline or the rewards, whichever is larger (``rewards.offload``).
         offloaded_gigabytes: the largest network alone.
+        gradient: activations of one image with its gradient; None where the search has none.
         machine: title of the machine, when it is one of the table.
         machine_gigabytes: its memory.
         procedures: the paper's and this configuration's.
@@ -85,6 +87,7 @@ class Plan(Record):
     resident_gigabytes: float
     in_turns_gigabytes: float
     offloaded_gigabytes: float
+    gradient: GradientMemory | None
     machine: str | None
     machine_gigabytes: int | None
     procedures: list[Procedure]
@@ -152,6 +155,7 @@ def plan(
         resident_gigabytes=sum(component.gigabytes for component in components),
         in_turns_gigabytes=_alternating(components),
         offloaded_gigabytes=max(component.gigabytes for component in components),
+        gradient=_gradient(config, geometry, networks, guidance),
         machine=chosen.title if chosen else None,
         machine_gigabytes=chosen.gigabytes if chosen else None,
         procedures=[counted.paper(geometry, paper, speeds), counted.ours(size, speeds)],
@@ -185,6 +189,14 @@ def _counted(
     searched = flops if fidelity == FULL else image_flops(geometry, networks, config, fidelity)
     branches = 2 if guidance > 1.0 else 1
     return Counted(config, flops, searched, branches * config.space.members, branches)
+
+
+def _gradient(
+    config: RunConfig, geometry: Geometry, networks: Mapping[str, nn.Module], guidance: float
+) -> GradientMemory | None:
+    if not config.search.method_info.uses_gradients:
+        return None
+    return count_gradient(geometry, networks, config, branches=2 if guidance > 1.0 else 1)
 
 
 def _guidance(networks: Mapping[str, nn.Module], config: RunConfig) -> float:

@@ -6,12 +6,13 @@ torch's ``FlopCounterMode``: one multiply-add is two FLOPs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from calibri.config import RunConfig
@@ -81,7 +82,32 @@ def image_flops(
         UnsupportedModelError: the transformer's inputs are not known here.
         ConfigError: it makes no images of that size.
     """
-    transformer, vae = networks["transformer"], networks["vae"]
+    transformer = networks["transformer"]
+    decoder: Any = networks["vae"]
+    lengths = forward_of(type(transformer).__name__).lengths(fidelity.max_sequence_length)
+    with shapes_explained(transformer):
+        inputs, latents = meta_inputs(geometry, networks, config, fidelity)
+        with torch.device("meta"):
+            forward = _count(lambda: transformer(**inputs))
+            decode = _count(lambda: decoder.decode(latents))
+    text = sum(
+        _text_flops(networks[role], length) for role, length in lengths.items() if role in networks
+    )
+    return ImageFlops(forward, text, decode)
+
+
+def meta_inputs(
+    geometry: Geometry,
+    networks: Mapping[str, nn.Module],
+    config: RunConfig,
+    fidelity: Fidelity = FULL,
+) -> tuple[dict[str, Any], Tensor]:
+    """Make inputs without values of one image: the transformer's arguments, and final latents.
+
+    Arguments as of ``image_flops``.
+    """
+    transformer: Any = networks["transformer"]
+    vae: Any = networks["vae"]
     called = forward_of(type(transformer).__name__)
     size = image_size(networks, config)
     height = (fidelity.height or size[0]) // _vae_scale(vae)
@@ -89,24 +115,22 @@ def image_flops(
     lengths = called.lengths(fidelity.max_sequence_length)
     shorter = sum(called.text_lengths.values()) - sum(lengths.values())
     tokens = geometry.text_tokens or called.text_tokens - shorter
-    own: Any = transformer.config
-    decoder: Any = vae
-    channels = decoder.config.get("latent_channels") or decoder.config["z_dim"]
+    channels = vae.config.get("latent_channels") or vae.config["z_dim"]
+    with torch.device("meta"):
+        inputs = called.inputs(transformer.config, height, width, tokens)
+        return inputs, torch.empty(1, channels, *called.decoded(height, width))
+
+
+@contextmanager
+def shapes_explained(transformer: nn.Module) -> Iterator[None]:
+    """Say what to change where a transformer cannot run on inputs of a size."""
     try:
-        with torch.device("meta"):
-            inputs = called.inputs(own, height, width, tokens)
-            latents = torch.empty(1, channels, *called.decoded(height, width))
-            forward = _count(lambda: transformer(**inputs))
-            decode = _count(lambda: decoder.decode(latents))
+        yield
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"{type(transformer).__name__} cannot make an image of {height} x {width} latents: "
-            f"{error} Change sampling.height and sampling.width."
+            f"{type(transformer).__name__} cannot make an image of this size: {error} Change "
+            "sampling.height and sampling.width."
         ) from error
-    text = sum(
-        _text_flops(networks[role], length) for role, length in lengths.items() if role in networks
-    )
-    return ImageFlops(forward, text, decode)
 
 
 def _count(call: Callable[[], object]) -> int:
