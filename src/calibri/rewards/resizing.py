@@ -19,9 +19,11 @@ from torch import Tensor
 
 Array = NDArray[np.float64]
 Interval = tuple[float, float]
+Bands = tuple[tuple[int, Array], ...]
 
 _PRECISION_BITS = 22  # of 32, less 8 of a byte and 2 for weights below 0 and above 1
 _ONE = float(1 << _PRECISION_BITS)
+_BAND = 32  # pixels that are made together; a wider band multiplies more zeros
 
 
 def resize(
@@ -55,24 +57,31 @@ def rounded(values: Tensor) -> Tensor:
     return values + (torch.floor(values + 0.5) - values).detach()
 
 
-def _both_passes(image: Tensor, along_rows: Array | None, along_columns: Array | None) -> Tensor:
+def _both_passes(image: Tensor, along_rows: Bands | None, along_columns: Bands | None) -> Tensor:
     across = _one_pass(image.double(), along_rows)
     return _one_pass(across.mT, along_columns).mT
 
 
-def _one_pass(values: Tensor, weights: Array | None) -> Tensor:
+def _one_pass(values: Tensor, bands: Bands | None) -> Tensor:
     """Mix the last axis, and round to bytes."""
-    if weights is None:
+    if bands is None:
         return values
-    # Products of bytes and of whole numbers below 2**24: exact in float64, in whatever order.
-    mixed = values @ torch.from_numpy(weights).to(values.device) / _ONE
+    # Sums of bytes times whole numbers of 22 bits: exact in float64, in whatever order.
+    products = [
+        values[..., first : first + len(weights)] @ torch.from_numpy(weights).to(values.device)
+        for first, weights in bands
+    ]
+    mixed = torch.cat(products, dim=-1) / _ONE
     # Cut after rounding, so that a flat white area, whose weights sum to nearly one, is not cut.
     return rounded(mixed).clamp(0, 255)
 
 
 @lru_cache(maxsize=64)
-def _weights(resample: Resampling, count: int, wanted: int, taken: Interval) -> Array | None:
-    """Fixed-point weights of a pass, whole numbers (count, wanted); None where PIL makes none.
+def _weights(resample: Resampling, count: int, wanted: int, taken: Interval) -> Bands | None:
+    """Fixed-point weights of a pass, whole numbers; None where PIL makes none.
+
+    A pixel is mixed of a few neighbours, so the matrix is cut into bands: where each begins, and
+    its weights, (pixels there are, pixels to make).
 
     Args:
         resample: the filter.
@@ -86,11 +95,20 @@ def _weights(resample: Resampling, count: int, wanted: int, taken: Interval) -> 
     start, stop = np.float32(taken[0]), np.float32(taken[1])
     scale = float(stop - start) / wanted
     if resample is Resampling.NEAREST:
-        return _nearest(count, wanted, float(start), scale) * _ONE
+        return _bands(_nearest(count, wanted, float(start), scale) * _ONE)
     centers: Array = float(start) + (np.arange(wanted, dtype=np.float64) + 0.5) * scale
     exact = _filtered(resample, count, centers, scale)
     fixed: Array = np.trunc(exact * _ONE + np.copysign(0.5, exact))
-    return np.ascontiguousarray(fixed.T)
+    return _bands(fixed.T)
+
+
+def _bands(weights: Array) -> Bands:
+    parts = []
+    for first in range(0, weights.shape[1], _BAND):
+        part = weights[:, first : first + _BAND]
+        (used,) = part.any(axis=1).nonzero()
+        parts.append((int(used[0]), np.ascontiguousarray(part[used[0] : used[-1] + 1])))
+    return tuple(parts)
 
 
 def _nearest(count: int, wanted: int, start: float, scale: float) -> Array:
