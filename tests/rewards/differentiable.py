@@ -61,7 +61,7 @@ def _check_gradient(reward: DifferentiableReward, pixels: Tensor, prompts: Seque
                 moved = mean(pixels + STEP * direction) - mean(pixels - STEP * direction)
             slope = float(moved.sum()) / (2 * STEP)
             scale = float(smooth.norm() * direction.norm())
-            assert abs(slope - float((smooth * direction).sum())) < 0.02 * scale
+            assert abs(slope - float((smooth * direction).sum())) < 0.05 * scale
     cosine = torch.nn.functional.cosine_similarity(gradient.flatten(), smooth.flatten(), dim=0)
     assert cosine > 0.9
 
