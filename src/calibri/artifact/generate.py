@@ -16,7 +16,7 @@ from calibri.artifact.apply import applied
 from calibri.artifact.calibration import Calibration
 from calibri.errors import ConfigError
 from calibri.pipelines import load_pipeline
-from calibri.sampling import GivenSettings, PipelineCall, size_in_words
+from calibri.sampling import GivenSettings, PipelineCall, sampled, size_in_words
 from calibri.signatures import typed
 
 # An image, or the frames of a video.
@@ -155,6 +155,5 @@ class Artist:
 
     def _sampled(self, seed: int, arguments: Mapping[str, Any], output_type: str) -> Any:
         generator = torch.Generator("cpu").manual_seed(seed)
-        # Images or videos: pipelines name them differently, but they are always first.
         with size_in_words(self._pipe, self._size):
-            return self._pipe(generator=generator, output_type=output_type, **arguments)[0]
+            return sampled(self._pipe, generator=generator, output_type=output_type, **arguments)

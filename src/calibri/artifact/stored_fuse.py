@@ -19,9 +19,11 @@ from calibri.artifact.survival import Kept, kept_of
 from calibri.config import SHIPPED
 from calibri.errors import FuseError
 from calibri.pipelines import (
+    PLAIN_INDEX,
     Network,
     StoredTensor,
     change_stored,
+    index_name,
     is_other_index,
     load_skeletons,
     stored_tensors,
@@ -30,7 +32,6 @@ from calibri.pipelines import (
 from calibri.sampling import FoldStep, fold_steps
 from calibri.shapes import PIPELINE_PATH
 
-_INDEX = "model_index.json"
 _WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".gguf", ".msgpack", ".h5", ".onnx")
 
 
@@ -108,18 +109,23 @@ class StoredPipeline:
         for part in self._parts:
             _refuse_packed(part)
         target.mkdir(parents=True, exist_ok=True)
-        index = json.loads((self.folder / _INDEX).read_text())
+        name_of_index = index_name(self.folder)
+        index = json.loads((self.folder / name_of_index).read_text())
         own = {part.folder for part in self._parts}
         for name, entry in index.items():
-            if isinstance(entry, list) and entry[0] is not None and name not in own:
+            if _is_part(entry) and name not in own and self._is_here(name, name_of_index):
                 shutil.copytree(self.folder / name, target / name)
         kept = [record for part in self._parts for record in self._write_part(part, target)]
         for path in self.folder.iterdir():
-            if path.is_file() and path.suffix not in _WEIGHTS and path.name != _INDEX:
+            if path.is_file() and path.suffix not in _WEIGHTS and path.name != name_of_index:
                 shutil.copyfile(path, target / path.name)
         # Last, so that no folder that was left half-written can be loaded.
-        shutil.copyfile(self.folder / _INDEX, target / _INDEX)
+        shutil.copyfile(self.folder / name_of_index, target / name_of_index)
         return kept
+
+    def _is_here(self, name: str, index: str) -> bool:
+        # The list of a modular pipeline may name parts of other repositories.
+        return index == PLAIN_INDEX or (self.folder / name).is_dir()
 
     def _write_part(self, part: _Part, target: Path) -> list[Kept]:
         (target / part.folder).mkdir()
@@ -141,6 +147,10 @@ class StoredPipeline:
             }
             change_stored(copied, changes)
         return kept
+
+
+def _is_part(entry: object) -> bool:
+    return isinstance(entry, list) and bool(entry) and entry[0] is not None
 
 
 def _part(folder: Path, network: Network, steps: Sequence[FoldStep]) -> _Part:

@@ -13,6 +13,12 @@ from calibri.config import SHIPPED
 from calibri.devices import resolve_device
 from calibri.errors import UnsupportedModelError, first_line
 from calibri.pipelines.dtype_name import DTYPE
+from calibri.pipelines.modular import (
+    hide_progress,
+    is_modular_index,
+    load_modular,
+    read_index,
+)
 from calibri.pipelines.names import place_of
 from calibri.pipelines.networks import networks_of
 
@@ -35,7 +41,7 @@ def load_pipeline(
     target = resolve_device(device)
     pipe = _from_pretrained(name, revision, getattr(torch, dtype))
     networks_of(pipe)
-    pipe.set_progress_bar_config(disable=True)
+    hide_progress(pipe)
     return pipe.to(target)
 
 
@@ -46,6 +52,8 @@ def _from_pretrained(name: str, revision: str | None, dtype: torch.dtype) -> Any
         # Its text encoder and VAE are deliberately smaller classes than SD3's own.
         diffusers_logging.set_verbosity_error()
     try:
+        if is_modular_index(read_index(name, revision)):
+            return load_modular(path, revision, dtype)
         return DiffusionPipeline.from_pretrained(path, revision=revision, **{DTYPE: dtype})
     except (OSError, ValueError, KeyError, AttributeError) as error:
         where = "a folder here" if Path(name).is_dir() else "neither a folder here nor reachable"

@@ -11,13 +11,20 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers import DiffusionPipeline, SD3Transformer2DModel
+from diffusers import SD3Transformer2DModel
 from torch import nn
 
 from calibri.config import SHIPPED
 from calibri.errors import UnsupportedModelError, first_line
 from calibri.pipelines.classes import transformer_classes
 from calibri.pipelines.loading import load_pipeline
+from calibri.pipelines.modular import (
+    MODULAR_INDEX,
+    PLAIN_INDEX,
+    is_modular_index,
+    place_of_part,
+    read_index,
+)
 from calibri.pipelines.names import place_of
 from calibri.pipelines.networks import TRANSFORMERS, Network, networks_of
 
@@ -61,13 +68,15 @@ def load_skeletons(name: str, *, revision: str | None = None) -> Sequence[Networ
     Raises:
         UnsupportedModelError: see ``load_skeleton``.
     """
-    if (Path(name) / "config.json").is_file() and not (Path(name) / "model_index.json").is_file():
+    indices = [(Path(name) / index).is_file() for index in (PLAIN_INDEX, MODULAR_INDEX)]
+    if (Path(name) / "config.json").is_file() and not any(indices):
         return networks_of(_skeleton(name, revision, ""))
     index = _index(name, revision)
     parts = {}
     for part in TRANSFORMERS:
-        if (index.get(part) or (None,))[0] is not None:
-            parts[part] = _skeleton(name, revision, part)
+        place = place_of_part(name, revision, part, index)
+        if place is not None:
+            parts[part] = _skeleton(*place)
     kind = getattr(diffusers, str(index.get("_class_name")), object)
     ratio = inspect.signature(kind).parameters.get("boundary_ratio")
     default = 1 if ratio is None else ratio.default
@@ -91,6 +100,8 @@ def load_pipeline_skeleton(name: str, *, revision: str | None = None) -> Any:
         UnsupportedModelError: nothing could be read under that name, or it has no transformer.
     """
     index = _index(name, revision)
+    if is_modular_index(index):
+        return load_pipeline(name, revision=revision, device="cpu")
     kind: Any = getattr(diffusers, str(index.get("_class_name")), None)
     try:
         parts = {
@@ -130,7 +141,7 @@ def _component(entry: Any, name: str, revision: str | None, part: str) -> Any:
 
 def _index(name: str, revision: str | None) -> dict[str, Any]:
     try:
-        return dict(DiffusionPipeline.load_config(place_of(name), revision=revision))
+        return read_index(name, revision)
     except (OSError, ValueError) as error:
         raise UnsupportedModelError(
             f"Cannot load a pipeline from '{name}': {first_line(error)}. Pass a folder with "

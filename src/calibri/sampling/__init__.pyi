@@ -3,6 +3,7 @@ from .call import GivenSettings as GivenSettings
 from .call import PipelineCall as PipelineCall
 from .call import size_in_words as size_in_words
 from .methods import replace_method as replace_method
+from .modular import sampled as sampled
 from .sampler import Noise as Noise
 from .sampler import Sampler as Sampler
 from .scales.fold import FoldStep as FoldStep

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import torch
 
 from calibri.errors import ConfigError, UnsupportedModelError
-from calibri.pipelines import Family, Pipeline, networks_of
+from calibri.pipelines import Family, Pipeline, is_modular, networks_of
+from calibri.sampling.modular import guider_scale, pictures_of
 from calibri.sampling.signatures import (
     NEGATIVE,
     call_arguments,
@@ -104,12 +105,14 @@ class PipelineCall:
     def cfg_scale(self) -> float:
         """The w of classifier-free guidance, u + w (c - u); 1 without it."""
         negative = any(name.startswith(NEGATIVE) for name in self.accepted)
+        negative = negative or guider_scale(self._pipe, 1.0) is not None
         # A network of its own for the second branch needs no negative prompt.
         if not negative and all(network.branch is None for network in networks_of(self._pipe)):
             return 1.0
         name = "true_cfg_scale" if "true_cfg_scale" in self.accepted else "guidance_scale"
         scale = self._scales().get(name, 1.0)
-        return self._family.guidance.scale(scale)
+        own = guider_scale(self._pipe, scale)
+        return self._family.guidance.scale(scale) if own is None else own
 
     @property
     def guided(self) -> bool:
@@ -175,6 +178,8 @@ class PipelineCall:
 
     @property
     def _is_known_to_guide(self) -> bool:
+        if guider_scale(self._pipe, 1.0) is not None:
+            return True
         runs_branches = self._family.guidance.layout not in ("", *_EMBEDDED)
         return self._embeds or (runs_branches and not _is_distilled(self._pipe))
 
@@ -207,6 +212,8 @@ class PipelineCall:
 
     def _check(self) -> None:
         name = type(self._pipe).__name__
+        if is_modular(self._pipe):
+            self._check_blocks(name)
         needed = set(required_arguments(self._pipe)) - {"prompt"}
         if "prompt" not in self.accepted or needed:
             also = f" but with {', '.join(sorted(needed))}" if needed else ""
@@ -217,6 +224,14 @@ class PipelineCall:
         if self._settings.num_frames is not None and not self.makes_videos:
             raise ConfigError(f"{name} makes images, so num_frames has no effect. Leave it out.")
         self._check_guidance(name)
+
+    def _check_blocks(self, name: str) -> None:
+        pictures_of(self._pipe)
+        if "num_inference_steps" not in self.accepted:
+            raise UnsupportedModelError(
+                f"{name} takes no number of steps: its schedule is a fixed list, for which its "
+                "weights were distilled. A calibration can be loaded onto it and fused into it."
+            )
 
     def _check_guidance(self, name: str) -> None:
         effective, settings = self._scales(), self._settings

@@ -23,6 +23,7 @@ from calibri.results import FULL, Fidelity
 from calibri.sampling.call import PipelineCall, size_in_words
 from calibri.sampling.encoding import make_encoder
 from calibri.sampling.frames import evenly_spaced
+from calibri.sampling.modular import sampled
 from calibri.sampling.shift import changed_shift
 from calibri.sampling.signatures import call_arguments
 from calibri.sampling.step_cache import check_cache, step_cache
@@ -91,7 +92,7 @@ class Sampler:
         def run(scales: Mapping[str, float]) -> Any:
             arguments = self.arguments([noise], few) | dict(scales)
             with torch.no_grad(), self._encoder.answering():
-                return self.pipe(**arguments)[0]
+                return sampled(self.pipe, **arguments)
 
         self._call.check_effect(run)
 
@@ -169,7 +170,7 @@ class Sampler:
         size = size_in_words(self.pipe, self._size(fidelity))
         with torch.no_grad(), self._encoder.answering(), changed_shift(self.pipe, shift), cache:
             with size:
-                output = self.pipe(**arguments)
+                output = sampled(self.pipe, **arguments)
             images = self._pictures(output)
         images = images.float()
         broken = ~torch.isfinite(images).flatten(1).all(dim=1)
@@ -227,7 +228,7 @@ class Sampler:
         # Pipelines are decorated with torch.no_grad; what it decorates is their own code.
         run = inspect.unwrap(type(self.pipe).__call__)
         with torch.set_grad_enabled(not first), self._encoder.answering():
-            images = self._pictures(run(self.pipe, **arguments))
+            images = self._pictures(run(self.pipe, **arguments)[0])
             images = images.float().clamp(0, 1).cpu()
         if not images.requires_grad:
             raise UnsupportedModelError(
@@ -268,10 +269,8 @@ class Sampler:
             "num_frames": self.config.num_frames,
         }
 
-    def _pictures(self, output: Any) -> Tensor:
-        """Take images, or frames of videos, out of what the pipeline returned."""
-        # Pipelines name it differently, but it is always first.
-        pictures = output[0]
+    def _pictures(self, pictures: Any) -> Tensor:
+        """Take images, or frames of videos, of what the pipeline returned."""
         if not isinstance(pictures, Tensor) or pictures.ndim not in (4, 5):
             raise UnsupportedModelError(
                 f"{type(self.pipe).__name__} returned neither images nor videos as a tensor. Use "

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from calibri.errors import UnsupportedModelError
-from calibri.pipelines import Pipeline
+from calibri.pipelines import Pipeline, is_modular
+from calibri.sampling.modular import modular_arguments
 
 NEGATIVE = "negative_"
 
@@ -113,6 +114,8 @@ def own_negative_prompt(pipe: Pipeline) -> str:
 
 def call_arguments(pipe: Pipeline) -> Mapping[str, inspect.Parameter]:
     """List the arguments that calling a pipeline takes."""
+    if is_modular(pipe):
+        return modular_arguments(pipe)
     return inspect.signature(type(pipe).__call__).parameters
 
 
@@ -120,8 +123,9 @@ def required_arguments(pipe: Pipeline) -> list[str]:
     """List the arguments without which a pipeline cannot be called."""
     return [
         name
-        for name, parameter in list(call_arguments(pipe).items())[1:]
-        if parameter.default is parameter.empty
+        for name, parameter in call_arguments(pipe).items()
+        if name != "self"
+        and parameter.default is parameter.empty
         and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
 
