@@ -19,19 +19,23 @@ from calibri.sampling.modular import sampled
 from tests.tiny import FEW_PROMPTS, TINY_RUN, calibration_of
 
 PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
-RUN = TINY_RUN | FEW_PROMPTS | {
-    "sampling.height": 24,
-    "sampling.width": 24,
-    "sampling.guidance_scale": 3.0,
-    "space.branches": "separate",
-    "search.generations": 1,
-    "rewards.objective": "shapes",
-}
+RUN = (
+    TINY_RUN
+    | FEW_PROMPTS
+    | {
+        "sampling.height": 24,
+        "sampling.width": 24,
+        "sampling.guidance_scale": 3.0,
+        "space.branches": "separate",
+        "search.generations": 1,
+        "rewards.objective": "shapes",
+    }
+)
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """The shipped pipeline in blocks, without its third text encoder: blocks give that 256 tokens."""
+    """The shipped pipeline in blocks; they give its third text encoder more tokens than it has."""
     shipped = load_pipeline("shapes")
     pipe = diffusers.StableDiffusion3AutoBlocks().init_pipeline()
     own = {name: getattr(shipped, name) for name in (*PARTS, "transformer", "vae", "scheduler")}

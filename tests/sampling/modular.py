@@ -7,7 +7,7 @@ from typing import Any
 
 import diffusers
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.needs import of_diffusers
 from tests.pipelines.zoo import ZOO
@@ -47,6 +47,8 @@ class ModularCase:
         parts: further components.
         config: arguments of the transformer that differ from its specimen's.
         guided: whether a guider is among its components.
+        shift: whether its scheduler has a shift for each size.
+        without: further blocks that are left out.
         negative: whether a call takes a negative prompt.
     """
 
@@ -58,6 +60,7 @@ class ModularCase:
     guided: bool = True
     negative: bool = True
     shift: bool = False
+    without: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -68,7 +71,8 @@ class ModularCase:
         found = next(s for s in ZOO if s.model_class == self.transformer)
         specimen = replace(found, config=found.config | self.config)
         blocks = of_diffusers(self.name)()
-        blocks.sub_blocks.pop("decode")
+        for name in ("decode", *self.without):
+            blocks.sub_blocks.pop(name)
         pipe = blocks.init_pipeline()
         pipe.update_components(
             transformer=specimen.model(),
@@ -90,6 +94,26 @@ class ModularCase:
 
 
 SIZE = dict(height=16, width=16)
+
+
+class Chat:
+    """The processor of a language model: a tokenizer inside, a template around."""
+
+    tokenizer = Letters()
+
+    def apply_chat_template(self, messages: Any, **options: Any) -> str:
+        return str(messages[0]["content"])
+
+
+class Conditioner(nn.Module):
+    """Stands for Anima's conditioner, which makes tokens of Qwen's out of T5's."""
+
+    dtype = torch.float32
+
+    def forward(self, source_hidden_states: Tensor, **options: Any) -> Tensor:
+        return source_hidden_states
+
+
 CASES = (
     ModularCase(
         "FluxAutoBlocks",
@@ -136,6 +160,19 @@ CASES = (
         parts=dict(text_encoder=Deep(), tokenizer=Letters()),
         config=dict(num_text_layers=12),
         shift=True,
+    ),
+    ModularCase(
+        "Flux3AutoBlocks",
+        "Flux3Transformer2DModel",
+        call=SIZE | dict(max_sequence_length=12, text_encoder_out_layers=(1,)),
+        parts=dict(text_encoder=Deep(), tokenizer=Chat()),
+        without=("prompt_upsampler",),
+    ),
+    ModularCase(
+        "AnimaAutoBlocks",
+        "CosmosTransformer3DModel",
+        call=SIZE | dict(max_sequence_length=8),
+        parts=dict(t5_tokenizer=Tokenizer(), text_conditioner=Conditioner()),
     ),
     ModularCase(
         "LTXAutoBlocks",

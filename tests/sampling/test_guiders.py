@@ -95,7 +95,7 @@ def test_a_calibration_acts_and_comes_off(case):
 # Errors of diffusers without a calibration.
 OWN_FAULTS = {
     # A norm of three axes.
-    *(("MagnitudeAwareGuidance", name) for name in ("StableDiffusion3", "ZImage", "Wan")),
+    *(("MagnitudeAwareGuidance", name) for name in ("StableDiffusion3", "ZImage", "Wan", "Anima")),
     # 0 / 0 of a first step of zeros.
     ("ClassifierFreeZeroStarGuidance", "QwenImage"),
     # Attention that the guider does not know, or whose values have another shape.

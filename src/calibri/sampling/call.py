@@ -102,6 +102,11 @@ class PipelineCall:
         return self._frames is not None
 
     @property
+    def takes_one_prompt(self) -> bool:
+        """Whether a call makes one picture at a time."""
+        return self._family.one_prompt
+
+    @property
     def cfg_scale(self) -> float:
         """The w of classifier-free guidance, u + w (c - u); 1 without it."""
         negative = any(name.startswith(NEGATIVE) for name in self.accepted)

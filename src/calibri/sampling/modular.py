@@ -70,8 +70,15 @@ def sampled(pipe: Pipeline, **arguments: Any) -> Any:
         # Pipelines name it differently, but it is always first.
         return pipe(**arguments)[0]
     output = pictures_of(pipe)
+    if isinstance(arguments.get("prompt"), list) and len(arguments["prompt"]) == 1:
+        # Some take a text alone, and then one generator.
+        arguments = {name: _single(value) for name, value in arguments.items()}
     with _guided(pipe, arguments.pop(_GUIDANCE, None) if guiders_of(pipe) else None):
         return pipe(output=output, **arguments)
+
+
+def _single(value: Any) -> Any:
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def pictures_of(pipe: Any) -> str:

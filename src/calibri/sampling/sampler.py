@@ -59,6 +59,11 @@ class Sampler:
         self._call = PipelineCall(pipe, config)
         if unsampled := networks_of(pipe)[0].family.unsampled:
             raise UnsupportedModelError(f"{type(pipe).__name__} {unsampled}. Use another pipeline.")
+        if self._call.takes_one_prompt and config.batch_size > 1:
+            raise ConfigError(
+                f"{type(pipe).__name__} takes one prompt a call, and sampling.batch_size is "
+                f"{config.batch_size}. Set sampling.batch_size to 1."
+            )
         self._encoder = make_encoder(pipe, self._call.negative_prompt)
 
     def remove(self) -> None:
@@ -277,7 +282,7 @@ class Sampler:
                 "another pipeline."
             )
         if pictures.ndim == 5:
-            pictures = evenly_spaced(pictures, self.config.frames_scored)
+            return evenly_spaced(pictures, self.config.frames_scored)
         return pictures
 
 

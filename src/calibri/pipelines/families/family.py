@@ -146,6 +146,7 @@ class Family:
         no_timesteps: why it is not.
         guidance: how pipelines run classifier-free guidance.
         unsampled: what its pipelines do that makes an image depend on the others of its batch.
+        one_prompt: whether its pipelines take one prompt a call.
         authors: the authors' vectors.
         forward: how pipelines call it, where a plan can count its operations.
         published: lower-case name of a repository, without its owner, to the shapes of its
@@ -165,6 +166,7 @@ class Family:
     no_timesteps: str = "no pipeline of diffusers tells what timestep it is given"
     guidance: Guidance = Guidance()
     unsampled: str = ""
+    one_prompt: bool = False
     authors: AuthorsVector | None = None
     forward: Forward | None = None
     published: Mapping[str, Geometry] = field(default_factory=dict)

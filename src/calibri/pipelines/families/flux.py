@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from calibri.pipelines.families.family import (
+    APART,
     EMBEDDED_OR_APART,
     AuthorsVector,
     Family,
@@ -118,5 +119,7 @@ FAMILIES = (
         },
         text_containers=frozenset({"txt_mode_blocks"}),
         timesteps=SHARE,
+        guidance=Guidance(APART),
+        one_prompt=True,
     ),
 )

@@ -1,6 +1,6 @@
 """MiniMax H3 and Music 3."""
 
-from calibri.pipelines.families.family import Family
+from calibri.pipelines.families.family import APART, Family, Guidance
 
 FAMILIES = (
     Family(
@@ -10,6 +10,8 @@ FAMILIES = (
         },
         outputs=("proj_out", "audio_proj_out"),
         auxiliary=frozenset({"token_refiner"}),
+        no_timesteps="each row of its sequence has a timestep, of pictures or of sound",
+        one_prompt=True,
     ),
     Family(
         classes=("MiniMaxMusic3Transformer1DModel",),
@@ -19,5 +21,7 @@ FAMILIES = (
                 "mlp: ff_out~a -> ff_out",
             )
         },
+        no_timesteps="parts of a song that are done are noised again at every step",
+        guidance=Guidance(APART),
     ),
 )

@@ -36,6 +36,9 @@ FAMILIES = (
             ),
         },
         outputs=("head.head",),
+        # Its keys and values of the driving video are those of the first step.
+        no_timesteps="it is called for the driving video, too, at the first timestep",
+        guidance=Guidance(APART),
     ),
     Family(
         classes=("AnyFlowTransformer3DModel",),
