@@ -14,7 +14,7 @@ from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
 from calibri.errors import RewardError
 from calibri.rewards import dino
-from calibri.rewards.dino import DinoDiversity, mean_dissimilarity
+from calibri.rewards.dino import DinoDiversity, DinoSource, mean_dissimilarity
 from calibri.rewards.weights import Checkpoint
 from tests.rewards.differentiable import check_differentiable
 from tests.rewards.oracles import cosine, dinov2, double
@@ -141,3 +141,24 @@ def test_the_value_of_a_group_is_moved_by_its_images_alone(folder: Path) -> None
     scores = diversity(folder).score_float(pixels, PROMPTS)
     scores[0].backward()
     assert [bool(gradient.any()) for gradient in pixels.grad] == [p == "a" for p in PROMPTS]
+
+
+def test_a_result_is_compared_with_its_source(folder: Path) -> None:
+    tensors = double(load_file(folder / "model.safetensors"))
+    reward = DinoSource(Checkpoint("unused", folder=folder))
+    sources = list(IMAGES.roll(1, 0))
+    scores = reward.score_edits(IMAGES, PROMPTS, sources)
+    expected = [
+        cosine(*(dinov2(tensors, pixels(image), HEADS) for image in pair))
+        for pair in zip(IMAGES, sources, strict=True)
+    ]
+    assert scores.tolist() == pytest.approx(expected, abs=2e-6)
+    assert reward.score_edits(IMAGES, PROMPTS, list(IMAGES)).tolist() == pytest.approx([1.0] * 5)
+
+
+def test_results_without_their_sources_are_refused(folder: Path) -> None:
+    reward = DinoSource(Checkpoint("unused", folder=folder))
+    with pytest.raises(RewardError, match="none were given"):
+        reward.score(IMAGES, PROMPTS)
+    with pytest.raises(RewardError, match="4 source pictures for 5"):
+        reward.score_edits(IMAGES, PROMPTS, list(IMAGES[1:]))

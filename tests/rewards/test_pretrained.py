@@ -30,6 +30,7 @@ NAMES = [
     "compbench-attribute",
     "compbench-clip",
     "dino-diversity",
+    "dino-source",
     "geneval",
     "geneval-soft",
     "hpsv2.1",

@@ -16,6 +16,7 @@ from calibri.artifact.apply import applied
 from calibri.artifact.calibration import Calibration
 from calibri.errors import ConfigError
 from calibri.pipelines import load_pipeline
+from calibri.prompts import load_picture
 from calibri.sampling import GivenSettings, PipelineCall, sampled, size_in_words
 from calibri.signatures import typed
 
@@ -37,6 +38,7 @@ def generate(
     height: int | None = None,
     width: int | None = None,
     num_frames: int | None = None,
+    image: str | Path | Image.Image | None = None,
     seed: int = 0,
     revision: str | None = None,
     dtype: str = "float32",
@@ -56,6 +58,7 @@ def generate(
         height: pixels; None for those of the calibration, or for the pipeline's own.
         width: the same.
         num_frames: of a video; the same.
+        image: source picture of a pipeline that edits, for every prompt.
         seed: noise seed; prompt i is sampled with ``seed + i``.
         revision: branch, tag or commit of a repository.
         dtype: of the weights, when the pipeline is loaded here.
@@ -65,7 +68,8 @@ def generate(
         One image per prompt; of a pipeline that makes videos, the frames of each.
 
     Raises:
-        ConfigError: there is no prompt, or guidance that has no effect on this pipeline.
+        ConfigError: there is no prompt, guidance that has no effect on this pipeline, or a source
+            picture that it does not take or lacks.
         CalibriError: the pipeline or the calibration cannot be loaded.
     """
     texts = texts_of(prompts)
@@ -82,7 +86,7 @@ def generate(
         "width": width,
         "num_frames": num_frames,
     }
-    artist = Artist(pipeline, texts, seed, settings_of(calibration, given))
+    artist = Artist(pipeline, texts, seed, settings_of(calibration, given), image)
     artist.check_effect()
     with nullcontext() if calibration is None else applied(pipeline, calibration, strength):
         return artist.pictures()
@@ -114,17 +118,28 @@ class Artist:
         prompts: texts; prompt i has the noise of ``seed + i``.
         seed: not negative.
         settings: how to sample.
+        image: source picture of a pipeline that edits, for every prompt.
 
     Raises:
-        ConfigError: a setting has no effect on this pipeline.
+        ConfigError: a setting has no effect on this pipeline, or it lacks a source picture or takes
+            none.
         UnsupportedModelError: it does not sample from a prompt alone.
     """
 
     def __init__(
-        self, pipe: Any, prompts: Sequence[str], seed: int, settings: GivenSettings
+        self,
+        pipe: Any,
+        prompts: Sequence[str],
+        seed: int,
+        settings: GivenSettings,
+        image: str | Path | Image.Image | None = None,
     ) -> None:
         self._pipe, self._prompts, self._seed = pipe, prompts, seed
         self._call = PipelineCall(pipe, settings)
+        self._call.check_source(image is not None)
+        if image is not None:
+            picture = image if isinstance(image, Image.Image) else load_picture(image)
+            self._call = self._call.from_picture(picture)
         names = ("height", "width", "num_frames")
         self._size = {name: getattr(settings, name) for name in names}
 

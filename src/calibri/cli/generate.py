@@ -103,6 +103,12 @@ _NumFrames = Annotated[
         rich_help_panel=SAMPLING,
     ),
 ]
+_Image = Annotated[
+    Path | None,
+    typer.Option(
+        "--image", metavar="FILE", help="Source picture of a pipeline that edits, for every prompt."
+    ),
+]
 _Seed = Annotated[int, typer.Option("--seed", min=0, help="Noise seed.", rich_help_panel=SAMPLING)]
 
 
@@ -121,6 +127,7 @@ def generate(
     height: _Height = None,
     width: _Width = None,
     num_frames: _NumFrames = None,
+    image: _Image = None,
     seed: _Seed = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
@@ -145,6 +152,7 @@ def generate(
         height=height,
         width=width,
         num_frames=num_frames,
+        image=image,
         seed=seed,
         dtype=dtype,
         device=device,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from calibri.errors import PromptError
+from calibri.prompts.pictures import DIGEST, IMAGE, with_picture
 
 MAX_FILE_BYTES = 64 * 2**20
 MAX_PROMPTS = 100_000
@@ -24,8 +25,8 @@ class Prompt:
     """A prompt.
 
     Attributes:
-        id: first 16 hexadecimal digits of the SHA-256 of the text in UTF-8; the same wherever and
-            in whatever order the text is found.
+        id: first 16 hexadecimal digits of the SHA-256 of the text in UTF-8, and of its source
+            picture where it has one; the same wherever and in whatever order they are found.
         text: without outer whitespace, 1 to 4000 characters.
         metadata: what its file or set says of it beside the text, for the rewards that need it; no
             part of what makes two prompts equal.
@@ -34,6 +35,12 @@ class Prompt:
     id: str
     text: str
     metadata: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def source(self) -> str | None:
+        """The path of the picture that the text is an instruction for; None where there is none."""
+        path = self.metadata.get(IMAGE) if DIGEST in self.metadata else None
+        return None if path is None else str(path)
 
 
 # (where, text, metadata): the place is only for messages.
@@ -62,16 +69,17 @@ def collect_prompts(located: Iterable[Located], source: str) -> tuple[Prompt, ..
     Raises:
         PromptError: as ``make_prompts``.
     """
-    found: dict[str, Prompt] = {}
+    found: dict[tuple[str, str], Prompt] = {}
     for where, raw, metadata in located:
         text = raw.strip()
-        if not text or text in found:
+        key = text, str(metadata.get(DIGEST, ""))
+        if not text or key in found:
             continue
         if len(found) == MAX_PROMPTS:
             raise PromptError(
                 f"{source} has more than {MAX_PROMPTS} prompts (at {where}). Give fewer."
             )
-        found[text] = _prompt(text, metadata, where, source)
+        found[key] = _prompt(text, metadata, where, source)
     if not found:
         raise PromptError(f"{source} has no prompts: it is empty or blank. Add at least one.")
     return tuple(found.values())
@@ -89,6 +97,8 @@ def _prompt(text: str, metadata: Mapping[str, Any], where: str, source: str) -> 
         raise PromptError(
             f"{source}, {where}: the prompt has a character that is not valid Unicode. Remove it."
         ) from error
+    if DIGEST in metadata:
+        data += b"\0" + str(metadata[DIGEST]).encode()
     return Prompt(hashlib.sha256(data).hexdigest()[:16], text, metadata)
 
 
@@ -98,8 +108,9 @@ def load_prompts(path: Path) -> tuple[Prompt, ...]:
     Args:
         path: ``.txt`` (one prompt a line), ``.json`` (a list of texts or of objects with
             ``"prompt"``), ``.jsonl`` (one of these a line) or ``.csv`` (a column ``prompt``). What
-            an object or a row has beside becomes the prompt's metadata. At most 64 MB, 100,000
-            prompts and 4000 characters each.
+            an object or a row has beside becomes the prompt's metadata; ``"image"`` is the path,
+            relative to the file, of the picture that the prompt is an instruction for. At most
+            64 MB, 100,000 prompts and 4000 characters each.
 
     Raises:
         PromptError: missing, unreadable, too large, malformed or without prompts; names the file
@@ -111,7 +122,11 @@ def load_prompts(path: Path) -> tuple[Prompt, ...]:
             f"Cannot read prompts from {path}: '{path.suffix}' is not a known kind of file. Use "
             f"{', '.join(_READERS)}."
         )
-    return collect_prompts(reader(_read_text(path), path), str(path))
+    located = (
+        (where, text, with_picture(metadata, path.parent, f"{path}, {where}"))
+        for where, text, metadata in reader(_read_text(path), path)
+    )
+    return collect_prompts(located, str(path))
 
 
 def _read_text(path: Path) -> str:
@@ -219,7 +234,8 @@ def check_disjoint(
 ) -> None:
     """Check that no prompt of a search is used to judge it.
 
-    Texts count as equal when they differ only in case or whitespace.
+    Texts count as equal when they differ only in case or whitespace; instructions do for the same
+    picture.
 
     Args:
         train: prompts that the search scores.
@@ -229,8 +245,8 @@ def check_disjoint(
     Raises:
         PromptError: some prompts are in both; gives their number and names the first three.
     """
-    seen = {wording(prompt.text) for prompt in train}
-    shared = [prompt.text for prompt in held_out if wording(prompt.text) in seen]
+    seen = {_asked(prompt) for prompt in train}
+    shared = [prompt.text for prompt in held_out if _asked(prompt) in seen]
     if shared:
         shown = ", ".join(repr(text[:80]) for text in shared[:3])
         more = f" and {len(shared) - 3} more" if len(shared) > 3 else ""
@@ -238,6 +254,10 @@ def check_disjoint(
             f"{len(shared)} {held_out_name} prompts are training prompts too: {shown}{more}. "
             "Remove them from one of the two files."
         )
+
+
+def _asked(prompt: Prompt) -> tuple[str, str]:
+    return wording(prompt.text), str(prompt.metadata.get(DIGEST, ""))
 
 
 def wording(text: str) -> str:

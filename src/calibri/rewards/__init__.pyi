@@ -19,6 +19,7 @@ from .reward import FeatureReward as FeatureReward
 from .reward import ModelReward as ModelReward
 from .reward import Reward as Reward
 from .reward import RewardInfo as RewardInfo
+from .reward import SeesSource as SeesSource
 from .reward import UsesMetadata as UsesMetadata
 from .server.adapter import serve_reward as serve_reward
 from .stored_options import check_stored_names as check_stored_names

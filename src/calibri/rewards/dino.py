@@ -1,4 +1,4 @@
-"""How different the images of one prompt are, by DINO; a reward of groups, not of images."""
+"""How different images are by DINO: those of one prompt, or a result from its source picture."""
 
 from __future__ import annotations
 
@@ -35,11 +35,8 @@ def mean_dissimilarity(features: Tensor) -> Tensor:
     return 1.0 - pairs
 
 
-class DinoDiversity(DifferentiableModelReward):
-    """1 less the mean pairwise cosine of DINO features among the images of one prompt.
-
-    Every image of a prompt gets its group's value, so that the mean over images weighs prompts by
-    their number of images. All images of a prompt must come in one call.
+class _Dino(DifferentiableModelReward):
+    """Features of a DINO network.
 
     Args:
         checkpoint: a DINOv2 or DINO (ViT) model of transformers; the CLS token after the last norm
@@ -50,15 +47,8 @@ class DinoDiversity(DifferentiableModelReward):
     def __init__(self, checkpoint: Checkpoint = DEFAULT, **options: Any) -> None:
         super().__init__(**options)
         self.checkpoint = checkpoint
-        self.info = RewardInfo(
-            name="dino-diversity",
-            variant=f"{checkpoint}, CLS after the last norm, PIL bicubic {RESIZE} and centre crop "
-            f"{CROP}",
-            range=(0.0, 2.0),
-            unit="1 - mean pairwise cosine within a prompt",
-            kind="groupwise",
-            differentiable=True,
-            license="see its card",
+        self._variant = (
+            f"{checkpoint}, CLS after the last norm, PIL bicubic {RESIZE} and centre crop {CROP}"
         )
 
     def load(self) -> nn.Module:
@@ -91,6 +81,31 @@ class DinoDiversity(DifferentiableModelReward):
         pixels = normalise(crops, IMAGENET_MEAN, IMAGENET_STD).to(self.device, self.dtype)
         states: Tensor = self.model(pixels).last_hidden_state
         return states[:, 0].float().cpu()
+
+
+class DinoDiversity(_Dino):
+    """1 less the mean pairwise cosine of DINO features among the images of one prompt.
+
+    Every image of a prompt gets its group's value, so that the mean over images weighs prompts by
+    their number of images. All images of a prompt must come in one call.
+
+    Args:
+        checkpoint: a DINOv2 or DINO (ViT) model of transformers; the CLS token after the last norm
+            is the feature.
+        **options: ``device``, ``dtype`` and ``batch_size``, as for every reward with a network.
+    """
+
+    def __init__(self, checkpoint: Checkpoint = DEFAULT, **options: Any) -> None:
+        super().__init__(checkpoint, **options)
+        self.info = RewardInfo(
+            name="dino-diversity",
+            variant=self._variant,
+            range=(0.0, 2.0),
+            unit="1 - mean pairwise cosine within a prompt",
+            kind="groupwise",
+            differentiable=True,
+            license="see its card",
+        )
 
     def score_batch(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Score whole groups: bytes, (N, 3, H, W), and N prompts to float (N,).
@@ -130,3 +145,56 @@ class DinoDiversity(DifferentiableModelReward):
         self._check_inputs(images, prompts)
         with torch.inference_mode():
             return self.score_batch(images, prompts) if prompts else torch.empty(0)
+
+
+class DinoSource(_Dino):
+    """Cosine of the DINO features of a result and of the picture that its prompt edits.
+
+    It says how much of the source is kept and nothing of the instruction, so it is half of an
+    objective: mix it with a reward of the prompt.
+
+    Args:
+        checkpoint: as of ``DinoDiversity``.
+        **options: ``device``, ``dtype`` and ``batch_size``, as for every reward with a network.
+    """
+
+    def __init__(self, checkpoint: Checkpoint = DEFAULT, **options: Any) -> None:
+        super().__init__(checkpoint, **options)
+        self.info = RewardInfo(
+            name="dino-source",
+            variant=self._variant,
+            range=(-1.0, 1.0),
+            unit="cosine of a result and its source picture",
+            license="see its card",
+        )
+
+    def score_batch(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Refuse results without their sources.
+
+        Raises:
+            RewardError: always; see ``score_edits``.
+        """
+        raise RewardError(
+            "Reward 'dino-source' compares results with source pictures, and none were given. "
+            'Give each prompt an "image" in a file of JSON lines.'
+        )
+
+    def score_edits(
+        self, images: Tensor, prompts: Sequence[str], sources: Sequence[Tensor]
+    ) -> Tensor:
+        """Score results against their sources: float32 (N,) on the CPU, see ``SeesSource``.
+
+        Raises:
+            RewardError: the shapes disagree, or there is not one source for each image.
+        """
+        self._check_inputs(images, prompts)
+        if len(sources) != len(images):
+            raise RewardError(
+                f"Reward 'dino-source' got {len(sources)} source pictures for {len(images)} "
+                "images. Pass one for each."
+            )
+        with torch.inference_mode():
+            before = [self._features(source[None]) for source in sources]
+            if not before:
+                return torch.empty(0)
+            return functional.cosine_similarity(self.features(images), torch.cat(before))

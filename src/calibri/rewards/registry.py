@@ -65,6 +65,7 @@ _REWARDS: dict[str, _Row] = {
     "compbench-attribute": _Row("compbench", "CompBenchAttribute"),
     "compbench-clip": _Row("clipscore", "CompBenchClip"),
     "dino-diversity": _Row("dino", "DinoDiversity"),
+    "dino-source": _Row("dino", "DinoSource"),
     "geneval": _Row("geneval", "GenEval"),
     "geneval-soft": _Row("geneval", "GenEvalSoft"),
     "hpsv2.1": _Row("hpsv2", "HpsV21", RewardCost(0.38, 0.99)),

@@ -110,6 +110,26 @@ class UsesMetadata(Protocol):
         ...
 
 
+@runtime_checkable
+class SeesSource(Reward, Protocol):
+    """A reward of edits: it also sees the picture that a prompt is an instruction for."""
+
+    def score_edits(
+        self, images: Tensor, prompts: Sequence[str], sources: Sequence[Tensor]
+    ) -> Tensor:
+        """Score results against instruction and source.
+
+        Args:
+            images: results, uint8 (N, 3, H, W).
+            prompts: N instructions.
+            sources: N source pictures, uint8 (3, h, w), each of its own size.
+
+        Returns:
+            float32 (N,) on the CPU; see ``Reward.score``.
+        """
+        ...
+
+
 class PromptCache:
     """Embeddings of prompts: a search asks for the same ones for every candidate.
 

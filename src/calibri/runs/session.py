@@ -82,7 +82,10 @@ class Session:
         # Cheap checks come first: a pipeline can take minutes to load.
         measures = Measures.of(here, rewards)
         _check_groups(config, measures, self._searched(config, measures), self.prompts)
+        every = (*self.prompts.train, *self.prompts.validation, *self.prompts.test)
+        measures.check_prompts(every)
         self.bench = Bench(here, measures, pipe)
+        self.bench.sampler.check_prompts(every)
         _check_branches(config, self.bench.scaler.networks)
         capabilities = Capabilities.of(self.bench.pipe, self.bench.sampler.cfg_scale)
         self.config = resolve(config, capabilities)

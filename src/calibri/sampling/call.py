@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from calibri.sampling.modular import guider_scale, pictures_of
 from calibri.sampling.signatures import (
     NEGATIVE,
     call_arguments,
+    needs_source,
     own_negative_prompt,
     required_arguments,
 )
@@ -94,6 +96,7 @@ class PipelineCall:
         self.accepted = call_arguments(pipe)
         self._pipe = pipe
         self._settings = settings
+        self._picture: dict[str, Any] = {}
         self._check()
 
     @property
@@ -159,7 +162,31 @@ class PipelineCall:
         texts = {"negative_prompt": negative or ""} if told else {}
         known = {name: text for name, text in texts.items() if name in self.accepted}
         # Not every pipeline takes the prompt first: FLUX.2 takes images.
-        return {"prompt": prompt} | known | self.arguments()
+        return {"prompt": prompt} | self._picture | known | self.arguments()
+
+    def from_picture(self, picture: Any) -> PipelineCall:
+        """Return the same call that starts from a source picture."""
+        call = copy.copy(self)
+        call._picture = {"image": picture}
+        return call
+
+    def check_source(self, has_picture: bool) -> None:
+        """Refuse a source picture that the pipeline does not take, or the lack of one.
+
+        Raises:
+            ConfigError: either of these.
+        """
+        name = type(self._pipe).__name__
+        if has_picture and "image" not in self.accepted:
+            raise ConfigError(
+                f"There is a source picture, and {name} takes none: it makes pictures from text. "
+                "Leave the picture out, or use a pipeline that edits."
+            )
+        if not has_picture and needs_source(self._pipe):
+            raise ConfigError(
+                f"{name} starts from a picture, and none was given. Give each prompt an "
+                '"image" in a file of JSON lines (--prompts), or --image to `calibri generate`.'
+            )
 
     def check_effect(self, run: Callable[[Mapping[str, float]], Any]) -> None:
         """Refuse guidance that does nothing, where neither signature nor family tell what it does.
@@ -219,7 +246,8 @@ class PipelineCall:
         name = type(self._pipe).__name__
         if is_modular(self._pipe):
             self._check_blocks(name)
-        needed = set(required_arguments(self._pipe)) - {"prompt"}
+        # Prompts may bring a source picture, see ``check_source``.
+        needed = set(required_arguments(self._pipe)) - {"prompt", "image"}
         if "prompt" not in self.accepted or needed:
             also = f" but with {', '.join(sorted(needed))}" if needed else ""
             raise UnsupportedModelError(

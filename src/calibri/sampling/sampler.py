@@ -18,7 +18,7 @@ from torch import Tensor
 from calibri.config import SamplingConfig
 from calibri.errors import ConfigError, UnsupportedModelError
 from calibri.pipelines import Pipeline, networks_of
-from calibri.prompts import Prompt, make_prompts
+from calibri.prompts import Prompt, load_picture, make_prompts
 from calibri.results import FULL, Fidelity
 from calibri.sampling.call import PipelineCall, size_in_words
 from calibri.sampling.encoding import make_encoder
@@ -84,6 +84,20 @@ class Sampler:
     def negative_prompt(self) -> str | None:
         """Prompt of the unconditional branch; None without one."""
         return self._call.negative_prompt
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Refuse source pictures that the pipeline does not take, and the lack of those it needs.
+
+        Raises:
+            ConfigError: either of these, or pictures in batches.
+        """
+        for prompt in prompts:
+            self._call.check_source(prompt.source is not None)
+        if self.config.batch_size > 1 and any(prompt.source for prompt in prompts):
+            raise ConfigError(
+                f"{type(self.pipe).__name__} is given one source picture a call, and "
+                f"sampling.batch_size is {self.config.batch_size}. Set sampling.batch_size to 1."
+            )
 
     def check_effect(self) -> None:
         """Sample twice in a few steps where only that tells whether guidance does anything.
@@ -257,8 +271,10 @@ class Sampler:
             self.before_call(encoded)
         settings = self._call.arguments()
         changed = {name: getattr(fidelity, name) for name in ("height", "width")}
+        sources = [load_picture(prompt.source) for prompt in prompts if prompt.source]
         return {
             **encoded,
+            **({"image": sources[0]} if sources else {}),
             **settings,
             **{name: length for name, length in changed.items() if length is not None},
             "num_inference_steps": fidelity.num_inference_steps,

@@ -56,6 +56,9 @@ def needs_texts(pipe: Pipeline) -> bool:
     kind, accepted = type(pipe), call_arguments(pipe)
     if not hasattr(kind, "encode_prompt") or _uses_prompt(pipe):
         return True
+    # What an editing pipeline makes of an instruction depends on its picture.
+    if _sees_picture(pipe):
+        return True
     # Latte masks embeddings once more when it is given them, and then no longer knows the mask.
     if "mask_feature" in inspect.signature(kind.encode_prompt).parameters:
         return True
@@ -65,6 +68,16 @@ def needs_texts(pipe: Pipeline) -> bool:
     tokens = any("embeds" in name for name in first)
     joined = all("embeds" in name or "mask" in name for name in first)
     return not (tokens and joined and every <= known)
+
+
+def needs_source(pipe: Pipeline) -> bool:
+    """Say whether a pipeline is of no use without a source picture: it edits, or animates."""
+    return "image" in required_arguments(pipe) or _sees_picture(pipe)
+
+
+def _sees_picture(pipe: Pipeline) -> bool:
+    encode = getattr(type(pipe), "encode_prompt", None)
+    return encode is not None and "image" in inspect.signature(encode).parameters
 
 
 def passed_on(pipe: Pipeline, prefix: str = "") -> dict[str, Any]:

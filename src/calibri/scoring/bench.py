@@ -16,7 +16,7 @@ from calibri.pipelines import Discovery, load_pipeline, networks_of
 from calibri.sampling import BranchResolver, Noise, Sampler, Scaler
 from calibri.scoring.compilation import compile_transformers
 from calibri.scoring.device_swap import REWARDS, DeviceSwap, share_device
-from calibri.scoring.measures import Measures
+from calibri.scoring.measures import Measures, measured
 from calibri.scoring.measuring import measure_rows
 from calibri.scoring.pictures import Pictures, join_pictures
 from calibri.scoring.units import Row, Unit
@@ -136,7 +136,7 @@ class Bench:
         if self.swap is not None:
             self.swap.use(REWARDS)
         for name in names:
-            self.measures[name](images, [noise.prompt.text for noise in noises])
+            measured(self.measures[name], images, [noise.prompt for noise in noises])
 
 
 def _configured_pipeline(config: RunConfig) -> Any:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,13 +14,14 @@ from calibri.config import RunConfig
 from calibri.devices import resolve_device
 from calibri.errors import CalibriError, ConfigError, RewardError
 from calibri.memory import is_out_of_memory
-from calibri.prompts import Prompt
+from calibri.prompts import Prompt, load_picture
 from calibri.results import DIVERSITY, FEATURES
 from calibri.rewards import (
     DifferentiableReward,
     FeatureReward,
     ModelReward,
     Reward,
+    SeesSource,
     UsesMetadata,
     check_measures,
     make_reward,
@@ -40,6 +43,67 @@ class Grouped:
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Measure the images of one candidate."""
         return self.measure(images, prompts)
+
+
+@dataclass(frozen=True)
+class OfEdits:
+    """A measure that also sees the source pictures of instructions.
+
+    Attributes:
+        name: of the reward.
+        reward: scores results against instruction and source.
+    """
+
+    name: str
+    reward: SeesSource
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Refuse texts alone.
+
+        Raises:
+            RewardError: always; see ``of``.
+        """
+        raise _without_source(self.name, prompts[0])
+
+    def of(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """Measure results of prompts that have a source picture.
+
+        Raises:
+            RewardError: a prompt has none.
+        """
+        sources = [self._source(prompt) for prompt in prompts]
+        score = _scores_of(
+            self.name, lambda pixels, texts: self.reward.score_edits(pixels, texts, sources)
+        )
+        return mean_over_frames(score)(images, [prompt.text for prompt in prompts])
+
+    def _source(self, prompt: Prompt) -> Tensor:
+        if prompt.source is None:
+            raise _without_source(self.name, prompt.text)
+        return _pixels(prompt.source)
+
+
+def measured(measure: Measure, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    """Measure images by what a measure needs of their prompts: texts, or source pictures too.
+
+    Raises:
+        RewardError: a reward failed, gave no numbers, or lacks a source picture.
+    """
+    if isinstance(measure, OfEdits):
+        return measure.of(images, prompts)
+    return measure(images, [prompt.text for prompt in prompts])
+
+
+def _without_source(name: str, prompt: str) -> RewardError:
+    return RewardError(
+        f"Reward '{name}' compares with the picture that a prompt is an instruction for, and "
+        f'{prompt[:80]!r} has none. Give each prompt an "image" in a file of JSON lines.'
+    )
+
+
+@lru_cache(maxsize=64)
+def _pixels(path: str) -> Tensor:
+    return torch.from_numpy(np.array(load_picture(path))).permute(2, 0, 1)
 
 
 class Measures:
@@ -82,7 +146,10 @@ class Measures:
             return Grouped(mean_over_frames(diversity))
         if name == FEATURES and self.feature_reward is not None:
             return mean_over_frames(_features_of(self.feature_reward))
-        score = mean_over_frames(_scores_of(name, self.rewards[name].score))
+        reward = self.rewards[name]
+        if isinstance(reward, SeesSource):
+            return OfEdits(name, reward)
+        score = mean_over_frames(_scores_of(name, reward.score))
         return Grouped(score) if self.is_grouped(name) else score
 
     def differentiable(self, name: str) -> Measure:
@@ -115,6 +182,17 @@ class Measures:
             metadata = {prompt.text: prompt.metadata for prompt in prompts if prompt.metadata}
             for reward in listening:
                 reward.remember(metadata)
+
+    def check_prompts(self, prompts: Iterable[Prompt]) -> None:
+        """Refuse prompts without a source picture where a reward compares with one.
+
+        Raises:
+            RewardError: a prompt has none.
+        """
+        seeing = [n for n, reward in self.rewards.items() if isinstance(reward, SeesSource)]
+        lacking = next((prompt for prompt in prompts if prompt.source is None), None)
+        if seeing and lacking is not None:
+            raise _without_source(seeing[0], lacking.text)
 
     def is_grouped(self, name: str) -> bool:
         """Whether a measure compares the images of a prompt."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from calibri.scoring.measures import Grouped, Measure, Measures
+from calibri.scoring.measures import Grouped, Measure, Measures, measured
 from calibri.scoring.pictures import Pictures
 from calibri.scoring.units import Row, Unit
 
@@ -58,11 +58,13 @@ def _whole_rows(measure: Measure, rows: Sequence[Row], pictures: Pictures) -> li
 
 
 def _called(measure: Measure, rows: Sequence[Row], pixels: Tensor) -> Tensor:
-    prompts = [noise.prompt.text for _, noise in rows]
+    prompts = [noise.prompt for _, noise in rows]
     if not isinstance(measure, Grouped):
-        return measure(pixels, prompts)
+        return measured(measure, pixels, prompts)
+    # An instruction is another prompt for another picture.
+    groups = [(c, n.prompt.id if n.prompt.source else "") for c, n in rows]
     parts = []
-    for _, members in itertools.groupby(range(len(rows)), key=lambda i: rows[i][0]):
+    for _, members in itertools.groupby(range(len(rows)), key=lambda i: groups[i]):
         group = list(members)
-        parts.append(measure(pixels[group], [prompts[i] for i in group]))
+        parts.append(measured(measure, pixels[group], [prompts[i] for i in group]))
     return torch.cat(parts)
