@@ -9,8 +9,11 @@ import torch
 from PIL import Image
 
 import calibri
+from calibri.config import SamplingConfig
 from calibri.errors import CalibriError, ConfigError, RewardError
+from calibri.prompts import Prompt
 from calibri.rewards import RewardInfo
+from calibri.sampling.sampler import Noise, Sampler
 from tests.sampling.conditioned import picture
 from tests.sampling.conditioned_cases import CASES
 
@@ -100,12 +103,24 @@ def test_a_search_shows_source_and_instruction_to_pipeline_and_reward(case, pair
     assert evaluation.num_prompts == 2
 
 
+@pytest.mark.parametrize("case", EDITING.values(), ids=EDITING)
+def test_a_size_that_is_asked_for_is_that_of_the_result(case):
+    pipe = case.build()
+    settings = SamplingConfig(num_inference_steps=1, batch_size=1, height=32, width=16)
+    sampler = Sampler(pipe, settings)
+    prompt = Prompt("0", "make it red", {"image": "-", "image_sha256": "0"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("calibri.sampling.sampler.load_picture", lambda _: picture(16))
+        images = sampler.sample([Noise(prompt, 0)])
+    assert images.shape == (1, 3, 32, 16)
+
+
 def test_the_picture_of_a_prompt_reaches_its_own_result(pairs, tmp_path):
     case = EDITING["FluxKontext"]
     pipe = case.build()
     one, two = (
         calibri.generate(
-            pipe, "make it red", image=tmp_path / f"{name}.png", num_inference_steps=2
+            pipe, "make it red", image=tmp_path / f"{name}.png", num_inference_steps=1
         )[0]
         for name in "ab"
     )

@@ -151,8 +151,15 @@ class PipelineCall:
         return {
             **scales,
             **{name: length for name, length in lengths.items() if length is not None},
+            **self.area(settings.height, settings.width),
             **({"guidance_schedule": None} if chosen else {}),
         }
+
+    def area(self, height: int | None, width: int | None) -> dict[str, int]:
+        """Return what a size is beside height and width: FLUX Kontext takes their ratio alone."""
+        if "max_area" not in self.accepted or height is None or width is None:
+            return {}
+        return {"max_area": height * width}
 
     def text_arguments(self, prompt: str) -> dict[str, Any]:
         """Return the arguments of a call with one text, by name."""

@@ -277,6 +277,7 @@ class Sampler:
             **({"image": sources[0]} if sources else {}),
             **settings,
             **{name: length for name, length in changed.items() if length is not None},
+            **self._call.area(fidelity.height, fidelity.width),
             "num_inference_steps": fidelity.num_inference_steps,
             "generator": [torch.Generator("cpu").manual_seed(noise.seed) for noise in noises],
             "output_type": "pt",
