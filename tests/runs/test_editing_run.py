@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -101,6 +102,20 @@ def test_a_search_shows_source_and_instruction_to_pipeline_and_reward(case, pair
     )
     assert again.seen
     assert evaluation.num_prompts == 2
+
+
+def test_a_run_that_was_cut_off_is_resumed_with_its_pictures(pairs, tmp_path):
+    pipe, folder = EDITING["FluxKontext"].build(), tmp_path / "runs" / "edits"
+    run(pipe, pairs, Kept(), tmp_path / "runs")
+    first = calibri.Calibration.from_pretrained(folder).coefficients
+    journal = folder / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[: len(lines) // 2]))
+    shutil.rmtree(folder / "calibration")
+    reward = Kept()
+    calibri.resume(str(folder), pipeline=pipe, rewards=[reward])
+    assert reward.seen
+    assert calibri.Calibration.from_pretrained(folder).coefficients == first
 
 
 @pytest.mark.parametrize("case", EDITING.values(), ids=EDITING)
