@@ -87,6 +87,16 @@ def test_fusing_changes_the_stored_weights_in_place(folder, tmp_path):
     torch.testing.assert_close(sample(fused), sample(pipe), rtol=1e-4, atol=1e-4)
 
 
+def test_fusing_in_another_dtype_saves_all_of_it(folder, tmp_path):
+    pipe = load_pipeline(str(folder))
+    calibration = calibration_of(pipe.transformer, scaled(pipe))
+    target = tmp_path / "fused"
+    calibri.fuse(calibration, target, pipeline=str(folder), dtype="bfloat16")
+    fused = load_pipeline(str(target), dtype="bfloat16")
+    assert fused.get_component_spec("vae").pretrained_model_name_or_path == str(target)
+    assert fused.transformer.dtype == torch.bfloat16
+
+
 def sample(pipe):
     generator = torch.Generator().manual_seed(0)
     size = dict(height=24, width=24, num_inference_steps=2, output_type="pt")

@@ -28,7 +28,7 @@ TRANSFORMERS = {
 }
 # What cannot be searched or sampled from a prompt, and what says so.
 REFUSED = {
-    "WanAnimate2Blocks": "with driving_video, image",
+    "WanAnimate2Blocks": "with driving_video",
     "EchoBlocks": "fixed list",
     "MiniMaxMusic3Blocks": "neither images nor videos but audios",
 }

@@ -36,6 +36,7 @@ def compare(
     height: int | None = None,
     width: int | None = None,
     num_frames: int | None = None,
+    image: str | Path | Image.Image | None = None,
     seed: int = 0,
     revision: str | None = None,
     dtype: str = "float32",
@@ -61,6 +62,7 @@ def compare(
         height: pixels; None for those of the calibration, or for the pipeline's own.
         width: the same.
         num_frames: of a video; the same.
+        image: source picture of a pipeline that edits, for every prompt.
         seed: noise seed; prompt i is sampled with ``seed + i``.
         revision: branch, tag or commit of a repository.
         dtype: of the weights, when the pipeline is loaded here.
@@ -90,7 +92,7 @@ def compare(
         "num_frames": num_frames,
     }
     settings = settings_of(_stored(calibration), given)
-    artist = Artist(pipeline, texts, seed, settings)
+    artist = Artist(pipeline, texts, seed, settings, image)
     with _on(pipeline, calibration, strength) as loaded:
         with loaded.lifted():
             artist.check_effect()

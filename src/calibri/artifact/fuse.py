@@ -11,7 +11,7 @@ from calibri.artifact.stored_fuse import StoredPipeline, stored_folder
 from calibri.artifact.survival import loss, survival
 from calibri.errors import CalibriWarning, RunError, UnsupportedModelError
 from calibri.files import check_new_folder
-from calibri.pipelines import load_pipeline
+from calibri.pipelines import is_modular, load_pipeline
 from calibri.signatures import typed
 
 
@@ -58,7 +58,9 @@ def fuse(
     pipe = load_pipeline(name, revision=revision, dtype=dtype or "float32", device="cpu")
     load(pipe, calibration, strength=strength).fuse(keep_originals=False)
     try:
-        pipe.save_pretrained(target)
+        # The list of a modular pipeline is to name the parts that are saved here.
+        told = {"overwrite_modular_index": True} if is_modular(pipe) else {}
+        pipe.save_pretrained(str(target), **told)
     except OSError as error:
         raise _unwritten(target, error) from error
     return target
