@@ -28,6 +28,9 @@ TERMINAL = {
     "watch",
     ("fuse", "check"),  # `calibri.artifact.fused_difference`
     ("generate", "output"),  # the call returns the images
+    ("plan", "name"),  # taken as calibrate takes it, and counted in no figure
+    ("plan", "runs"),
+    ("plan", "log"),
     ("inspect", "save"),  # Inspection.discovery.save
 }
 

@@ -9,7 +9,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:Fut
 
 
 def test_what_a_configuration_says_wins_over_the_papers_settings():
-    values = {"sampling.num_inference_steps": 30, "space.branches": "separate", "dtype": "float32"}
+    values = {
+        "pipeline": "flux.1-dev",
+        "sampling.num_inference_steps": 30,
+        "space.branches": "separate",
+        "dtype": "float32",
+    }
     config = with_defaults(load_config(values=values), find_geometry("flux.1-dev"))
     assert config.dtype == "float32"
     assert config.space.branches == "separate"

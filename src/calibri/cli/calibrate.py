@@ -9,23 +9,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from calibri.cli.display import loading, out, say, verbatim
-from calibri.cli.options import (
-    DATA,
-    MACHINE,
-    RUN,
-    SAMPLING,
-    SEARCH,
-    BranchesName,
-    DtypeName,
-    GranularityName,
-    LogOption,
-    MachineOption,
-    WorkersOption,
-    workers_of,
-)
+from calibri.cli.options import RUN, LogOption, MachineOption, WorkersOption
 from calibri.cli.outcome import run_with_progress
-from calibri.cli.paths import RUNS, calibration_source
+from calibri.cli.paths import RUNS
 from calibri.cli.quiet import quiet_libraries
+from calibri.cli.run_options import (
+    BranchesOption,
+    ConfigFileOption,
+    DtypeOption,
+    GenerationsOption,
+    GranularityOption,
+    GuidanceScaleOption,
+    HeldOutPromptsOption,
+    NameOption,
+    OverridesOption,
+    PromptsOption,
+    RewardOption,
+    RunsOption,
+    SeedOption,
+    StartOption,
+    StepsOption,
+    run_flags,
+)
 
 if TYPE_CHECKING:
     from calibri.config import RunConfig
@@ -41,124 +46,32 @@ _Pipeline = Annotated[
         show_default=False,
     ),
 ]
-_Reward = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--reward",
-        metavar="NAME",
-        help="Reward to maximise, or ./PATH.py:NAME of your own; repeat it for rewards that only "
-        "watch.",
-        rich_help_panel=DATA,
-    ),
-]
-_Prompts = Annotated[
-    str | None,
-    typer.Option(
-        "--prompts",
-        metavar="FILE",
-        help="Prompts to search on (.txt, .json, .jsonl, .csv).",
-        rich_help_panel=DATA,
-    ),
-]
-_HeldOutPrompts = Annotated[
-    str | None,
-    typer.Option(
-        "--held-out-prompts",
-        metavar="FILE",
-        help="Prompts to judge on; default: a fifth of --prompts.",
-        rich_help_panel=DATA,
-    ),
-]
-_Granularity = Annotated[
-    GranularityName | None,
-    typer.Option(
-        "--granularity", help="What shares a scalar; default gate.", rich_help_panel=SEARCH
-    ),
-]
-_Branches = Annotated[
-    BranchesName | None,
-    typer.Option(
-        "--branches",
-        help="Under guidance: one set of scalars, or one per branch.",
-        rich_help_panel=SEARCH,
-    ),
-]
-_Start = Annotated[
-    str | None,
-    typer.Option(
-        "--start",
-        metavar="NAME",
-        help="Start from a finished run, another calibration (a folder or a repository) or a known "
-        "guidance.",
-        rich_help_panel=SEARCH,
-    ),
-]
-_Generations = Annotated[
-    int | None, typer.Option("--generations", help="Budget.", rich_help_panel=SEARCH)
-]
-_Steps = Annotated[
-    int | None,
-    typer.Option("--steps", help="Steps per image, as you will serve.", rich_help_panel=SAMPLING),
-]
-_GuidanceScale = Annotated[
-    float | None,
-    typer.Option("--guidance-scale", help="As you will serve.", rich_help_panel=SAMPLING),
-]
-_Name = Annotated[
-    str | None,
-    typer.Option("--name", help="Name of the run; default: the time.", rich_help_panel=RUN),
-]
-_Runs = Annotated[
-    Path,
-    typer.Option("--runs", metavar="DIR", help="Where runs are kept.", rich_help_panel=RUN),
-]
-_Seed = Annotated[
-    int | None,
-    typer.Option("--seed", help="Decides every random draw.", rich_help_panel=RUN),
-]
-_ConfigFile = Annotated[
-    Path | None,
-    typer.Option("--config", metavar="FILE", help="YAML; flags win over it.", rich_help_panel=RUN),
-]
-_Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Any setting, such as search.sigma0=0.1; wins over flags. Repeatable.",
-        rich_help_panel=RUN,
-    ),
-]
 _DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Show what would run, and stop there.", rich_help_panel=RUN),
-]
-_Dtype = Annotated[
-    DtypeName | None,
-    typer.Option("--dtype", help="Precision of the weights.", rich_help_panel=MACHINE),
 ]
 
 
 def calibrate(
     pipeline: _Pipeline = None,
-    reward: _Reward = None,
-    prompts: _Prompts = None,
-    held_out_prompts: _HeldOutPrompts = None,
-    granularity: _Granularity = None,
-    branches: _Branches = None,
-    start: _Start = None,
-    generations: _Generations = None,
-    steps: _Steps = None,
-    guidance_scale: _GuidanceScale = None,
-    name: _Name = None,
-    runs: _Runs = RUNS,
-    seed: _Seed = None,
-    config_file: _ConfigFile = None,
-    overrides: _Overrides = None,
+    reward: RewardOption = None,
+    prompts: PromptsOption = None,
+    held_out_prompts: HeldOutPromptsOption = None,
+    granularity: GranularityOption = None,
+    branches: BranchesOption = None,
+    start: StartOption = None,
+    generations: GenerationsOption = None,
+    steps: StepsOption = None,
+    guidance_scale: GuidanceScaleOption = None,
+    name: NameOption = None,
+    runs: RunsOption = RUNS,
+    seed: SeedOption = None,
+    config_file: ConfigFileOption = None,
+    overrides: OverridesOption = None,
     log: LogOption = None,
     dry_run: _DryRun = False,
     device: MachineOption = None,
-    dtype: _Dtype = None,
+    dtype: DtypeOption = None,
     workers: WorkersOption = None,
 ) -> None:
     """Search the scalars of a pipeline, judge them on held-out prompts and save them.
@@ -171,23 +84,22 @@ def calibrate(
         calibri calibrate --steps 4 --set search.popsize=24 --name four-steps
         calibri calibrate --guidance-scale 3 --branches separate
     """
-    flags = {
-        "pipeline": pipeline,
-        "device": device,
-        "dtype": dtype,
-        "seed": seed,
-        "sampling.num_inference_steps": steps,
-        "sampling.guidance_scale": guidance_scale,
-        "sampling.workers": workers_of(workers),
-        "space.granularity": granularity,
-        "space.branches": branches,
-        "space.start": calibration_source(start) if start else None,
-        "rewards.objective": reward[0] if reward else None,
-        "rewards.held_out": reward[1:] if reward and len(reward) > 1 else None,
-        "prompts.train": prompts,
-        "prompts.held_out": held_out_prompts,
-        "search.generations": generations,
-    }
+    flags = run_flags(
+        reward,
+        start,
+        workers,
+        pipeline=pipeline,
+        prompts=prompts,
+        held_out_prompts=held_out_prompts,
+        granularity=granularity,
+        branches=branches,
+        generations=generations,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+    )
     config = _checked_config(config_file, overrides or [], flags, name)
     if dry_run:
         _show_plan(config)

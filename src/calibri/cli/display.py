@@ -21,6 +21,9 @@ _WIDTH_IN_A_FILE = 120
 _Row = tuple[Text, dict[str, Text]]
 
 
+_PREFIXES = ("", "k", "M", "G", "T", "P", "E")
+
+
 def out() -> Console:
     """Make the console for results, on standard output."""
     return _console(stderr=False)
@@ -80,11 +83,20 @@ def animated(console: Console) -> bool:
 
 def flop_words(tera: float) -> str:
     """Write a number of TFLOP with the prefix that suits it, to three digits."""
-    exponent = 0 if tera == 0 else int(math.floor(math.log10(tera) / 3))
-    exponent = min(max(exponent, -2), 2)
-    number = tera / 1000.0**exponent
-    digits = max(0, 2 - int(math.log10(number))) if number >= 1 else 3
-    return f"{number:.{digits}f} {'MGTPE'[exponent + 2]}FLOP"
+    return _prefixed(tera * 1e12, "FLOP")
+
+
+def byte_words(gigabytes: float) -> str:
+    """Write a size with the prefix that suits it, to three digits."""
+    return _prefixed(gigabytes * 1e9, "B")
+
+
+def _prefixed(number: float, unit: str) -> str:
+    exponent = 0 if number < 1 else int(math.floor(math.log10(number) / 3))
+    exponent = min(exponent, len(_PREFIXES) - 1)
+    number /= 1000.0**exponent
+    digits = max(0, 2 - int(math.log10(number))) if number >= 1 else 0
+    return f"{number:.{digits}f} {_PREFIXES[exponent]}{unit}"
 
 
 def signed(figure: Figure) -> str:

@@ -95,7 +95,9 @@ def inspect(
         return
     console.print(site_tree(inspection))
     console.print()
-    console.print(_counts(inspection, config.space.granularity))
+    space = inspection.space
+    chosen = config.space.granularity if space is None else space.granularity
+    console.print(_counts(inspection, chosen))
     if inspection.space is not None:
         console.print()
         console.print(_space(inspection.space))

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from calibri.cli.display import flop_words, loading, out, printable, say
-from calibri.cli.options import (
-    MACHINE,
-    RUN,
-    SAMPLING,
-    SEARCH,
-    BranchesName,
-    GranularityName,
-    JsonOption,
-)
+from calibri.cli.display import byte_words, flop_words, loading, out, printable, say
+from calibri.cli.options import MACHINE, JsonOption, LogOption, MachineOption, WorkersOption
+from calibri.cli.paths import RUNS
 from calibri.cli.quiet import quiet_libraries
+from calibri.cli.run_options import (
+    BranchesOption,
+    ConfigFileOption,
+    DtypeOption,
+    GenerationsOption,
+    GranularityOption,
+    GuidanceScaleOption,
+    HeldOutPromptsOption,
+    NameOption,
+    OverridesOption,
+    PromptsOption,
+    RewardOption,
+    RunsOption,
+    SeedOption,
+    StartOption,
+    StepsOption,
+    run_flags,
+)
 
 if TYPE_CHECKING:
     from calibri import Plan
@@ -27,6 +37,7 @@ if TYPE_CHECKING:
 
 _Row = tuple[str, list[str]]
 
+_UNITS = (("days", 24.0), ("hours", 1.0), ("minutes", 1 / 60), ("seconds", 1 / 3600))
 _USABLE = 0.9  # of a GPU's memory; activations and the driver take the rest
 
 _PIPELINE = (
@@ -38,34 +49,7 @@ _PIPELINE = (
 _Pipeline = Annotated[
     str | None, typer.Argument(metavar="PIPELINE", help=_PIPELINE, show_default=False)
 ]
-_Reward = Annotated[
-    str | None, typer.Option("--reward", metavar="NAME", help="Reward to maximise.")
-]
-_Granularity = Annotated[
-    GranularityName | None,
-    typer.Option("--granularity", help="What shares a scalar.", rich_help_panel=SEARCH),
-]
-_Branches = Annotated[
-    BranchesName | None,
-    typer.Option("--branches", help="Scalars per branch.", rich_help_panel=SEARCH),
-]
-_Generations = Annotated[
-    int | None, typer.Option("--generations", help="Budget.", rich_help_panel=SEARCH)
-]
-_Steps = Annotated[
-    int | None, typer.Option("--steps", help="Steps per image.", rich_help_panel=SAMPLING)
-]
-_GuidanceScale = Annotated[
-    float | None,
-    typer.Option("--guidance-scale", help="As you will serve.", rich_help_panel=SAMPLING),
-]
-_ConfigFile = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE", help="YAML.", rich_help_panel=RUN)
-]
-_Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any setting.", rich_help_panel=RUN),
-]
+_DryRun = Annotated[bool, typer.Option("--dry-run", help="A plan starts nothing.", hidden=True)]
 _Machine = Annotated[
     Literal["h100", "h200", "a100", "4090"] | None,
     typer.Option("--machine", help="Published throughput.", rich_help_panel=MACHINE),
@@ -73,10 +57,6 @@ _Machine = Annotated[
 _Tflops = Annotated[
     float | None,
     typer.Option("--tflops", help="Throughput you measured.", rich_help_panel=MACHINE),
-]
-_Device = Annotated[
-    str | None,
-    typer.Option("--device", help="Where --measure runs.", rich_help_panel=MACHINE),
 ]
 _Measured = Annotated[
     bool,
@@ -86,45 +66,65 @@ _Measured = Annotated[
 
 def plan(
     pipeline: _Pipeline = None,
-    reward: _Reward = None,
-    granularity: _Granularity = None,
-    branches: _Branches = None,
-    generations: _Generations = None,
-    steps: _Steps = None,
-    guidance_scale: _GuidanceScale = None,
-    config_file: _ConfigFile = None,
-    overrides: _Overrides = None,
+    reward: RewardOption = None,
+    prompts: PromptsOption = None,
+    held_out_prompts: HeldOutPromptsOption = None,
+    granularity: GranularityOption = None,
+    branches: BranchesOption = None,
+    start: StartOption = None,
+    generations: GenerationsOption = None,
+    steps: StepsOption = None,
+    guidance_scale: GuidanceScaleOption = None,
+    name: NameOption = None,
+    runs: RunsOption = RUNS,
+    seed: SeedOption = None,
+    config_file: ConfigFileOption = None,
+    overrides: OverridesOption = None,
+    log: LogOption = None,
+    dry_run: _DryRun = False,
     machine: _Machine = None,
     tflops: _Tflops = None,
     measured: _Measured = False,
-    device: _Device = None,
+    device: MachineOption = None,
+    dtype: DtypeOption = None,
+    workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what a run will cost: images, FLOPs, hours and memory, before any of it is spent.
 
     Takes what [bold]calibri calibrate[/bold] takes. No weights are read or downloaded, except to
-    --measure; what a configuration leaves open is, for a model of the paper, as in the paper.
+    --measure. Under the names flux.1-dev, sd3.5-medium and qwen-image what is left open is as in
+    the paper.
 
         calibri plan flux.1-dev
         calibri plan sd3.5-medium --machine a100 --set search.generations=40
         calibri plan --measure
     """
-    flags = {
-        "pipeline": pipeline,
-        "device": device,
-        "rewards.objective": reward,
-        "space.granularity": granularity,
-        "space.branches": branches,
-        "search.generations": generations,
-        "sampling.num_inference_steps": steps,
-        "sampling.guidance_scale": guidance_scale,
-    }
+    flags = run_flags(
+        reward,
+        start,
+        workers,
+        pipeline=pipeline,
+        prompts=prompts,
+        held_out_prompts=held_out_prompts,
+        granularity=granularity,
+        branches=branches,
+        generations=generations,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+    )
     with loading("Counting"):
         from calibri import plan as plan_run
         from calibri.config import load_config
+        from calibri.runs import check_run_name
 
         quiet_libraries()
         config = load_config(config_file, overrides or [], flags)
+        if name is not None:
+            check_run_name(name)
         planned = plan_run(config, machine=machine, tflops=tflops, measured=measured)
     if as_json:
         typer.echo(planned.model_dump_json(indent=2))
@@ -134,23 +134,36 @@ def plan(
 
 def _show(planned: Plan) -> None:
     console = out()
-    parts = ", ".join(f"{part} {flop_words(tera)}" for part, tera in planned.image_teraflop.items())
-    per_image = flop_words(sum(planned.image_teraflop.values()))
-    title = f"{planned.pipeline}: {planned.transformer_class}, {planned.height} x {planned.width}"
+    size = f"{planned.height} x {planned.width} pixels"
+    title = f"{planned.pipeline}: {planned.transformer_class}, {size}"
     say(console, Text(printable(title), style="bold"))
     say(
         console,
         f"{planned.parameters} numbers are searched (granularity {planned.granularity}). An image "
-        f"takes {planned.nfe} evaluations of the transformer of "
-        f"{flop_words(planned.forward_teraflop)} each, in all {per_image} ({parts}).",
+        f"takes {planned.nfe} evaluations of the transformer, "
+        f"{flop_words(planned.forward_teraflop)} each, and {_image_words(planned)}.",
     )
     console.print()
     console.print(_table(planned))
     console.print()
     for line in memory_lines(planned):
         say(console, line)
+    if not any(procedure.hours for procedure in planned.procedures):
+        say(console, "How long that takes here: calibri plan --measure.")
     for note in planned.notes:
         say(console, Text(printable(note), style="dim"))
+
+
+def _image_words(planned: Plan) -> str:
+    total = sum(planned.image_teraflop.values())
+    parts = ", ".join(
+        f"{part} {_percent(tera / total)}" for part, tera in planned.image_teraflop.items() if tera
+    )
+    return f"{flop_words(total)} in all ({parts})"
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.01 else "under 1%"
 
 
 def _table(planned: Plan) -> Table:
@@ -172,20 +185,23 @@ def _rows(planned: Plan) -> list[_Row]:
     for phase in dict.fromkeys(phase for p in both for phase in p.images):
         rows.append((f"images, {phase}", [_count(p, phase) for p in both]))
     rows.append(("images, all", [f"{sum(p.images.values()):,}" for p in both]))
-    rows.append(("in all", [flop_words(1e3 * sum(p.petaflop.values())) for p in both]))
+    rows.append(("operations, all", [flop_words(1e3 * sum(p.petaflop.values())) for p in both]))
     for times in zip(*(p.hours for p in both), strict=True):
         rows.append((_speed(times[0], planned.machine), [_hours(hours) for hours in times]))
     if any(p.published_hours for p in both):
         published = [p.published_hours for p in both]
-        rows.append(("hours on an H100, as published", [f"{h:g}" if h else "-" for h in published]))
+        cells = [f"{h:g} hours" if h else "-" for h in published]
+        rows.append(("time on an H100, as published", cells))
     return rows
 
 
 def _candidates(procedure: Procedure) -> str:
-    beside = " + the original" if procedure.with_original else ""
+    popsize = f"{procedure.popsize}"
+    if procedure.with_original:
+        popsize = f"({popsize} + the original)"
     first, last = procedure.bucket_size, procedure.final_bucket_size
     prompts = f"{first}" if first == last else f"{first} to {last}"
-    return f"{procedure.popsize}{beside} x {prompts}"
+    return f"{popsize} x {prompts}"
 
 
 def _count(procedure: Procedure, phase: str) -> str:
@@ -197,33 +213,37 @@ def _speed(hours: Hours, machine: str | None) -> str:
     low, high = (f"{x:.3g}" for x in (speed.low, speed.high))
     rate = f"{low} TFLOP/s" if low == high else f"{low} to {high} TFLOP/s"
     place = f" on an {machine}" if machine and speed.label in ("eager", "compiled") else ""
-    return f"hours{place}, {speed.label} ({rate})"
+    return f"time{place}, {speed.label} ({rate})"
 
 
 def _hours(hours: Hours) -> str:
-    return f"{hours.low:.2g} to {hours.high:.2g}" if hours.high < 10 else _whole(hours)
+    unit, length = next((u, n) for u, n in _UNITS if hours.high >= 2 * n or u == "seconds")
+    low, high = (_short(x / length) for x in (hours.low, hours.high))
+    return f"{high} {unit}" if low == high else f"{low} to {high} {unit}"
 
 
-def _whole(hours: Hours) -> str:
-    return f"{hours.low:.0f} to {hours.high:.0f}"
+def _short(number: float) -> str:
+    return f"{number:.2g}" if number < 10 else f"{number:.0f}"
 
 
 def memory_lines(planned: Plan) -> list[str]:
     """Say what the weights take, and on a known machine whether they fit."""
-    parts = ", ".join(f"{c.name} {c.gigabytes:.2g}" for c in planned.components)
-    everything = f"{planned.resident_gigabytes:.3g} GB with everything on the device"
-    alternating = f"{planned.in_turns_gigabytes:.3g} GB when pipeline and rewards alternate"
-    largest = f"{planned.offloaded_gigabytes:.3g} GB with one network at a time"
-    lines = [f"Memory of the weights: {everything}, {alternating}, {largest} ({parts})."]
+    largest = sorted(planned.components, key=lambda component: -component.gigabytes)
+    parts = ", ".join(f"{c.name} {byte_words(c.gigabytes)}" for c in largest)
+    everything = byte_words(planned.resident_gigabytes)
+    alternating = byte_words(planned.in_turns_gigabytes)
+    lines = [f"The weights take {everything} ({parts})."]
+    if alternating != everything:
+        lines.append(f"With rewards.offload pipeline and rewards take turns: {alternating}.")
     if kept := planned.gradient:
         lines.append(
-            f"An image with its gradient keeps {kept.all_steps:.3g} GB of activations beside them; "
-            f"where that does not fit, {kept.one_step:.3g} GB with one step at a time (a third "
-            f"more time), or {kept.one_block:.3g} GB with one block at a time (two thirds more). "
-            "The network of a reward needs its own on top."
+            f"An image with its gradient keeps {byte_words(kept.all_steps)} of activations beside "
+            f"them; where that does not fit, {byte_words(kept.one_step)} with one step at a time "
+            f"(a third more time), or {byte_words(kept.one_block)} with one block at a time (two "
+            "thirds more). The network of a reward needs its own on top."
         )
     if planned.machine and planned.machine_gigabytes:
-        lines.append(f"{_fits(planned)} on the {planned.machine_gigabytes} GB of one.")
+        lines.append(f"{planned.machine} with {planned.machine_gigabytes} GB: {_fits(planned)}.")
     return lines
 
 
@@ -232,18 +252,18 @@ def _fits(planned: Plan) -> str:
     if kept := planned.gradient:
         return _gradient_fits(room - planned.resident_gigabytes, kept)
     if planned.resident_gigabytes < room:
-        return "Everything fits"
+        return "everything fits"
     if planned.in_turns_gigabytes < room:
-        return "Pipeline and rewards, alternating (rewards.offload), fit"
+        return "pipeline and rewards fit in turns (rewards.offload)"
     offloaded = planned.offloaded_gigabytes < room
-    return "One network at a time fits" if offloaded else "Not even the largest network fits"
+    return "one network at a time fits" if offloaded else "not even the largest network fits"
 
 
 def _gradient_fits(room: float, kept: GradientMemory) -> str:
     """A gradient needs all networks on the device; activations come beside them."""
     if kept.all_steps < room:
-        return "A gradient fits with everything that it keeps"
+        return "a gradient fits with everything that it keeps"
     if kept.one_step < room:
-        return "A gradient fits with one step at a time"
+        return "a gradient fits with one step at a time"
     fits = kept.one_block < room
-    return "A gradient fits with one block at a time" if fits else "A gradient does not fit"
+    return "a gradient fits with one block at a time" if fits else "a gradient does not fit"

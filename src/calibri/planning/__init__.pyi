@@ -1,5 +1,7 @@
 from .activations import GradientMemory as GradientMemory
 from .costs import image_teraflop as image_teraflop
+from .costs import searched as searched
+from .costs import with_defaults as with_defaults
 from .procedures import Hours as Hours
 from .procedures import Procedure as Procedure
 from .procedures import diversity_prompts as diversity_prompts

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from calibri.coefficients import Capabilities, build_space, resolve
+from calibri.coefficients import Capabilities, SearchSpace, build_space, resolve
 from calibri.config import RunConfig, validate_config
 from calibri.configure import ConfigLike, merge_config
 from calibri.errors import ConfigError
@@ -16,6 +17,7 @@ from calibri.pipelines import (
     build_networks,
     find_geometry,
     forward_of,
+    is_published,
     networks_of,
     sites_of,
 )
@@ -36,6 +38,7 @@ from calibri.planning.throughput import (
     machine_here,
     measure,
 )
+from calibri.prompts import is_prompt_set, prompt_sets
 from calibri.results import FULL, Record
 from calibri.rewards import reward_cost, used_rewards
 from calibri.signatures import typed
@@ -95,7 +98,13 @@ class Plan(Record):
 
 
 def with_defaults(config: RunConfig, geometry: Geometry) -> RunConfig:
-    """Fill what a configuration leaves open with the settings of the paper for that model."""
+    """Fill what a configuration leaves open with the settings of the paper for that model.
+
+    Only under the names that are known here: of a folder or a repository a run starts as it is
+    configured.
+    """
+    if not is_published(config.pipeline):
+        return config
     data: dict[str, Any] = config.model_dump(exclude_unset=True)
     data.setdefault("dtype", geometry.dtype)
     for section, values in geometry.defaults.items():
@@ -115,8 +124,8 @@ def plan(
     """Count what a run will cost; no weights are loaded unless the speed is measured.
 
     Args:
-        config: of the run, as ``calibri.calibrate`` takes it; for a model of the paper, what it
-            leaves open is as in the paper.
+        config: of the run, as ``calibri.calibrate`` takes it; under the names that are known
+            here, such as ``"flux.1-dev"``, what it leaves open is as in the paper.
         machine: ``"h100"`` or another that ``calibri plan --help`` names; None for this one if
             it is among them, and for a model of the paper an H100.
         tflops: throughput that was measured elsewhere, in TFLOP/s.
@@ -131,6 +140,7 @@ def plan(
     config = merge_config(config, values, ("machine", "tflops", "measured"))
     geometry = find_geometry(config.pipeline, config.revision)
     config = with_defaults(config, geometry)
+    _check_prompts(config)
     networks = build_networks(geometry)
     guidance = _guidance(networks, config)
     counted = _counted(config, geometry, networks, guidance)
@@ -138,13 +148,13 @@ def plan(
     height, width = image_size(networks, config)
     chosen = _machine(machine, geometry)
     speeds = _measured(config, flops, guidance) if measured else _speeds(chosen, tflops)
-    paper, size = _sizes_of_searches(networks["transformer"], config, guidance)
+    paper, ours = _spaces(networks["transformer"], config, guidance)
     components = _sizes(networks, config)
     return Plan(
         pipeline=config.pipeline,
         transformer_class=type(networks["transformer"]).__name__,
         granularity=config.space.granularity,
-        parameters=size,
+        parameters=ours.size,
         height=height,
         width=width,
         num_inference_steps=config.sampling.num_inference_steps,
@@ -158,8 +168,8 @@ def plan(
         gradient=_gradient(config, geometry, networks, guidance),
         machine=chosen.title if chosen else None,
         machine_gigabytes=chosen.gigabytes if chosen else None,
-        procedures=[counted.paper(geometry, paper, speeds), counted.ours(size, speeds)],
-        notes=_notes(config, size),
+        procedures=[counted.paper(geometry, paper.size, speeds), counted.ours(ours.size, speeds)],
+        notes=_notes(config, ours.size),
     )
 
 
@@ -186,9 +196,16 @@ def _counted(
     config: RunConfig, geometry: Geometry, networks: Mapping[str, nn.Module], guidance: float
 ) -> Counted:
     flops, fidelity = image_flops(geometry, networks, config), config.search.fidelity
-    searched = flops if fidelity == FULL else image_flops(geometry, networks, config, fidelity)
+    cheaper = flops if fidelity == FULL else image_flops(geometry, networks, config, fidelity)
     branches = 2 if guidance > 1.0 else 1
-    return Counted(config, flops, searched, branches * config.space.members, branches)
+    return Counted(config, flops, cheaper, branches * config.space.members, branches)
+
+
+def _check_prompts(config: RunConfig) -> None:
+    names = [name for name in (config.prompts.train, config.prompts.held_out) if name]
+    # Generators give any number, and sets may have to be fetched, which is no way to count.
+    if any(Path(name).suffix for name in names) and not any(map(is_prompt_set, names)):
+        prompt_sets(config)
 
 
 def _gradient(
@@ -204,10 +221,23 @@ def _guidance(networks: Mapping[str, nn.Module], config: RunConfig) -> float:
     return max(1.0, float(getattr(config.sampling, called.guidance)))
 
 
-def _sizes_of_searches(
+def searched(networks: Mapping[str, nn.Module], config: RunConfig) -> SearchSpace:
+    """Lay out the numbers that a search has, from the shapes of the networks alone.
+
+    Args:
+        networks: by role, on the meta device.
+        config: see ``with_defaults``.
+
+    Raises:
+        CalibriError: the model has no such search.
+    """
+    return _spaces(networks["transformer"], config, _guidance(networks, config))[1]
+
+
+def _spaces(
     transformer: nn.Module, config: RunConfig, guidance: float
-) -> tuple[int, int]:
-    """Numbers that the paper's procedure and ours search."""
+) -> tuple[SearchSpace, SearchSpace]:
+    """What the paper's procedure and ours search."""
     # There is no scheduler to ask here: models whose operations can be counted follow a flow with
     # a shift.
     known = networks_of(transformer)[0].knows_timesteps
@@ -215,7 +245,7 @@ def _sizes_of_searches(
     ours = resolve(config, capabilities)
     papers = ours.space.model_copy(update={"output_knots": 1, "shift": False})
     paper = ours.model_copy(update={"space": papers})
-    return build_space(paper, capabilities).size, build_space(ours, capabilities).size
+    return build_space(paper, capabilities), build_space(ours, capabilities)
 
 
 def _machine(name: str | None, geometry: Geometry) -> Machine | None:
@@ -261,7 +291,7 @@ def _alternating(components: Sequence[ComponentSize]) -> float:
 
 def _notes(config: RunConfig, size: int) -> list[str]:
     unknown = [name for name in used_rewards(config) if reward_cost(name) is None]
-    notes = ["Memory is that of the weights; activations come on top and grow with the batch."]
+    notes = ["Activations come on top of the weights in memory, and grow with the batch."]
     if measures_first(config.search, sum(images_by_phase(config, size).values())):
         notes.append(
             "Before its search the run is measured (search.probe): about a twentieth more images, "

@@ -8,7 +8,14 @@ from typing import Any
 
 from torch import nn
 
-from calibri.coefficients import Capabilities, Factor, build_space, check_factors, resolve
+from calibri.coefficients import (
+    Capabilities,
+    Factor,
+    SearchSpace,
+    build_space,
+    check_factors,
+    resolve,
+)
 from calibri.config import GRANULARITIES, Granularity, RunConfig
 from calibri.configure import ConfigLike, merge_config
 from calibri.errors import ConfigError, UnsupportedModelError
@@ -26,6 +33,7 @@ from calibri.pipelines import (
     sites_of,
 )
 from calibri.pipelines import discover as discover_sites
+from calibri.planning import searched, with_defaults
 from calibri.results import Record, SiteRecord
 from calibri.sampling import Sampler
 from calibri.signatures import typed
@@ -104,16 +112,37 @@ def inspect(
     if discover and sites is not None:
         raise ConfigError("Discover the sites or read them from a file, not both.")
     name = pipeline if isinstance(pipeline, str | Path) else type(pipeline).__name__
+    if not discover and isinstance(pipeline, str | Path) and is_published(str(pipeline)):
+        return _of_published(str(pipeline), granularity, config, sites)
     loaded = _loaded(pipeline, revision, with_weights=discover)
     networks = networks_of(loaded)
     transformer = networks[0].transformer
-    discovery = _discover(loaded, transformer) if discover else None
-    if sites is not None:
-        discovery = Discovery.load(sites)
+    discovery = _discover(loaded, transformer) if discover else _read(sites)
     if discovery is not None:
         discovery.assign_all(loaded)
     found = _inspection(str(name), networks, granularity or config.space.granularity)
     space = None if loaded is transformer else _space(loaded, config)
+    return found.model_copy(update={"discovery": discovery, "space": space})
+
+
+def _read(sites: str | Path | None) -> Discovery | None:
+    return None if sites is None else Discovery.load(sites)
+
+
+def _of_published(
+    name: str, granularity: Granularity | None, config: RunConfig, sites: str | Path | None
+) -> Inspection:
+    """Look at a model of which nothing but its geometry is known, as ``calibri.plan`` does."""
+    geometry = find_geometry(name)
+    config = with_defaults(config.model_copy(update={"pipeline": name}), geometry)
+    networks = build_networks(geometry)
+    discovery = _read(sites)
+    if discovery is not None:
+        discovery.assign_all(networks["transformer"])
+    found = _inspection(
+        name, networks_of(networks["transformer"]), granularity or config.space.granularity
+    )
+    space = _record(searched(networks, config))
     return found.model_copy(update={"discovery": discovery, "space": space})
 
 
@@ -126,6 +155,10 @@ def _space(pipe: Any, config: RunConfig) -> SpaceRecord | None:
     capabilities = Capabilities.of(pipe, sampler.cfg_scale)
     space = build_space(resolve(config, capabilities), capabilities)
     check_factors(space.factors, pipe)
+    return _record(space)
+
+
+def _record(space: SearchSpace) -> SpaceRecord:
     return SpaceRecord(
         granularity=space.granularity,
         names=len(space.names),
@@ -167,8 +200,6 @@ def _loaded(pipeline: Any, revision: str | None, with_weights: bool) -> Any:
         return pipeline
     if with_weights:
         return load_pipeline(str(pipeline), revision=revision, device="cpu")
-    if is_published(str(pipeline)):  # nothing but its geometry is known, as to calibri.plan
-        return build_networks(find_geometry(str(pipeline)))["transformer"]
     return load_pipeline_skeleton(str(pipeline), revision=revision)
 
 
