@@ -130,6 +130,37 @@ def test_the_reward_curve_goes_up_when_the_reward_does() -> None:
     assert len(set(flat)) == 1
 
 
+def test_generations_are_numbered_from_one_as_in_the_terminal() -> None:
+    rows = [generation(k, 0.5, 0.4, 0.1) for k in range(20)]
+    difference = Figure(mean=0.1, low=0.05, high=0.15, n=64)
+    marks = (Checkpoint(generation=19, difference=difference, chosen=True),)
+    for draw in (charts.reward_curve, charts.gain_curve, charts.sigma_curve):
+        root = parse(draw(search(rows, marks), 400.0))
+        ticks = [
+            int(e.text or "")
+            for e in root.iter("text")
+            if e.attrib["class"] == "tick" and e.attrib["text-anchor"] == "middle"
+        ]
+        assert min(ticks) >= 1
+        assert max(ticks) == 20
+        spoken = [e.text or "" for e in root.iter("title")]
+        numbers = {int(n) for text in spoken for n in re.findall(r"generation (\d+)", text)}
+        assert numbers in ({*range(1, 21)}, {20})
+
+
+@given(rows=st.integers(1, 5), width=st.floats(200, 800))
+def test_no_line_at_zero_goes_through_a_label(rows: int, width: float) -> None:
+    figure = Figure(mean=0.1, low=-0.2, high=0.4, n=9)
+    root = parse(charts.forest([("against", figure)] * rows, "reward", width))
+    lines = [e.attrib for e in root.iter("line") if e.attrib["class"] == "zero"]
+    assert len(lines) == rows
+    for label in (e for e in root.iter("text") if "halo" in e.attrib["class"]):
+        baseline = float(label.attrib["y"])
+        for zero in lines:
+            above, below = float(zero["y2"]) <= baseline - 11, float(zero["y1"]) >= baseline + 4
+            assert above or below
+
+
 def test_one_generation_is_a_dot() -> None:
     root = parse(charts.reward_curve(search([generation(0, 0.5, 0.4, 0.1)]), 400.0))
     assert list(root.iter("polyline")) == []

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from calibri.errors import RunError
+from calibri.reporting.context import verdict_details
 from calibri.reporting.page import render_report, report
-from calibri.reporting.text import count
+from calibri.reporting.text import count, mean
 from calibri.results import RunSummary
 from calibri.runs.folder import RunFolder
 from tests.reporting import example_run
@@ -56,6 +57,25 @@ def page() -> Page:
     return Page(render_report(example_run.summary(), example_run.images()))
 
 
+def test_the_verdict_names_all_that_readme_has_in_its_table(page: Page) -> None:
+    """More steps of the original, each reward, and the figures about sets of images."""
+    evaluation = example_run.summary().evaluation
+    assert evaluation is not None
+    said = " ".join(verdict_details(evaluation))
+    base = min(c.num_inference_steps for c in evaluation.comparisons)
+    for comparison in evaluation.comparisons:
+        if comparison.num_inference_steps != base:
+            assert f"{base} calibrated steps against {comparison.num_inference_steps}" in said
+            assert f"{comparison.reward} {mean(comparison.difference, sign=True)}" in said
+    setting = evaluation.setting(calibrated=True, num_inference_steps=base)
+    assert setting is not None
+    assert setting.frechet is not None
+    assert f"{setting.frechet:.2f} against" in said
+    assert f"Diversity {setting.diversity:.3f} against" in said
+    assert all(detail in page.text for detail in verdict_details(evaluation))
+    assert verdict_details(None) == []
+
+
 def hostile_summary() -> RunSummary:
     """The example with a hostile text before every text, names of free mappings included."""
     free = {"coefficients", "start", "config", "machine", "scores", "variants", "files"}
@@ -90,8 +110,9 @@ def test_the_style_sheet_loads_nothing() -> None:
 def test_every_text_is_escaped() -> None:
     html = render_report(hostile_summary(), example_run.images())
     hostile, harmless = Page(html), Page(render_report(example_run.summary(), example_run.images()))
-    assert hostile.tags.keys() - {"ul", "li"} == harmless.tags.keys()
-    assert hostile.tags["li"] == len(example_run.measurement().reasons)
+    assert hostile.tags.keys() == harmless.tags.keys()
+    details = verdict_details(example_run.summary().evaluation)
+    assert hostile.tags["li"] == len(example_run.measurement().reasons) + len(details)
     assert hostile.tags["img"] == harmless.tags["img"] == 32
     assert not [name for _, name, _ in hostile.attributes if name.startswith("on")]
     assert "alert(1)" in hostile.text

@@ -25,8 +25,10 @@ from calibri.reporting.svg import (
     y_frame,
 )
 from calibri.reporting.text import general, interval, mean, number
-from calibri.results import Figure, SearchResult
+from calibri.results import Checkpoint, Figure, SearchResult
 
+# In a row of a forest: where its bar is below the label, and the height that is free around it.
+_BAR, _BAR_ROOM = 30.0, 10.0
 SHAPES = ("circle", "square", "triangle", "diamond")
 
 
@@ -68,6 +70,11 @@ class Stack:
     count: int
 
 
+def counted(generation: int) -> int:
+    """Number a generation as the terminal does, from 1; a run counts from 0."""
+    return generation + 1
+
+
 def tone(figure: Figure) -> str:
     """Whether an interval lies above zero (good), below (bad) or around it (open)."""
     if figure.low > 0:
@@ -86,14 +93,18 @@ def forest(rows: Sequence[tuple[str, Figure]], name: str, width: float) -> Marku
     bottom = top + pitch * len(shown) + 4
     bounds = [0.0, *(v for _, f in shown for v in (f.low, f.high))]
     x = Axis(*domain(bounds), 8.0, width - 8.0)
-    zero = line(x(0), top, x(0), bottom, "zero")
+    # Beside the bars alone, since the labels stand in between.
+    zero = [
+        line(x(0), low - _BAR_ROOM, x(0), low + _BAR_ROOM, "zero")
+        for low in (top + pitch * k + _BAR for k in range(len(shown)))
+    ]
     bars = [_forest_row(label, f, x, top + pitch * k) for k, (label, f) in enumerate(shown)]
     base = x_frame(x, bottom, "calibrated minus original")
-    return chart(width, bottom + MARGIN_BOTTOM, f"{name}: differences", zero, *bars, base)
+    return chart(width, bottom + MARGIN_BOTTOM, f"{name}: differences", *zero, *bars, base)
 
 
 def _forest_row(label: str, figure: Figure, x: Axis, top: float) -> Markup:
-    y, kind = top + 30.0, tone(figure)
+    y, kind = top + _BAR, tone(figure)
     spoken = f"{label}: {mean(figure, sign=True)} ({interval(figure, sign=True)})"
     parts = (
         element("title", spoken),
@@ -113,14 +124,14 @@ def reward_curve(search: SearchResult, width: float) -> Markup:
     values = [v for g in generations for v in (g.mean, g.baseline)]
     y = Axis(*domain(values), bottom, MARGIN_TOP)
     series = [
-        _series([(x(g.generation), y(g.baseline)) for g in generations], "original"),
-        _series([(x(g.generation), y(g.mean)) for g in generations], "calibrated"),
+        _series([(x(counted(g.generation)), y(g.baseline)) for g in generations], "original"),
+        _series([(x(counted(g.generation)), y(g.mean)) for g in generations], "calibrated"),
     ]
     tips = [
         _tip(
-            x(g.generation),
+            x(counted(g.generation)),
             y(g.mean),
-            f"generation {g.generation}: candidates {general(g.mean)}, original "
+            f"generation {counted(g.generation)}: candidates {general(g.mean)}, original "
             f"{general(g.baseline)}, best candidate {general(g.best)}",
         )
         for g in generations
@@ -141,22 +152,27 @@ def gain_curve(search: SearchResult, width: float) -> Markup:
     y = Axis(
         *domain([0.0, *bounds, *(g.mean - g.baseline for g in generations)]), bottom, MARGIN_TOP
     )
-    gains = [(x(g.generation), y(g.mean - g.baseline)) for g in generations]
+    gains = [(x(counted(g.generation)), y(g.mean - g.baseline)) for g in generations]
     parts = [
         y_frame(x, y, 6),
         line(x.start, y(0), x.end, y(0), "zero"),
         _generation_frame(x, bottom, "generation"),
         _series(gains, "faint"),
-        *(_checkpoint(c.generation, c.difference, c.chosen, x, y) for c in checkpoints),
+        _joined(checkpoints, x, y),
+        *(_checkpoint(counted(c.generation), c.difference, c.chosen, x, y) for c in checkpoints),
     ]
     return chart(width, height, "Gain over the original by generation", *parts)
 
 
+def _joined(checkpoints: Sequence[Checkpoint], x: Axis, y: Axis) -> Markup:
+    points = [(x(counted(c.generation)), y(c.difference.mean)) for c in checkpoints]
+    return path(points, "series calibrated") if len(points) > 1 else Markup("")
+
+
 def _checkpoint(generation: int, figure: Figure, chosen: bool, x: Axis, y: Axis) -> Markup:
     place, note = x(generation), ", chosen" if chosen else ""
-    spoken = (
-        f"checkpoint {generation}{note}: {mean(figure, sign=True)} ({interval(figure, sign=True)})"
-    )
+    gain = f"{mean(figure, sign=True)} ({interval(figure, sign=True)})"
+    spoken = f"checkpoint after generation {generation}{note}: {gain}"
     return element(
         "g",
         element("title", spoken),
@@ -178,9 +194,9 @@ def sigma_curve(search: SearchResult, width: float) -> Markup:
     bottom = height - MARGIN_BOTTOM
     top = domain([0.0, *(g.sigma for g in generations)])[1]
     y = Axis(0.0, top, bottom, MARGIN_TOP)
-    points = [(x(g.generation), y(g.sigma)) for g in generations]
+    points = [(x(counted(g.generation)), y(g.sigma)) for g in generations]
     tips = [
-        _tip(px, py, f"generation {g.generation}: sigma {general(g.sigma)}")
+        _tip(px, py, f"generation {counted(g.generation)}: sigma {general(g.sigma)}")
         for g, (px, py) in zip(generations, points, strict=True)
     ]
     parts = [
@@ -193,10 +209,9 @@ def sigma_curve(search: SearchResult, width: float) -> Markup:
 
 
 def _generation_axis(search: SearchResult, width: float) -> Axis:
-    numbers = [g.generation for g in search.generations] + [
-        c.generation for c in search.checkpoints
-    ]
-    low, high = min(numbers, default=0), max(numbers, default=1)
+    numbers = [counted(g.generation) for g in search.generations]
+    numbers += [counted(c.generation) for c in search.checkpoints]
+    low, high = min(numbers, default=1), max(numbers, default=2)
     room = max((high - low) * 0.02, 0.5)
     return Axis(low - room, high + room, MARGIN_LEFT, width - MARGIN_RIGHT)
 

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from calibri.reporting.charts import Point, tone
-from calibri.reporting.metrics import METRICS
-from calibri.reporting.text import count, duration, general, interval, mean
+from calibri.reporting.metrics import METRICS, Metric
+from calibri.reporting.text import count, duration, general, interval, mean, number
 from calibri.results import Comparison, Evaluation, Figure, RunSummary, SampleRow, SettingResult
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+_WORDS = {"good": "better", "bad": "worse", "open": "not distinguishable"}
 _SMALL = 128  # pixels; smaller pictures are enlarged with hard edges
 
 
@@ -101,6 +102,41 @@ def key_numbers(summary: RunSummary) -> list[KeyNumber]:
     gains = gain_numbers(evaluation) if evaluation else _checkpoint_numbers(summary)
     steps = _steps_number(evaluation) if evaluation else None
     return [*gains, steps or _cost_number(summary)]
+
+
+def verdict_details(evaluation: Evaluation | None) -> list[str]:
+    """What else the verdict rests on: original models of more steps, and sets of images."""
+    if evaluation is None or (base := base_steps(evaluation)) is None:
+        return []
+    steps = sorted({c.num_inference_steps for c in evaluation.comparisons} - {base})
+    lines = [_against(evaluation, base, count) for count in steps]
+    metrics = [said for metric in METRICS if (said := _set_words(evaluation, base, metric))]
+    return [*lines, f"At {base} steps: {', '.join(metrics)}."] if metrics else lines
+
+
+def _against(evaluation: Evaluation, base: int, steps: int) -> str:
+    found = {c.reward: c for c in evaluation.comparisons if c.num_inference_steps == steps}
+    said = [
+        f"{name} {mean(found[name].difference, sign=True)} "
+        f"({interval(found[name].difference, sign=True)}), {_WORDS[tone(found[name].difference)]}"
+        for name in rewards_of(evaluation)
+        if name in found
+    ]
+    multiple = general(steps / base)
+    return (
+        f"{base} calibrated steps against {steps} original ones "
+        f"({multiple}\N{MULTIPLICATION SIGN}): {'; '.join(said)}."
+    )
+
+
+def _set_words(evaluation: Evaluation, base: int, metric: Metric) -> str:
+    settings = (evaluation.setting(calibrated=c, num_inference_steps=base) for c in (True, False))
+    values: list[float | None] = [getattr(setting, metric.name) for setting in settings if setting]
+    if len(values) < 2 or None in values:
+        return ""
+    after, before = (number(value, metric.digits) for value in values)
+    note = f" ({metric.better})" if metric.better else ""
+    return f"{metric.title[0]} {after} against {before}{note}"
 
 
 def gain_numbers(evaluation: Evaluation) -> list[KeyNumber]:

@@ -14,6 +14,7 @@ class Metric(NamedTuple):
         heading: of a column, with a note below it.
         title: of a chart, with a note below it.
         digits: behind the point.
+        better: in words, for a sentence; empty where it speaks for itself.
     """
 
     name: str
@@ -21,11 +22,12 @@ class Metric(NamedTuple):
     heading: tuple[str, str]
     title: tuple[str, str]
     digits: int
+    better: str = ""
 
 
 METRICS = (
     Metric("diversity", "diversity", ("Diversity", ""),
            ("Diversity", "between images of a prompt"), 3),
     Metric("frechet", "Frechet", ("Fr\xe9chet", "lower is better"),
-           ("Fr\xe9chet distance", "to reference images; lower is better"), 2),
+           ("Fr\xe9chet distance", "to reference images; lower is better"), 2, "lower is better"),
 )  # fmt: skip

@@ -71,6 +71,7 @@ def render_report(summary: RunSummary, images: Mapping[str, bytes]) -> str:
     network = place_coefficients(summary)
     return environment().get_template("page.html.jinja").render(
         summary=summary,
+        details=context.verdict_details(summary.evaluation),
         key_numbers=context.key_numbers(summary),
         rows=context.sample_rows(summary, images),
         search=_search_charts(summary),
