@@ -2,6 +2,8 @@
 
 import inspect
 import pydoc
+import re
+from pathlib import Path
 
 import pytest
 import typer
@@ -183,6 +185,18 @@ def test_the_docstring_lists_every_call_on_one_screen():
     for command in COMMANDS:
         assert f"{call_of(command).__name__}(" in text
     assert "calibrate(" in pydoc.render_doc(calibri, renderer=pydoc.plaintext)
+
+
+def test_help_is_two_screens_and_every_name_is_there():
+    text = pydoc.render_doc(calibri, renderer=pydoc.plaintext)
+    assert len(text.splitlines()) <= 2 * 40
+    stub = (Path(calibri.__file__).with_suffix(".pyi")).read_text(encoding="utf-8")
+    names = re.findall(r" as (\w+)$", stub, re.MULTILINE)
+    assert set(names) <= set(dir(calibri))
+    for name in names:
+        value = getattr(calibri, name)
+        if callable(value):
+            assert pydoc.render_doc(value)
 
 
 def test_the_docstring_is_grouped_as_the_command_line_is():

@@ -1,6 +1,7 @@
 """Calibri: calibrate Diffusion Transformers.
 
-Every command has a call of its name; ``help(calibri.calibrate)`` and so on say more.
+Every command has a call of its name; ``help(calibri.calibrate)`` and so on say more. Classes, such
+as ``calibri.Calibration``, are listed by ``dir(calibri)``.
 
 Calibrate:
     plan(...)                           images, FLOPs, hours and memory of a run, before it
@@ -36,9 +37,10 @@ Rewards:
 ``calibrate(pipeline="shapes", search={"popsize": 24})``.
 """
 
-import lazy_loader
+import lazy_loader as _lazy_loader
 
 # Names are imported on first use, so that ``import calibri`` and ``calibri --help`` do not wait for
-# torch. What there is stands in ``__init__.pyi``, here and in every package.
+# torch. What there is stands in ``__init__.pyi``, here and in every package. Without ``__all__``
+# ``help(calibri)`` is the page above and not that of every class.
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, _ = _lazy_loader.attach_stub(__name__, __file__)
