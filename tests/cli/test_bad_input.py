@@ -1,6 +1,8 @@
 """What a person can get wrong: one clear message, the right exit code, nothing half done."""
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -114,6 +116,7 @@ def test_fuse_leaves_a_folder_with_content_alone(calibri, run, tmp_path):
         (["--output", "a.tiff", "x"], CONFIG, [".tiff"]),
         (["--output", "a.png", "x", "y"], CONFIG, ["a.png", "2 prompts"]),
         (["--compare", "x"], CONFIG, ["--calibration"]),
+        (["--num-frames", "9", "x"], CONFIG, ["makes images", "num_frames"]),
         (["--height", "4096", "x"], CONFIG, ["height 4096", "another size"]),
         (["--calibration", "tiny", "--strength", "1.5", "x"], MODEL, ["1.5"]),
         (["--output", "file/x.png", "x"], RUN, ["file"]),
@@ -127,3 +130,40 @@ def test_generate_refuses(calibri, run, tmp_path, args, exit_code, parts):
 def test_evaluate_asks_for_prompts_when_the_pipeline_is_not_the_shipped_one(calibri, run):
     result = calibri("evaluate", "tiny", "--pipeline", "some/model")
     assert refused(result, CONFIG, "'some/model' needs --prompts")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("calibrate", "nope"),
+        ("plan", "nope"),
+        ("inspect", "nope"),
+        ("generate", "nope", "a red circle"),
+        ("generate", "shapes", "a red circle", "--calibration", "nope"),
+        ("evaluate", "nope"),
+        ("fuse", "nope", "--output", "x"),
+        ("export", "nope", "--format", "comfyui", "--output", "x.safetensors"),
+        ("publish", "nope", "user/name"),
+        ("calibrate", "--start", "nope"),
+    ],
+    ids=" ".join,
+)
+def test_a_name_that_can_be_nothing_is_refused_before_torch_is_imported(words, tmp_path):
+    code = (
+        "import sys\n"
+        "from calibri.cli.app import app\n"
+        "try:\n    app(sys.argv[1:])\n"
+        "except SystemExit as end:\n    print(end.code, 'torch' in sys.modules)\n"
+    )
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{MODEL} False\n"
+    assert "'nope'" in done.stderr
+    assert "neither a folder here" in done.stderr or "no such folder here" in done.stderr
+
+
+def test_the_models_that_are_known_by_name_are_all_of_them():
+    from calibri.cli.paths import KNOWN_MODELS
+    from calibri.pipelines.families.lookup import published_geometries
+
+    assert {name for name in published_geometries()} == set(KNOWN_MODELS)

@@ -8,3 +8,4 @@ from .generate import Picture as Picture
 from .grid import enlarged as enlarged
 from .publish import preview as preview
 from .source import calibration_folder as calibration_folder
+from .source import check_source as check_source

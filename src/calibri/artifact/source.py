@@ -4,10 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from calibri.errors import RunError
+from calibri.errors import CalibrationError, RunError
+from calibri.pipelines import can_be_repository
 
 # Of the folder of a run (``calibri.runs.RunFolder``).
 _CONFIG, _JOURNAL, _CALIBRATION = "config.json", "journal.jsonl", "calibration"
+
+
+def check_source(source: str) -> None:
+    """Refuse what can be neither a folder nor a repository, without asking anyone.
+
+    Raises:
+        CalibrationError: it is neither.
+    """
+    if not Path(source).is_dir() and not can_be_repository(source):
+        raise CalibrationError(
+            f"The calibration '{source}' was not loaded: it is neither a folder here nor a "
+            "repository, which would be called user/name. Check the path."
+        )
 
 
 def calibration_folder(source: str | Path) -> Path:

@@ -18,7 +18,7 @@ from calibri.cli.options import (
     StepsOption,
     StrengthOption,
 )
-from calibri.cli.paths import calibration_source
+from calibri.cli.paths import calibration_source, check_pipeline
 from calibri.cli.quiet import quiet_libraries
 from calibri.errors import ConfigError, RunError
 
@@ -141,6 +141,7 @@ def generate(
     """
     if compare and calibration is None:
         raise ConfigError("Comparing needs a calibration. Pass --calibration FOLDER.")
+    check_pipeline(pipeline)
     targets = target_files(output, prompts, seed, compare)
     source = None if calibration is None else calibration_source(calibration)
     arguments = dict(

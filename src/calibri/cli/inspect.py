@@ -12,6 +12,7 @@ from rich.tree import Tree
 
 from calibri.cli.display import loading, out, printable, say
 from calibri.cli.options import GranularityName, JsonOption
+from calibri.cli.paths import check_pipeline
 from calibri.cli.quiet import quiet_libraries
 from calibri.errors import ConfigError
 from calibri.results import SiteRecord
@@ -81,11 +82,13 @@ def inspect(
         raise ConfigError("--save writes what --discover finds. Add --discover.")
     values = {"pipeline": pipeline, "space.granularity": granularity}
     with loading(f"Loading {pipeline or 'the pipeline'}"):
-        from calibri import inspect as inspect_pipeline
         from calibri.config import load_config
 
-        quiet_libraries()
         config = load_config(config_file, overrides or (), values)
+        check_pipeline(config.pipeline, known_here=True)
+        from calibri import inspect as inspect_pipeline
+
+        quiet_libraries()
         inspection = inspect_pipeline(config=config, discover=discover, sites=sites)
     if save is not None and inspection.discovery is not None:
         inspection.discovery.save(save)

@@ -38,7 +38,10 @@ StrengthOption = Annotated[
 StepsOption = Annotated[
     int | None,
     typer.Option(
-        "--steps", help="Steps per image; default: as calibrated.", rich_help_panel=SAMPLING
+        "--steps",
+        min=1,
+        help="Steps per image; default: as calibrated.",
+        rich_help_panel=SAMPLING,
     ),
 ]
 GuidanceOption = Annotated[

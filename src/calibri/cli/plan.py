@@ -10,7 +10,7 @@ from rich.text import Text
 
 from calibri.cli.display import byte_words, flop_words, loading, out, printable, say
 from calibri.cli.options import MACHINE, JsonOption, LogOption, MachineOption, WorkersOption
-from calibri.cli.paths import RUNS
+from calibri.cli.paths import RUNS, check_pipeline
 from calibri.cli.quiet import quiet_libraries
 from calibri.cli.run_options import (
     BranchesOption,
@@ -117,14 +117,16 @@ def plan(
         dtype=dtype,
     )
     with loading("Counting"):
-        from calibri import plan as plan_run
         from calibri.config import load_config
         from calibri.runs import check_run_name
 
-        quiet_libraries()
         config = load_config(config_file, overrides or [], flags)
+        check_pipeline(config.pipeline, known_here=True)
         if name is not None:
             check_run_name(name)
+        from calibri import plan as plan_run
+
+        quiet_libraries()
         planned = plan_run(config, machine=machine, tflops=tflops, measured=measured)
     if as_json:
         typer.echo(planned.model_dump_json(indent=2))

@@ -15,6 +15,7 @@ from .granularity import parameter_names as parameter_names
 from .loading import load_pipeline as load_pipeline
 from .modular import PLAIN_INDEX as PLAIN_INDEX
 from .modular import index_name as index_name
+from .names import can_be_repository as can_be_repository
 from .names import place_of as place_of
 from .networks import Network as Network
 from .networks import networks_of as networks_of

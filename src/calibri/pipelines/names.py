@@ -29,7 +29,7 @@ def place_of(name: str) -> str:
         return name
     if _is(Path.is_file, name):
         reason = "it is a file, not the folder of a pipeline"
-    elif not _REPOSITORY.fullmatch(name):
+    elif not can_be_repository(name):
         reason = "there is no such folder here, and a repository is called user/name"
     else:
         return name
@@ -37,6 +37,11 @@ def place_of(name: str) -> str:
         f"Cannot load a pipeline from '{name}': {reason}. Pass a folder with model_index.json, a "
         f"repository id, or '{SHIPPED}'."
     )
+
+
+def can_be_repository(name: str) -> bool:
+    """Whether the Hugging Face hub could have a repository of that name."""
+    return _REPOSITORY.fullmatch(name) is not None
 
 
 def _is(kind: Callable[[Path], bool], name: str) -> bool:

@@ -263,6 +263,10 @@ class PipelineCall:
             )
         if self._settings.num_frames is not None and not self.makes_videos:
             raise ConfigError(f"{name} makes images, so num_frames has no effect. Leave it out.")
+        for setting in ("num_inference_steps", "height", "width", "num_frames"):
+            length = getattr(self._settings, setting)
+            if length is not None and length < 1:
+                raise ConfigError(f"{setting} is {length}. Give at least 1, or leave it out.")
         self._check_guidance(name)
 
     def _check_blocks(self, name: str) -> None:
