@@ -12,6 +12,7 @@ FONT = ImageFont.load_default(14)
 TEXTS = st.text(max_size=120).filter(lambda text: not any(0xD800 <= ord(c) < 0xE000 for c in text))
 
 
+@settings(deadline=None)
 @given(TEXTS, st.integers(1, 300))
 def test_wrapping_loses_nothing_and_fits(text, width):
     lines = wrapped(text, width, FONT)
@@ -20,6 +21,7 @@ def test_wrapping_loses_nothing_and_fits(text, width):
     assert lines
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["red", "a", "circle"]), min_size=1, max_size=30))
 def test_words_that_fit_are_not_broken(words):
     assert " ".join(wrapped(" ".join(words), 60, FONT)) == " ".join(words)
@@ -29,7 +31,7 @@ def count_of(grid, colour):
     return int((np.asarray(grid) == colour).all(-1).sum())
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(
     st.integers(1, 3),
     st.integers(1, 3),

@@ -5,7 +5,7 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from markupsafe import Markup
 
@@ -148,6 +148,7 @@ def test_generations_are_numbered_from_one_as_in_the_terminal() -> None:
         assert numbers in ({*range(1, 21)}, {20})
 
 
+@settings(deadline=None)
 @given(rows=st.integers(1, 5), width=st.floats(200, 800))
 def test_no_line_at_zero_goes_through_a_label(rows: int, width: float) -> None:
     figure = Figure(mean=0.1, low=-0.2, high=0.4, n=9)
