@@ -22,7 +22,7 @@ NONSENSE = [
 CALLS = [
     name
     for name in dir(calibri)
-    if inspect.isfunction(getattr(calibri, name)) and name not in ("models", "serve_reward")
+    if inspect.isfunction(getattr(calibri, name)) and name not in ("models", "serve_reward", "shapes_pipeline")
 ]
 
 
