@@ -61,8 +61,16 @@ class Idle:
         pass
 
 
+def results_of(finished):
+    """Results by the index of their unit, without how they came about."""
+    how = ("worker", "busy", "attempts")
+    return {i: {k: v for k, v in r.items() if k not in how} for i, r in dict(finished).items()}
+
+
 class Elsewhere:
     """A worker that is there at once; what it computes is up to the test."""
+
+    name = "elsewhere"
 
     def open(self):
         pass

@@ -15,6 +15,7 @@ from calibri.errors import CalibriError, ConfigError
 from calibri.scoring.backends.local import Local
 from calibri.scoring.backends.ray_cluster import RayCluster
 from calibri.scoring.units import make_unit
+from tests.fakes import results_of
 from tests.scoring.ray_nodes import Nodes
 from tests.scoring.sample_units import at, configured, units_of
 
@@ -66,7 +67,7 @@ def without_loss(backend, units, expected, after, then):
         if len(found) == after:
             then()
     assert len(found) == len(units)
-    assert dict(found) == expected
+    assert results_of(found) == expected
 
 
 def test_actors_give_the_scores_of_one_process(session, candidates, nodes, backend_of):
@@ -77,7 +78,7 @@ def test_actors_give_the_scores_of_one_process(session, candidates, nodes, backe
     alone = dict(Local(session.bench).run(units))
     nodes.add(num_cpus=2)
     backend = backend_of()
-    assert dict(backend.run(units)) == alone
+    assert results_of(backend.run(units)) == alone
     assert len(actors()) == 2
 
 
@@ -149,13 +150,13 @@ def test_a_node_without_a_model_is_named_and_the_others_go_on(
     named = [
         (i, make_unit(candidates, unit.rows, (reward["objective"],), at(2))) for i, unit in units
     ]
-    assert len(dict(backend.run(named))) == len(named)
+    assert len(results_of(backend.run(named))) == len(named)
     assert sum("gets no more units" in text for text in said) == 1
     assert any("its weights are not in the cache" in text for text in said)
     # With the good one gone there is nobody left, and that is the end, in words.
     nodes.remove(other)
     with pytest.raises(CalibriError, match="Node .* not in the cache of this machine"):
-        dict(backend.run(named * 20))
+        results_of(backend.run(named * 20))
 
 
 def test_another_version_on_a_node_is_refused_with_both_named(
@@ -164,7 +165,7 @@ def test_another_version_on_a_node_is_refused_with_both_named(
     nodes.add(num_cpus=1, env={"PYTHONPATH": other_calibri})
     backend = backend_of()
     with pytest.raises(ConfigError, match=r"calibri 0.1.0 here and 0.0.9 there"):
-        dict(backend.run(units_of(candidates)))
+        results_of(backend.run(units_of(candidates)))
 
 
 @pytest.fixture
@@ -193,7 +194,7 @@ def test_a_cluster_that_grows_when_asked_is_waited_for(session, candidates, node
     time.sleep(2)
     nodes.add(num_cpus=4)
     units = units_of(candidates)
-    assert dict(backend.run(units)) == dict(Local(session.bench).run(units))
+    assert results_of(backend.run(units)) == dict(Local(session.bench).run(units))
     assert len(actors()) == 1
 
 
@@ -225,7 +226,7 @@ def test_failing_scores_are_measured_again_where_rewards_are_apart(
     nodes.add(num_cpus=2)
     backend = backend_of(options={"reward_workers": 1}, objective=name, held_out=[])
     unit = make_unit(candidates, units_of(candidates)[0][1].rows, (name,), at(2))
-    assert dict(backend.run([(0, unit)])) == {0: {"scores": {name: [2.0, 1.0]}}}
+    assert results_of(backend.run([(0, unit)])) == {0: {"scores": {name: [2.0, 1.0]}, "retried": 1}}
 
 
 FAILS_ONCE = """

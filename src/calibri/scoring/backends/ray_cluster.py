@@ -9,6 +9,7 @@ which nodes get none: those whose software differs, or that lack a model or memo
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import time
 from collections import Counter
@@ -63,6 +64,7 @@ class RayCluster:
         self._loaded: set[Member] = set()
         self._refused: dict[str, CalibriError] = {}
         self._deaths: Counter[str] = Counter()
+        self._numbers = itertools.count(1)
         self._closed = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._workers = Workers(None, [], threads, on_message)
@@ -178,6 +180,10 @@ class RayCluster:
                     "finished before is kept; resume the run when there are nodes again."
                 )
             )
+
+    def number(self) -> int:
+        """Give each worker another number."""
+        return next(self._numbers)
 
     def opened(self, member: Member) -> None:
         """Note that a worker has loaded its models."""

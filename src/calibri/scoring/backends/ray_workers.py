@@ -29,6 +29,9 @@ class Crew(Protocol):
     calls: Calls
     pace: Pace
 
+    def number(self) -> int:
+        """Give each worker another number."""
+
     def opened(self, member: Member) -> None:
         """Note that a worker has loaded its models."""
 
@@ -56,6 +59,7 @@ class Member:
         self._crew, self._calls = crew, crew.calls
         self._greeting = greeting
         self.needs, self.node = needs, node
+        self.name = f"{node.name} {crew.number()}"
         self._actor = self._calls.start(kind, needs, node)
         self._was_open = False
         self._heard = 0.0
@@ -190,6 +194,7 @@ class Lane:
     def __init__(self, worker: UnitWorker) -> None:
         self._worker = worker
         self._was_open = False
+        self.name = worker.name
         self.compute = worker.compute
 
     def open(self) -> None:
