@@ -1,7 +1,8 @@
 """What Ray costs: units a second that one driver can feed, and its CPU, latency and bytes a unit.
 
-Actors answer at once, so that all that is timed is the way to them and back; the scheduler, the calls and the units are
-those of a run. Actors share this machine's cores with the driver, which a cluster's do not.
+Actors answer at once, so that all that is timed is the way to them and back; the scheduler, the
+calls and the units are those of a run. Actors share this machine's cores with the driver, which a
+cluster's do not.
 
     python -m benchmarks.cluster --workers 2 8
 """
@@ -94,7 +95,7 @@ def rows(counts: list[int], number: int) -> list[Row]:
             Row("R3", f"driver CPU a unit, {count} actors, ms", f"{figures['cpu']:.2f}"),
             Row(
                 "R4",
-                f"a unit's way there and back, {count} actors, ms",
+                f"way of a unit and back, {count} actors, ms",
                 f"{figures['latency']:.2f}",
             ),
         ]

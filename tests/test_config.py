@@ -142,3 +142,14 @@ def test_validation_prompts_that_can_choose_nothing_are_refused(count):
     with pytest.raises(ConfigError, match="num_validation_prompts: Input should be at least 5"):
         load_config(values={"search.num_validation_prompts": count})
     load_config(values={"search.num_validation_prompts": 5})
+
+
+@pytest.mark.parametrize("workers", [1, 256, "ray", None])
+def test_workers_are_a_number_or_ray(workers):
+    assert load_config(values={"sampling.workers": workers}).sampling.workers == workers
+
+
+@pytest.mark.parametrize("workers", [0, 257, "rai", "4", True, 2.5])
+def test_other_workers_are_refused_with_what_they_may_be(workers):
+    with pytest.raises(ConfigError, match="a whole number from 1 to 256, or 'ray'"):
+        load_config(values={"sampling.workers": workers})

@@ -8,16 +8,16 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from calibri.results import RunSummary
+from tests.scoring.ray_nodes import family_of, left_behind
 from tests.tiny import TINY_RUN
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'calibri[ray]'")
 pytestmark = [pytest.mark.end_to_end]
 
-SCRIPT = Path(__file__).parents[2] / "integrations" / "slurm" / "calibri.sbatch"
+SCRIPT = Path(__file__).parents[2] / "integrations" / "slurm" / "calibrate.sbatch"
 # `srun --overlap [--option value] command`, on a node that is this machine.
 SRUN = """#!/bin/bash
 echo "$@" >> "$CALLS"
@@ -64,18 +64,18 @@ def submit(env, **settings):
 
 
 def test_a_job_stops_when_its_time_is_over_and_goes_on_when_it_is_requeued(slurm, tmp_path):
-    longer = {"search.generations": 3, "search.bucket_size": 16, "sampling.batch_size": 2}
+    longer = {"search.generations": 3, "search.bucket_size": 8, "sampling.batch_size": 2}
     journal = tmp_path / "runs" / "job" / "journal.jsonl"
     job = submit(slurm, **longer)
     while not (journal.exists() and journal.read_text().count('"digest"') > 3):
         assert job.poll() is None, job.communicate()[0]
         time.sleep(0.2)
-    family = psutil.Process(job.pid).children(recursive=True)
+    family = family_of(job)
     job.send_signal(signal.SIGTERM)
     said = job.communicate(timeout=120)[0]
     assert job.returncode == 130
     assert "calibri resume" in said
-    assert not psutil.wait_procs(family, timeout=60)[1]
+    assert not left_behind(family, 30)
     again = submit(slurm)
     said = again.communicate(timeout=500)[0]
     assert again.returncode == 0, said

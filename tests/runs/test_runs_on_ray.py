@@ -7,13 +7,12 @@ import subprocess
 import sys
 import time
 
-import psutil
 import pytest
 
 from calibri.config import load_config
 from calibri.runs.calibrate import calibrate, resume
 from calibri.runs.journal import Journal
-from tests.scoring.ray_nodes import Nodes
+from tests.scoring.ray_nodes import Nodes, family_of, left_behind
 from tests.tiny import TINY_RUN
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'calibri[ray]'")
@@ -91,7 +90,7 @@ def test_a_driver_that_ends_leaves_no_process_and_can_be_resumed(tmp_path, alone
     words = ("calibrate", "--name", "r", "--runs", str(tmp_path), "--workers", "ray")
     driver = command(*words, *settings())
     wait_for_units(tmp_path / "r" / "journal.jsonl", 3, driver)
-    family = psutil.Process(driver.pid).children(recursive=True)
+    family = family_of(driver)
     assert any("raylet" in process.name() for process in family)
     # As a terminal does: the whole group hears of Ctrl-C.
     os.killpg(driver.pid, number) if number == signal.SIGINT else driver.send_signal(number)
@@ -100,7 +99,5 @@ def test_a_driver_that_ends_leaves_no_process_and_can_be_resumed(tmp_path, alone
         assert driver.returncode == 130
         assert "calibri resume" in said
         assert "Traceback" not in said
-    # Ray's own agents look seldom for a parent that was killed.
-    _, left = psutil.wait_procs(family, timeout=120 if number == signal.SIGKILL else 30)
-    assert not left
+    assert not left_behind(family, 30)
     assert units_in(tmp_path / "r").items() <= alone[1].items()

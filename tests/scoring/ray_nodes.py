@@ -1,7 +1,27 @@
 """A Ray cluster on this machine: a head that computes nothing, and nodes that come and go."""
 
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+
+import psutil
+
+
+def left_behind(family, seconds):
+    """Processes of a family that are still there after some seconds.
+
+    Not asked after are Ray's own agents of a node, which look for their parent in their own time.
+    """
+    mine = [process for process in family if "Agent" not in process.name()]
+    return psutil.wait_procs(mine, timeout=seconds)[1]
+
+
+def family_of(process):
+    """All processes that one has started, with their names."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    for child in family:
+        with suppress(psutil.NoSuchProcess):
+            child.name()  # which is remembered
+    return family
 
 
 class Nodes:
