@@ -6,22 +6,22 @@ from contextlib import ExitStack, suppress
 import psutil
 
 
-def left_behind(family, seconds):
-    """Processes of a family that are still there after some seconds.
-
-    Not asked after are Ray's own agents of a node, which look for their parent in their own time.
-    """
-    mine = [process for process in family if "Agent" not in process.name()]
-    return psutil.wait_procs(mine, timeout=seconds)[1]
-
-
 def family_of(process):
-    """All processes that one has started, with their names."""
-    family = psutil.Process(process.pid).children(recursive=True)
-    for child in family:
+    """All processes that one has started, and these, and so on.
+
+    Without Ray's own agents of a node, which look for their parent in their own time.
+    """
+    family = []
+    for child in psutil.Process(process.pid).children(recursive=True):
         with suppress(psutil.NoSuchProcess):
-            child.name()  # which is remembered
+            if "Agent" not in child.name():
+                family.append(child)
     return family
+
+
+def left_behind(family, seconds):
+    """Processes of a family that are still there after some seconds."""
+    return psutil.wait_procs(family, timeout=seconds)[1]
 
 
 class Nodes:
