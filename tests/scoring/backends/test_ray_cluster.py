@@ -8,12 +8,16 @@ import os
 import signal
 import time
 
+import numpy as np
 import psutil
 import pytest
 
 from calibri.errors import CalibriError, ConfigError
 from calibri.scoring.backends.local import Local
+from calibri.scoring.backends.nodes import Needs
+from calibri.scoring.backends.ray_calls import Calls
 from calibri.scoring.backends.ray_cluster import RayCluster
+from calibri.scoring.backends.ray_connection import connection
 from calibri.scoring.units import make_unit
 from tests.fakes import results_of
 from tests.scoring.ray_nodes import Nodes
@@ -244,3 +248,29 @@ class Mine:
             scores[0] = torch.nan
         return scores
 """
+
+
+def test_images_that_overflow_the_object_store_arrive_all_the_same(nodes):
+    """Ray keeps on disk what does not fit: 6 times 30 MB at once, and 120 MB in one piece."""
+
+    class Sampling:
+        def sample(self, number, megabytes):
+            return number, np.full((megabytes, 2**20), number, np.uint8)
+
+    class Measuring:
+        def measure(self, pixels):
+            return int(pixels[0, 0]), pixels.nbytes // 2**20
+
+    nodes.add(num_cpus=2)
+    with connection() as (ray, _):
+        calls, needs = Calls(ray), Needs(0, 1)
+        node = next(node for node in calls.nodes() if node.cpus == 2)
+        sampling, measuring = (calls.start(kind, needs, node) for kind in (Sampling, Measuring))
+        sizes = [30] * 6 + [120]
+        made = [
+            calls.ask(sampling, "sample", i, size, timeout=60, node=node, parts=2)
+            for i, size in enumerate(sizes)
+        ]
+        found = [calls.ask(measuring, "measure", ref, timeout=60, node=node) for _, ref in made]
+        assert found == list(enumerate(sizes))
+        calls.close()
