@@ -70,8 +70,6 @@ def results_of(finished):
 class Elsewhere:
     """A worker that is there at once; what it computes is up to the test."""
 
-    name = "elsewhere"
-
     def open(self):
         pass
 
