@@ -85,8 +85,8 @@ def test_plan_says_how_a_gradient_fits_beside_the_weights(resident, text):
         "gradient": planned.gradient.model_copy(update=kept),
     }
     lines = memory_lines(planned.model_copy(update=changed))
-    assert "10 GB" in lines[1]
-    assert text in lines[2]
+    assert "keeps 10.0 GB" in lines[-2]
+    assert text in lines[-1]
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from calibri.sampling.scales.scaler import Scaler
 from calibri.sampling.signatures import (
     call_arguments,
     computed,
+    needs_source,
     needs_texts,
     own_negative_prompt,
     passed_on,
@@ -99,6 +100,24 @@ COMPUTED = {
     "max_sequence_length": "that of the loaded pipeline (NucleusMoE)",
     "dtype": "that of a text encoder in both (EasyAnimate)",
 }
+
+
+EDITING = [
+    "QwenImageEditPipeline",
+    "QwenImageEditPlusPipeline",
+    "LongCatImageEditPipeline",
+    "WanImageToVideoPipeline",
+    "StableDiffusion3Img2ImgPipeline",
+]
+
+
+@pytest.mark.slow
+def test_a_source_picture_is_needed_by_what_edits_alone():
+    """A pipeline may take a picture as well (Qwen-Image 2.1, Bria Fibo 2, LTX's conditions)."""
+    for name in EDITING:
+        assert needs_source(object.__new__(getattr(diffusers, name))), name
+    found = [name for name, pipe in from_words() if needs_source(pipe)]
+    assert found == ["FluxFillPipeline"]  # whose signature does not tell
 
 
 @pytest.mark.slow

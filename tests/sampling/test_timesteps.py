@@ -177,7 +177,7 @@ def test_timesteps_that_do_not_measure_noise_are_refused_in_words(case):
     [
         ("CosmosTransformer3DModel", "depend on the pipeline"),
         ("StableAudioDiTModel", "arc tangent"),
-        ("MiniMaxH3Transformer3DModel", "no pipeline of diffusers tells"),
+        ("MiniMaxH3Transformer3DModel", "of pictures or of sound"),
     ],
 )
 def test_a_transformer_alone_is_refused_where_it_does_not_tell(model_class, reason):

@@ -72,12 +72,25 @@ def needs_texts(pipe: Pipeline) -> bool:
 
 def needs_source(pipe: Pipeline) -> bool:
     """Say whether a pipeline is of no use without a source picture: it edits, or animates."""
-    return "image" in required_arguments(pipe) or _sees_picture(pipe)
+    return "image" in required_arguments(pipe) or _sees_picture(pipe) or _changes_picture(pipe)
+
+
+def _changes_picture(pipe: Pipeline) -> bool:
+    """Say whether a picture is changed in part: where a mask is, or by noise of some strength."""
+    accepted = call_arguments(pipe)
+    if "image" not in accepted or "mask_image" in accepted:
+        return "image" in accepted
+    strength = getattr(accepted.get("strength"), "default", None)
+    return isinstance(strength, float) and strength < 1
 
 
 def _sees_picture(pipe: Pipeline) -> bool:
     encode = getattr(type(pipe), "encode_prompt", None)
-    return encode is not None and "image" in inspect.signature(encode).parameters
+    if encode is None or "image" not in inspect.signature(encode).parameters:
+        return False
+    # Where the picture comes after the prompt (Qwen-Image 2.1, Bria Fibo 2) it can be left out.
+    order = list(call_arguments(pipe))
+    return order.index("image") < order.index("prompt")
 
 
 def passed_on(pipe: Pipeline, prefix: str = "") -> dict[str, Any]:
