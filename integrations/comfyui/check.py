@@ -47,6 +47,9 @@ _FLUX = dict(
     patch_size=2,
     qkv_bias=True,
 )
+_HUNYUAN = _FLUX | dict(
+    vec_in_dim=None, guidance_embed=False, patch_size=[1, 2, 2], byt5=False, meanflow=False
+)
 _WAN = dict(dim=24, ffn_dim=48, text_dim=16, num_heads=2, num_layers=2, in_dim=4, out_dim=4)
 _SD3 = dict(
     input_size=None,
@@ -147,6 +150,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         dict(dim=16, n_layers=4, n_double_layers=2, n_heads=2, cond_seq_dim=16, max_seq=64),
     ),
     "PixArtTransformer2DModel": ("PixArtAlpha", dict(hidden_size=16, depth=2, num_heads=2)),
+    "HunyuanDiT2DModel": ("HunyuanDiT1", dict(hidden_size=32, depth=4, num_heads=2)),
+    "HunyuanVideo15Transformer3DModel": ("HunyuanVideo", _HUNYUAN | dict(byt5=True)),
+    "HunyuanImageTransformer2DModel": ("HunyuanImage21", _HUNYUAN | dict(patch_size=[1, 1])),
+    "StableAudioDiTModel": ("StableAudio", dict(depth=2, embed_dim=48, num_heads=2)),
 }
 # Inputs of a forward, beside the latent and its timestep.
 FORWARDS: dict[str, dict[str, tuple[int, ...]]] = {
@@ -180,12 +187,24 @@ class ComfyUI:
         """Build one of its models with random weights."""
         config = getattr(self.comfy.supported_models, name)(dict(settings))
         config.set_inference_dtype(torch.float32, None)
-        model = config.get_model({}, "")
+        model = config.get_model(self._beside(name), "")
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2 + 0.02)
         return model.eval()
+
+    def _beside(self, name: str) -> dict[str, Tensor]:
+        """Make what a model is built from beside its settings: Stable Audio embeds durations."""
+        if name != "StableAudio":
+            return {}
+        from comfy.ldm.audio.embedders import NumberConditioner
+
+        return {
+            f"conditioner.conditioners.seconds_{end}.{key}": value
+            for end in ("start", "total")
+            for key, value in NumberConditioner(768).state_dict().items()
+        }
 
     def read(self, model: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
         """Read a file with its LoRA loader, and refuse what it has no place for."""

@@ -155,7 +155,21 @@ class Checkpoint(dict):
 
 
 # Families whose checkpoints diffusers does not read, or as they are.
-UNREAD = {"PixArtTransformer2DModel", "QwenImageTransformer2DModel"}
+UNREAD = {
+    "PixArtTransformer2DModel",
+    "QwenImageTransformer2DModel",
+    "HunyuanDiT2DModel",
+    "HunyuanImageTransformer2DModel",
+    "HunyuanVideo15Transformer3DModel",
+    "AceStepTransformer1DModel",
+    "Ideogram4Transformer2DModel",
+    "JoyImageEditPlusTransformer3DModel",
+    "JoyImageEditTransformer3DModel",
+    "Kandinsky5Transformer3DModel",
+    "LongCatImageTransformer2DModel",
+    "OvisImageTransformer2DModel",
+    "StableAudioDiTModel",
+}
 # Names that are looked for, or looked at, beside those that a calibration scales.
 HINTS = {
     "ChromaTransformer2DModel": "distilled_guidance_layer.layers.0.in_layer.weight",

@@ -60,12 +60,27 @@ def _expression(pattern: str) -> str:
 
 NATIVE_NAMES = (
     NativeNames(
-        ("FluxTransformer2DModel", "ChromaTransformer2DModel", "HunyuanVideoTransformer3DModel"),
+        (
+            "FluxTransformer2DModel",
+            "ChromaTransformer2DModel",
+            "HunyuanVideoTransformer3DModel",
+            "HunyuanVideo15Transformer3DModel",
+            "HunyuanImageTransformer2DModel",
+            "LongCatImageTransformer2DModel",
+        ),
         _flux("ff.net.2", "ff_context.net.2", "proj_out"),
     ),
     NativeNames(
         ("Flux2Transformer2DModel",),
         _flux("ff.linear_out", "ff_context.linear_out", "attn.to_out"),
+    ),
+    NativeNames(
+        ("OvisImageTransformer2DModel",),
+        _flux("ff.net.2", "ff_context.net.2", "proj_out")
+        | {
+            "transformer_blocks.*.ff.net.2": "double_blocks.*.img_mlp.down_proj",
+            "transformer_blocks.*.ff_context.net.2": "double_blocks.*.txt_mlp.down_proj",
+        },
     ),
     NativeNames(
         ("SD3Transformer2DModel",),
@@ -85,16 +100,36 @@ NATIVE_NAMES = (
             "HiDreamImageTransformer2DModel",
             "LTXVideoTransformer3DModel",
             "LTX2VideoTransformer3DModel",
+            "ErnieImageTransformer2DModel",
+            "Ideogram4Transformer2DModel",
+            "JoyImageEditTransformer3DModel",
+            "JoyImageEditPlusTransformer3DModel",
+            "Kandinsky5Transformer3DModel",
         ),
         rest_alike=True,
     ),
     NativeNames(
-        ("WanTransformer3DModel", "WanVACETransformer3DModel", "WanAnimateTransformer3DModel"),
+        (
+            "WanTransformer3DModel",
+            "WanVACETransformer3DModel",
+            "WanAnimateTransformer3DModel",
+            "SkyReelsV2Transformer3DModel",
+            "ChronoEditTransformer3DModel",
+        ),
         {
             "blocks.*.attn1.to_out.0": "blocks.*.self_attn.o",
             "blocks.*.attn2.to_out.0": "blocks.*.cross_attn.o",
             "blocks.*.ffn.net.2": "blocks.*.ffn.2",
             "proj_out": "head.head",
+        },
+    ),
+    NativeNames(
+        ("WanAnimate2Transformer3DModel",),
+        {
+            "blocks.*.self_attn.to_out.0": "blocks.*.self_attn.o",
+            "blocks.*.cross_attn.to_out.0": "blocks.*.cross_attn.o",
+            "blocks.*.ffn.2": "blocks.*.ffn.2",
+            "head.head": "head.head",
         },
     ),
     NativeNames(
@@ -152,6 +187,41 @@ NATIVE_NAMES = (
             "transformer_blocks.*.attn2.to_out.0": "blocks.*.cross_attn.proj",
             "transformer_blocks.*.ff.net.2": "blocks.*.mlp.fc2",
             **_OUTPUT,
+        },
+    ),
+    NativeNames(
+        ("HunyuanDiT2DModel",),
+        {
+            "blocks.*.attn1.to_out.0": "blocks.*.attn1.out_proj",
+            "blocks.*.attn2.to_out.0": "blocks.*.attn2.out_proj",
+            "blocks.*.ff.net.2": "blocks.*.mlp.fc2",
+            **_OUTPUT,
+        },
+    ),
+    NativeNames(
+        ("Krea2Transformer2DModel",),
+        {
+            "transformer_blocks.*.attn.to_out.0": "blocks.*.attn.wo",
+            "transformer_blocks.*.ff.down": "blocks.*.mlp.down",
+            "final_layer.linear": "last.linear",
+        },
+    ),
+    NativeNames(
+        ("StableAudioDiTModel",),
+        {
+            "transformer_blocks.*.attn1.to_out.0": "transformer.layers.*.self_attn.to_out",
+            "transformer_blocks.*.attn2.to_out.0": "transformer.layers.*.cross_attn.to_out",
+            "transformer_blocks.*.ff.net.2": "transformer.layers.*.ff.ff.2",
+            "proj_out": "transformer.project_out",
+        },
+    ),
+    NativeNames(
+        ("AceStepTransformer1DModel",),
+        {
+            "layers.*.self_attn.to_out.0": "decoder.layers.*.self_attn.o_proj",
+            "layers.*.cross_attn.to_out.0": "decoder.layers.*.cross_attn.o_proj",
+            "layers.*.mlp.down_proj": "decoder.layers.*.mlp.down_proj",
+            "proj_out_conv": "decoder.proj_out.1",
         },
     ),
 )
