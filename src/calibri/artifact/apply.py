@@ -212,9 +212,16 @@ def _coefficients_of(calibration: Calibration | Coefficients) -> Coefficients:
 
 
 def scales_to_fold(
-    coefficients: Coefficients, networks: Sequence[Network]
+    coefficients: Coefficients,
+    networks: Sequence[Network],
+    otherwise: str = "Keep it loaded without fusing.",
 ) -> list[Sequence[float]]:
     """Give each network the scales that its weights are to take.
+
+    Args:
+        coefficients: of these networks.
+        networks: those of a pipeline.
+        otherwise: what to do where weights cannot hold them, in words.
 
     Raises:
         FuseError: weights cannot hold these coefficients.
@@ -223,7 +230,7 @@ def scales_to_fold(
     owned = [_of_branch(coefficients, network.branch) for network in networks]
     for own in owned:
         if reason := own.unfoldable:
-            raise FuseError(f"{reason} Keep it loaded without fusing.")
+            raise FuseError(f"{reason} {otherwise}")
     sites = sites_of(networks)
     return [own.site_scales(sites)[0].tolist() for own in owned]
 

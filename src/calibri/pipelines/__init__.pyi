@@ -17,6 +17,7 @@ from .modular import PLAIN_INDEX as PLAIN_INDEX
 from .modular import index_name as index_name
 from .names import can_be_repository as can_be_repository
 from .names import place_of as place_of
+from .networks import TRANSFORMERS as TRANSFORMERS
 from .networks import Network as Network
 from .networks import networks_of as networks_of
 from .networks import sites_of as sites_of

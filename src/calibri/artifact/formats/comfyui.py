@@ -1,4 +1,4 @@
-"""A calibration as a file for the LoRA loader of ComfyUI, without a node of ours.
+"""A calibration as files for the LoRA loader of ComfyUI, without a node of ours.
 
 ComfyUI adds ``strength * (rescale * R W - W)`` to a tensor W for a BOFT adapter (Liu et al. 2023,
 arXiv 2311.06243, with the rescaling of LyCORIS), R being a product of butterfly rotations. With no
@@ -8,7 +8,7 @@ LoRA made of it. So a file needs a number for each tensor, and the names, but no
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,40 +18,119 @@ from torch import Tensor, nn
 from calibri.artifact.calibration import Calibration
 from calibri.artifact.formats.linears import folded_scales
 from calibri.artifact.formats.native_names import native_names
+from calibri.artifact.formats.workflow import workflow_json
 from calibri.coefficients import Coefficients
-from calibri.errors import FuseError, UnsupportedModelError
+from calibri.errors import FuseError, RunError, UnsupportedModelError
 from calibri.files import write_atomically
+from calibri.pipelines import Network, networks_of
+
+_SUFFIX = ".safetensors"
+# What the networks of a pipeline are for, by the names of the second and later ones.
+_PURPOSES: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("transformer_2",): ("high_noise", "low_noise"),
+    ("unconditional_transformer",): ("conditional", "unconditional"),
+}
 
 
-def write_lora(calibration: Calibration, transformer: nn.Module, output: Path) -> None:
-    """Write one safetensors file for ``models/loras`` of ComfyUI.
+def write_lora(
+    calibration: Calibration, model: nn.Module | Sequence[Network], output: Path
+) -> None:
+    """Write a safetensors file for ``models/loras`` of ComfyUI, and a workflow that loads it.
 
     Its strength blends from the original model, 0, to the full calibration, 1. It multiplies what
-    is there when it is loaded, so it belongs behind other LoRAs.
+    is there when it is loaded, so it belongs behind other LoRAs. A pipeline of two models gets a
+    folder with a file for each, called by what it is for.
 
     Args:
         calibration: what to write.
-        transformer: its model; the weights may be on the meta device.
-        output: file to write.
+        model: the transformer, or the networks of a pipeline; weights may be on the meta device.
+        output: file to write, or the folder. The workflow is beside the file, in the folder.
 
     Raises:
         UnsupportedModelError: the names of this class in ComfyUI are not known.
         FuseError: the calibration is more than one factor for each tensor.
-        RunError: it cannot be written.
+        RunError: it cannot be written, or the workflow exists.
     """
+    networks = networks_of(model)
+    files = lora_files(networks, output)
+    contents = [
+        _lora(calibration, native_scales(calibration.coefficients, networks, index))
+        for index in range(len(networks))
+    ]
+    graph = _workflow_file(output, files)
+    if graph.exists():
+        raise RunError(f"'{graph}' exists. Choose another --output.")
+    workflow = workflow_json(calibration, networks[0].transformer, _in_loras(files))
+    _make(output, files)
+    for file, content in zip(files, contents, strict=True):
+        write_atomically(file, content)
+    if workflow:
+        write_atomically(graph, workflow.encode())
+
+
+def lora_files(networks: Sequence[Network], output: Path) -> list[Path]:
+    """Say where the file of each network is written.
+
+    Raises:
+        UnsupportedModelError: it is not known what the networks are for.
+        RunError: a file is named where there are several.
+    """
+    if len(networks) == 1:
+        return [output]
+    names = _PURPOSES.get(tuple(network.name for network in networks[1:]))
+    if names is None:
+        raise UnsupportedModelError(
+            f"Which of the {len(networks)} transformers ComfyUI loads where is not known. Save the "
+            "whole pipeline with `calibri fuse`."
+        )
+    if output.suffix == _SUFFIX:
+        raise RunError(
+            f"This pipeline has {len(names)} transformers, {' and '.join(names)}, and ComfyUI "
+            f"loads a file for each. Name a folder: --output {output.with_suffix('')}."
+        )
+    return [output / f"{name}{_SUFFIX}" for name in names]
+
+
+def _workflow_file(output: Path, files: Sequence[Path]) -> Path:
+    return files[0].with_name("workflow.json") if len(files) > 1 else _beside(output)
+
+
+def _beside(output: Path) -> Path:
+    return output.with_name(f"{output.name.removesuffix(_SUFFIX)}.workflow.json")
+
+
+def _in_loras(files: Sequence[Path]) -> list[str]:
+    """Name files as the loader lists them once they, or their folder, are in ``models/loras``."""
+    if len(files) == 1:
+        return [files[0].name]
+    return [f"{file.parent.name}/{file.name}" for file in files]
+
+
+def _make(output: Path, files: Sequence[Path]) -> None:
+    if len(files) > 1:
+        try:
+            output.mkdir(parents=True)
+        except OSError as error:
+            raise RunError(f"Cannot make the folder '{output}': {error.strerror}.") from error
+
+
+def _lora(calibration: Calibration, scales: Mapping[str, float]) -> bytes:
     tensors: dict[str, Tensor] = {}
-    for name, scale in native_scales(calibration.coefficients, transformer).items():
+    for name, scale in scales.items():
         # Its loader leaves out the .weight of a name, and nothing else.
         tensors |= _adapter(f"diffusion_model.{name.removesuffix('.weight')}", scale)
-    write_atomically(output, save(tensors, _metadata(calibration)))
+    return save(tensors, _metadata(calibration))
 
 
-def native_scales(coefficients: Coefficients, transformer: nn.Module) -> dict[str, float]:
-    """List the tensors that a calibration scales by their names in ComfyUI.
+def native_scales(
+    coefficients: Coefficients, model: nn.Module | Sequence[Network], index: int = 0
+) -> dict[str, float]:
+    """List the tensors of a transformer that a calibration scales by their names in ComfyUI.
 
     Args:
-        coefficients: of this transformer.
-        transformer: its weights may be on the meta device.
+        coefficients: of this model.
+        model: the transformer, or the networks of a pipeline; weights may be on the meta device.
+        index: of the network.
 
     Returns:
         Name of each weight and bias in ComfyUI's model to its factor; tensors that stay as they
@@ -62,9 +141,11 @@ def native_scales(coefficients: Coefficients, transformer: nn.Module) -> dict[st
         FuseError: the calibration is more than one factor for each tensor.
         CalibrationError: the coefficients are of another model.
     """
+    networks = networks_of(model)
+    transformer = networks[index].transformer
     names = native_names(transformer)
     found: dict[str, float] = {}
-    for site, fold, scale in folded_scales(coefficients, transformer):
+    for site, fold, scale in folded_scales(coefficients, networks, index):
         path = names.of(fold.path)
         if fold.rows is not None or not path:
             raise UnsupportedModelError(

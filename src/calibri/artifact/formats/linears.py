@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from calibri.artifact.apply import scales_to_fold
 from calibri.coefficients import Coefficients, scaled_places
 from calibri.errors import FuseError
-from calibri.pipelines import Fold, Site, sites_of
+from calibri.pipelines import Fold, Network, Site, networks_of
 
 
 def linear_scales(coefficients: Coefficients, transformer: nn.Module) -> dict[str, Tensor]:
@@ -37,13 +38,14 @@ def linear_scales(coefficients: Coefficients, transformer: nn.Module) -> dict[st
 
 
 def folded_scales(
-    coefficients: Coefficients, transformer: nn.Module
+    coefficients: Coefficients, networks: nn.Module | Sequence[Network], index: int = 0
 ) -> Iterator[tuple[Site, Fold, float]]:
-    """Go through the weights that a calibration multiplies.
+    """Go through the weights of a transformer that a calibration multiplies.
 
     Args:
-        coefficients: of this transformer.
-        transformer: its weights may be on the meta device.
+        coefficients: of these networks.
+        networks: those of a pipeline, or a bare transformer; weights may be on the meta device.
+        index: of the network whose weights are wanted.
 
     Yields:
         A site, weights that take its scale, and the scale, which is not 1.
@@ -53,10 +55,9 @@ def folded_scales(
             take its scale.
         CalibrationError: the coefficients are of another model.
     """
-    if reason := coefficients.unfoldable:
-        raise FuseError(f"{reason} Use it with calibri.load.")
-    scales = coefficients.site_scales(sites_of(transformer))[0].tolist()
-    for site, column in scaled_places(transformer)[0]:
+    networks = networks_of(networks)
+    scales = scales_to_fold(coefficients, networks, "Use it with calibri.load.")[index]
+    for site, column in scaled_places(networks)[index]:
         if scales[column] != 1.0:
             for fold in _folds(site):
                 yield site, fold, scales[column]
