@@ -13,15 +13,18 @@ from diffusers import (
     QwenImageTransformer2DModel,
 )
 from peft import PeftModel
+from safetensors.torch import load_file
 
 from calibri.artifact.export import export
 from calibri.artifact.formats.authors import AuthorsFile, import_authors_vector
 from calibri.artifact.formats.linears import linear_scales
 from calibri.coefficients.space import SearchSpace
 from calibri.errors import FuseError, RunError
+from calibri.pipelines.networks import TRANSFORMERS, sites_of
 from calibri.pipelines.sites.find import find_sites
 from calibri.pipelines.skeletons import load_skeleton
 from calibri.sampling.scales.fold import Fused
+from tests.sampling import two_transformers
 from tests.tiny import (
     calibration_of,
     flux_inputs,
@@ -135,6 +138,44 @@ def test_what_one_set_of_weights_cannot_hold_is_refused(space, said, format, sav
     with pytest.raises(FuseError, match=f"{said}.*calibri.load"):
         export(made, tmp_path / "made", format=format)
     assert not (tmp_path / "made").exists()
+
+
+@pytest.fixture
+def wan_2_2(tmp_path):
+    """The configurations of a pipeline with two transformers, and a calibration of both."""
+    pipe = two_transformers.wan_2_2()
+    folder = tmp_path / "pipeline"
+    for part in ("transformer", "transformer_2"):
+        getattr(pipe, part).save_config(folder / part)
+    index = {
+        "_class_name": "WanPipeline",
+        "boundary_ratio": 0.75,
+        **{part: ["diffusers", "WanTransformer3DModel"] for part in TRANSFORMERS[:2]},
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+    space = SearchSpace.build(sites_of(pipe), "gate")
+    vector = space.start + np.random.default_rng(2).uniform(0.1, 0.5, space.size)
+    return calibration_of(pipe.transformer, space.coefficients(vector), str(folder))
+
+
+def test_both_transformers_of_a_pipeline_go_to_comfyui(wan_2_2, tmp_path):
+    folder = export(wan_2_2, tmp_path / "mine", format="comfyui", strength=0.5)
+    written = sorted(path.name for path in folder.iterdir())
+    assert written == ["high_noise.safetensors", "low_noise.safetensors", "workflow.json"]
+    scales = wan_2_2.coefficients.scales[0]
+    for name, prefix in (("high_noise", ""), ("low_noise", "transformer_2.")):
+        rescale = load_file(folder / f"{name}.safetensors")[
+            "diffusion_model.blocks.0.self_attn.o.rescale"
+        ]
+        expected = 1 + 0.5 * (scales[f"{prefix}blocks.0.attn1"] - 1)
+        assert rescale.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("format", ["peft", "flux-blocks", "authors"])
+def test_a_format_of_one_transformer_refuses_two(format, wan_2_2, tmp_path):
+    with pytest.raises(FuseError, match="of 2 transformers.*calibri fuse"):
+        export(wan_2_2, tmp_path / "mine", format=format)
+    assert not (tmp_path / "mine").exists()
 
 
 def test_layers_that_a_format_does_not_know_are_refused():

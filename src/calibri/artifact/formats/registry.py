@@ -61,7 +61,8 @@ EXPORTERS: dict[Format, Exporter] = {
     "comfyui": Exporter(
         "comfyui",
         "write_lora",
-        "Put it into ComfyUI's models/loras and load it with the LoRA loader, after other LoRAs.",
+        "Put it into ComfyUI's models/loras and load it with the LoRA loader, after other LoRAs; a "
+        "workflow beside it shows how, where Calibri has one.",
         several=True,
     ),
     "flux-blocks": Exporter(
