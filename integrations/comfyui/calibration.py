@@ -18,7 +18,16 @@ _VERSIONS = (1, 2)
 _MAX_BYTES = 10 * 2**20
 _BRANCHES = ("conditional", "unconditional")
 
+# What the names of a transformer's coefficients begin with where it is not the first.
+_SECOND, _UNCONDITIONAL = "transformer_2.", "unconditional_transformer."
+ONLY = "only"
+PARTS = (ONLY, "high noise", "low noise")
+
 Knots = tuple[Any, ...]
+
+
+class WrongPartError(ValueError):
+    """Another of two transformers is asked for than there is."""
 
 
 @dataclass(frozen=True)
@@ -84,19 +93,21 @@ class Calibration:
         return all(m.is_constant for m in self.members) and all(alike)
 
 
-def read_calibration(path: str, strength: float) -> Calibration:
+def read_calibration(path: str, strength: float, part: str = ONLY) -> Calibration:
     """Read a calibration and blend it with the original model.
 
     Args:
         path: a folder with ``calibri.json``, that of a finished run, or the file.
         strength: 0 the original model, 1 the full calibration.
+        part: which of ``PARTS`` the model is.
 
     Raises:
-        ValueError: it cannot be read, in words.
+        ValueError: it cannot be read, or has no such part, in words.
     """
     document = _document(_file(path))
     try:
         found = document["coefficients"]
+        found = {**found, "scales": _of_part(found["scales"], part)}
         return Calibration(
             document["transformer_class"],
             found["granularity"],
@@ -105,11 +116,41 @@ def read_calibration(path: str, strength: float) -> Calibration:
             1 + strength * (found.get("shift", 1.0) - 1),
             _advice(document["sampling"]),
         )
+    except WrongPartError:
+        raise
     except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
         raise ValueError(
             f"'{path}' is not a calibration of Calibri: {error!r} was not understood. "
             "Download it again."
         ) from error
+
+
+def _of_part(scales: list[dict[str, float]], part: str) -> list[dict[str, float]]:
+    """Keep the coefficients of one transformer, by the names they have in it."""
+    if any(name.startswith(_UNCONDITIONAL) for knot in scales for name in knot):
+        raise WrongPartError(
+            "This calibration has a transformer for each branch of guidance, which this node does "
+            "not load. Use the files of `calibri export --format comfyui`."
+        )
+    two = any(name.startswith(_SECOND) for knot in scales for name in knot)
+    if two and part == ONLY:
+        raise WrongPartError(
+            "This calibration is of two transformers. Choose 'high noise' or 'low noise' as its "
+            "part, as the model is that is loaded, and load it onto both."
+        )
+    if not two and part != ONLY:
+        raise WrongPartError(
+            f"This calibration is of one transformer. Choose '{ONLY}' as its part."
+        )
+    second = part == PARTS[-1]
+    return [
+        {
+            name.removeprefix(_SECOND): value
+            for name, value in knot.items()
+            if name.startswith(_SECOND) == second
+        }
+        for knot in scales
+    ]
 
 
 def _file(path: str) -> Path:

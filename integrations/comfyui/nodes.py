@@ -7,7 +7,7 @@ import logging
 import math
 from typing import Any
 
-from .calibration import Calibration, read_calibration
+from .calibration import ONLY, PARTS, Calibration, read_calibration
 from .places import Places, find_places
 from .scaling import MemberSum
 
@@ -37,16 +37,17 @@ class LoadCalibration:
                 "model": ("MODEL",),
                 "path": ("STRING", {"default": "", "tooltip": "folder with calibri.json"}),
                 "strength": ("FLOAT", strength),
-            }
+            },
+            "optional": {"part": (list(PARTS), {"default": ONLY, "tooltip": "of Wan 2.2"})},
         }
 
-    def load(self, model: Any, path: str, strength: float) -> tuple[Any, str]:
+    def load(self, model: Any, path: str, strength: float, part: str = ONLY) -> tuple[Any, str]:
         """Return a clone of a model with a calibration on it, and the settings it was made for.
 
         Raises:
             ValueError: the calibration cannot be read, or is for another model, in words.
         """
-        calibration = read_calibration(path, strength)
+        calibration = read_calibration(path, strength, part)
         patched = model.clone()
         network = patched.model.diffusion_model
         places = find_places(

@@ -15,6 +15,8 @@ import torch
 from calibri.artifact.apply import load
 from calibri.artifact.formats.comfyui import native_scales
 from calibri.coefficients.space import SearchSpace
+from calibri.pipelines.networks import Network as Part
+from calibri.pipelines.networks import sites_of
 from calibri.pipelines.sites.find import find_sites
 from integrations.comfyui import NODE_CLASS_MAPPINGS
 from integrations.comfyui.nodes import LoadCalibration
@@ -98,6 +100,37 @@ def test_what_weights_cannot_hold_is_done_at_every_forward(make, inputs, space, 
     found = run(patched, inputs())
     assert apart(found, expected_of(model, made, inputs(), strength)) <= 3e-6
     assert not has_hooks(model)
+
+
+def two_transformers():
+    """The networks of Wan 2.2 and a calibration of both."""
+    (specimen,) = [one for one in KNOWN if one.id == "WanTransformer3DModel"]
+    networks = [Part(specimen.model()), Part(specimen.model(), "transformer_2")]
+    space = SearchSpace.build(sites_of(networks), "gate")
+    vector = space.start + np.random.default_rng(1).uniform(-0.6, 0.5, space.size)
+    return networks, calibration_of(networks[0].transformer, space.coefficients(vector))
+
+
+@pytest.mark.parametrize(("index", "part"), [(0, "high noise"), (1, "low noise")])
+def test_each_of_two_transformers_takes_its_own_scales(index, part, tmp_path):
+    networks, made = two_transformers()
+    made.save_pretrained(tmp_path)
+    patcher = patcher_of(networks[index].transformer)
+    patched, _ = LoadCalibration().load(patcher, str(tmp_path), 1.0, part)
+    factors = {key: patches[0][2] for key, patches in patched.patches.items()}
+    scales = native_scales(made.coefficients, networks, index)
+    assert factors == pytest.approx({f"diffusion_model.{k}": v for k, v in scales.items()})
+
+
+def test_which_of_two_transformers_is_asked_for(tmp_path):
+    networks, made = two_transformers()
+    made.save_pretrained(tmp_path / "two")
+    made_for(tiny_flux()).save_pretrained(tmp_path / "one")
+    patcher = patcher_of(networks[0].transformer)
+    with pytest.raises(ValueError, match="two transformers.*high noise"):
+        LoadCalibration().load(patcher, str(tmp_path / "two"), 1.0)
+    with pytest.raises(ValueError, match="one transformer.*'only'"):
+        LoadCalibration().load(patcher, str(tmp_path / "one"), 1.0, "low noise")
 
 
 def test_branches_of_guidance_take_their_own_scales_in_any_order(tmp_path):
