@@ -151,7 +151,9 @@ def _members(wanted: Any) -> Iterator[Any]:
 
 
 def _is_path(wanted: Any) -> bool:
-    return isinstance(wanted, type) and issubclass(wanted, os.PathLike)
+    # In Python 3.10 a generic such as list[str] is a type, too, but no class.
+    is_class = isinstance(wanted, type) and get_origin(wanted) is None
+    return is_class and issubclass(wanted, os.PathLike)
 
 
 def _shown(value: object) -> str:
