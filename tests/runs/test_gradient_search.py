@@ -14,7 +14,7 @@ from calibri.rewards.mixing import used_rewards
 from calibri.rewards.pickscore import PickScore
 from calibri.rewards.reward import BatchedReward, RewardInfo
 from calibri.rewards.weights import Checkpoint
-from calibri.runs.calibrate import calibrate
+from calibri.runs.calibrate import calibrate, planned_images
 from calibri.runs.feedback import scale_prompts
 from calibri.runs.journal import read_journal
 from calibri.runs.loop import ValidatedSearch, updates_per_generation
@@ -133,8 +133,40 @@ def test_a_constraint_turns_a_search_that_breaks_it():
     )
     start = free.space.start
     assert np.abs(held - start).max() < 0.5 * np.abs(vector - start).max()
-    # The original is scored on every bucket, not on that of a generation's last update alone.
-    assert result.images == scale_prompts(session) + 2 * 3 * (4 + 4) + 3 * 12
+    # The original is scored on every bucket, not on that of a generation's last update alone, so
+    # that there are fewer updates.
+    assert result.images == scale_prompts(session) + 2 * 2 * (4 + 4) + 3 * 12
+
+
+@pytest.mark.parametrize("constraints", [(), ("anti-red >= 0.5 of baseline",)])
+@pytest.mark.parametrize("shift", [False, True])
+def test_a_generation_costs_no_more_than_the_candidates_of_a_race(shift, constraints):
+    values = {
+        "space__shift": shift,
+        "rewards__constraints": constraints,
+        "search__generations": 1,
+        "search__popsize": 18,
+    }
+    session, _, result = search(**values)
+    planned = planned_images(session)["search"] - scale_prompts(session)
+    sampled = result.images - scale_prompts(session) - 2 * 12
+    updates = 18 // (3 + 2 * shift + len(constraints))
+    assert sampled == 4 * (updates * (1 + 2 * shift + len(constraints)) + (not constraints))
+    assert sampled + 2 * 4 * updates <= planned
+
+
+def test_a_search_of_the_shift_moves_it_and_resumes_bit_for_bit():
+    values = {"space__shift": True, "search__generations": 1}
+    session, expected, result = search(**values)
+    assert session.space.labels[-1] == "shift"
+    assert abs(expected[-1] - 1) > 0.01
+    records = MemoryRecords()
+    with pytest.raises(KeyboardInterrupt):
+        search(records, StopAfter(2), **values)
+    assert [r["phase"] for r in records.records if r["kind"] == "unit"][1] == "shift"
+    _, vector, again = search(records, **values)
+    assert np.array_equal(vector, expected)
+    assert again.images == result.images
 
 
 def test_vectors_stay_within_their_bounds():

@@ -18,8 +18,9 @@ from calibri.results import DIVERSITY
 from calibri.rewards.mixing import used_rewards
 from calibri.rewards.registry import make_reward
 from calibri.rewards.reward import BatchedReward, DifferentiableReward, RewardInfo
-from calibri.runs.gradients import Gradients, jacobian
+from calibri.runs.gradients import Gradients, images_beside, jacobian
 from calibri.runs.session import Session
+from calibri.sampling.shift import changed_shift
 from calibri.scoring.ledger import Ledger, MemoryRecords
 from calibri.scoring.recomputation import Recomputation
 from calibri.shapes.render import render_batch
@@ -109,7 +110,7 @@ def images_at(session, vector, noises) -> Tensor:
     coefficients = session.space.coefficients(vector)
     table = torch.from_numpy(coefficients.site_scales(session.bench.scaler.sites))
     session.bench.scaler.set(table[None], coefficients.member_branches)
-    with torch.no_grad():
+    with torch.no_grad(), changed_shift(session.bench.pipe, coefficients.shift):
         return session.bench.pipe(**session.bench.sampler.arguments(noises)).images
 
 
@@ -123,6 +124,7 @@ CASES = {
     "guidance, shared": {"sampling__guidance_scale": 3.0, "space__output_knots": 1},
     "guidance, separate": {"sampling__guidance_scale": 3.0, "space__branches": "separate"},
     "knots": {"space__knots": 3},
+    "shift": {"space__shift": True},
 }
 
 
@@ -138,9 +140,39 @@ def test_a_gradient_is_the_finite_difference_of_the_mean_reward(case):
 
     rng = np.random.default_rng(1)
     directions = rng.choice([-1.0, 1.0], size=(4, session.space.size))
+    directions *= [name not in session.space.factors for name in session.space.labels]
     exact = [slope(mean, vector, direction) for direction in directions]
     np.testing.assert_allclose(directions @ found.gradient, exact, rtol=0.02, atol=2e-5)
     assert np.abs(exact).max() > 1e-3
+
+
+def mean_at(session, noises):
+    """Mean of the scores of bytes at a vector, sampled and weighed outside of Gradients."""
+    weights = session.bench.measures.rewards["weighing"].weights.double()
+
+    def mean(vector):
+        pixels = (images_at(session, vector, noises) * 255).round().double() / 255
+        return float((pixels * weights).sum((1, 2, 3)).mean())
+
+    return mean
+
+
+@pytest.mark.parametrize("shift", [0.2, 1.0, 4.0])
+def test_the_slope_along_the_shift_is_that_of_the_mean_reward_around_it(shift):
+    session = make_session(space__shift=True)
+    noises, vector = noises_of(session), somewhere(session)
+    vector[-1] = shift
+    gradients, evaluator = gradients_of(session)
+    found = gradients("gradient", 0, vector, noises)["weighing"]
+    mean, toward = mean_at(session, noises), np.eye(session.space.size)[-1]
+    ends = [max(0.2, shift - 0.1), shift + 0.1]
+    low, high = (mean(vector + (end - shift) * toward) for end in ends)
+    assert found.gradient[-1] == pytest.approx((high - low) / (ends[1] - ends[0]), abs=1e-6)
+    assert abs(found.gradient[-1]) > 1e-5
+    np.testing.assert_allclose(found.scores.mean(), mean(vector), atol=1e-6)
+    # Both sides are images like any others.
+    assert evaluator.images == 3 * len(noises)
+    assert images_beside(session) == 2
 
 
 def test_the_gradient_of_the_shapes_reward_agrees_with_finite_differences():
@@ -238,18 +270,18 @@ def test_fewer_rows_at_once_give_the_same_gradient(plain, monkeypatch):
     expected = gradient_of(plain, vector, noises)
     sample, sizes = plain.bench.sampler.sample_with_gradient, []
 
-    def little_memory(rows, last_steps):
+    def little_memory(rows, *how):
         sizes.append(len(rows))
         if len(rows) > 2:
             raise torch.OutOfMemoryError("no memory")
-        return sample(rows, last_steps)
+        return sample(rows, *how)
 
     monkeypatch.setattr(plain.bench.sampler, "sample_with_gradient", little_memory)
     found = gradient_of(plain, vector, noises)
     assert sizes == [5, 2, 2, 1]
     np.testing.assert_allclose(found.gradient, expected.gradient, rtol=1e-4, atol=1e-7)
 
-    def none_at_all(rows, last_steps):
+    def none_at_all(rows, *how):
         raise torch.OutOfMemoryError("no memory")
 
     monkeypatch.setattr(plain.bench.sampler, "sample_with_gradient", none_at_all)
@@ -289,11 +321,11 @@ def test_images_that_are_compared_stay_together_in_little_memory(monkeypatch):
     expected = gradient_of(session, vector, noises)
     sample, seen = session.bench.sampler.sample_with_gradient, []
 
-    def little_memory(rows, last_steps):
+    def little_memory(rows, *how):
         seen.append([noise.prompt.id for noise in rows])
         if len(rows) > 3:
             raise torch.OutOfMemoryError("no memory")
-        return sample(rows, last_steps)
+        return sample(rows, *how)
 
     monkeypatch.setattr(session.bench.sampler, "sample_with_gradient", little_memory)
     found = gradient_of(session, vector, noises)
@@ -324,11 +356,11 @@ def with_little_memory(session, monkeypatch, refused):
     """Have a number of images find no memory, one by one."""
     sample, left = session.bench.sampler.sample_with_gradient, [refused]
 
-    def little_memory(rows, last_steps):
+    def little_memory(rows, *how):
         if len(rows) > 1 or left[0] > 0:
             left[0] -= len(rows) == 1
             raise torch.OutOfMemoryError("no memory")
-        return sample(rows, last_steps)
+        return sample(rows, *how)
 
     monkeypatch.setattr(session.bench.sampler, "sample_with_gradient", little_memory)
 
@@ -465,7 +497,6 @@ def test_frames_of_a_video_are_scored_as_images(monkeypatch):
         ({"rewards.constraints": ("opaque >= 0.9 of baseline",)}, None, "'opaque' has no gradient"),
         ({"space.members": 2}, None, "start without weight"),
         ({"rewards.offload": True}, None, "on the device together"),
-        ({"space.shift": True}, None, "The shift of the sampling"),
         ({"search.fidelity.num_inference_steps": 2}, None, "as in sampling; .* 2 steps"),
         ({}, 4, "last 4 steps .* there are 3 steps"),
         ({}, 0, "last 0 steps"),

@@ -10,6 +10,7 @@ from .factors import check_factors as check_factors
 from .resolution import Capabilities as Capabilities
 from .resolution import build_space as build_space
 from .resolution import resolve as resolve
+from .space import FACTOR_BOUNDS as FACTOR_BOUNDS
 from .space import SearchSpace as SearchSpace
 from .start import preset_start as preset_start
 from .start import warm_start as warm_start

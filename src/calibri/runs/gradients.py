@@ -2,7 +2,10 @@
 
 The black-box search needs nothing but scores and stays the default. A reward that is differentiable
 also tells in which direction every scalar should move: its gradient is taken through the decoder
-and the steps of the unmodified pipeline.
+and the steps of the unmodified pipeline. The one or two factors on the sampling are moved a little
+up and down instead. A shift changes the schedule, which no graph holds; and a model sees its
+guidance through sines of up to a thousand times its value, whose derivative says nothing of what a
+step of useful length does.
 """
 
 from __future__ import annotations
@@ -15,13 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibri.arrays import Scores, Vector
-from calibri.coefficients import SearchSpace
+from calibri.coefficients import FACTOR_BOUNDS, Factor, SearchSpace
 from calibri.errors import ConfigError, RewardError
 from calibri.pipelines import Site
 from calibri.results import FULL
 from calibri.runs.session import Session
 from calibri.sampling import Noise
 from calibri.scoring import Evaluator, decode
+
+# How far a factor is moved to either side: about as far as one step of a search goes, which is what
+# the difference has to be right about. It is measured with the same noise on both sides.
+_FACTOR_STEP = 0.1
 
 
 @dataclass(frozen=True)
@@ -41,11 +48,22 @@ def jacobian(space: SearchSpace, sites: Sequence[Site]) -> NDArray[np.float64]:
     """How the scales of the sites change with the vector: a constant, since both are linear.
 
     Returns:
-        float64 (n, ...), behind the first axis the shape of ``Coefficients.site_scales``.
+        float64 (n, ...), behind the first axis the shape of ``Coefficients.site_scales``; 0 for
+        factors on the sampling.
     """
-    zero, units = np.zeros(space.size), np.eye(space.size)
+    # A factor of 0 is no sampling, and the scales do not depend on it.
+    zero = np.array([float(name in space.factors) for name in space.labels])
     origin = space.coefficients(zero).site_scales(sites)
-    return np.stack([space.coefficients(unit).site_scales(sites) - origin for unit in units])
+    moved = [space.coefficients(zero + unit).site_scales(sites) for unit in np.eye(space.size)]
+    return np.stack(moved) - origin
+
+
+def images_beside(session: Session) -> int:
+    """Count what an update samples without gradient for each image with one.
+
+    Both sides of every factor, and the original where a constraint compares with it.
+    """
+    return 2 * len(session.space.factors) + bool(session.mixture.constraints)
 
 
 def check_gradient(session: Session, last_steps: int | None = None) -> None:
@@ -66,11 +84,6 @@ def check_gradient(session: Session, last_steps: int | None = None) -> None:
         raise ConfigError(
             "A gradient needs the pipeline and the rewards on the device together. Set "
             "rewards.offload to false, or use the black-box search."
-        )
-    if session.space.factors:
-        raise ConfigError(
-            f"The {' and the '.join(session.space.factors)} of the sampling have no gradient here. "
-            "Set space.guidance and space.shift to false, or use the black-box search."
         )
     if session.space.branches is not None:
         raise ConfigError(
@@ -139,7 +152,27 @@ class Gradients:
         slopes = {name: self._mean(name, records) for name in names}
         failed = np.isnan(next(iter(slopes.values())).scores)
         self._evaluator.dropped += int(failed.sum())
+        for factor in self._session.space.factors:
+            for name, difference in self._differences(factor, step, vector, noises).items():
+                slopes[name].gradient[self._session.space.labels.index(factor)] = difference
         return slopes
+
+    def _differences(
+        self, factor: Factor, step: int, vector: Vector, noises: Sequence[Noise]
+    ) -> dict[str, float]:
+        """Central differences of the mean of every reward, one-sided at a bound of the factor."""
+        space = self._session.space
+        place = space.labels.index(factor)
+        sides = np.stack([vector, vector])
+        reach = vector[place] + np.array([-_FACTOR_STEP, _FACTOR_STEP])
+        sides[:, place] = np.clip(reach, *FACTOR_BOUNDS[factor])
+        candidates = [space.coefficients(side) for side in sides]
+        tables = self._evaluator.score(factor, step, candidates, noises, self._session.objective)
+        width = sides[1, place] - sides[0, place]
+        return {
+            name: float(np.diff(np.nanmean(table, axis=1))[0] / width)
+            for name, table in tables.items()
+        }
 
     def _mean(self, name: str, records: Sequence[Mapping[str, Any]]) -> Slope:
         scores = np.concatenate([decode(record["scores"][name]) for record in records])

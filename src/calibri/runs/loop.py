@@ -17,7 +17,7 @@ from calibri.rewards import Scale
 from calibri.runs.basis import make_search, share_shifts
 from calibri.runs.checkpoints import Checkpoints
 from calibri.runs.feedback import Compared, Feedback, Judge, Objective, Race, Slopes
-from calibri.runs.gradients import Gradients
+from calibri.runs.gradients import Gradients, images_beside
 from calibri.runs.session import Session
 from calibri.sampling import Noise
 from calibri.scoring import Evaluator
@@ -85,7 +85,8 @@ class SearchLoop(Iterator[Step]):
         self._judge = self._make_judge(info)
         own = session.config.model_copy(update={"search": self._config})
         self._method = make_search(session.space, own, session.start, method=info, basis=basis)
-        self._updates = updates_per_generation(self._config, session.space.size, info)
+        beside = images_beside(session)
+        self._updates = updates_per_generation(self._config, session.space.size, info, beside)
         self.generations: list[Generation] = []
 
     def _make_judge(self, info: MethodInfo) -> Judge:
@@ -147,7 +148,7 @@ class SearchLoop(Iterator[Step]):
 
 
 def updates_per_generation(
-    config: SearchConfig, dimension: int, method: MethodInfo | None = None
+    config: SearchConfig, dimension: int, method: MethodInfo | None = None, beside: int = 0
 ) -> int:
     """How often a method is told in a generation.
 
@@ -155,11 +156,12 @@ def updates_per_generation(
         config: decides what a generation may cost.
         dimension: numbers that are searched.
         method: None for the configured one.
+        beside: what an update with a gradient samples without, see ``images_beside``.
     """
     info = method or config.method_info
     size, popsize = config.final_bucket_size, config.popsize or info.popsize(dimension)
     images = images_of_generation(popsize, size, config.race_first, config.race_keep) - size
-    return info.updates(images, size)
+    return info.updates(images, size, beside)
 
 
 class ValidatedSearch:

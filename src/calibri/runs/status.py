@@ -31,6 +31,8 @@ _PLANNED_AS = {
     "scales": "search",
     "race": "search",
     "gradient": "search",
+    "guidance": "search",
+    "shift": "search",
     "diversity": "validation",
 }
 _RECENT = 60.0

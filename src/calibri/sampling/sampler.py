@@ -224,13 +224,14 @@ class Sampler:
             )
 
     def sample_with_gradient(
-        self, noises: Sequence[Noise], last_steps: int | None = None
+        self, noises: Sequence[Noise], last_steps: int | None = None, shift: float = 1.0
     ) -> Tensor:
         """Sample one batch and keep its graph, through the same unmodified pipeline.
 
         Args:
             noises: what to sample, one image each.
             last_steps: steps that carry a gradient, which bounds memory; None for all.
+            shift: factor on the shift of the scheduler; it is held.
 
         Returns:
             float32 (N, 3, H, W) in [0, 1] on the CPU, or (N, frames, 3, H, W); rounded to bytes
@@ -246,7 +247,8 @@ class Sampler:
             arguments["callback_on_step_end"] = partial(_enable_gradient, first)
         # Pipelines are decorated with torch.no_grad; what it decorates is their own code.
         run = inspect.unwrap(type(self.pipe).__call__)
-        with torch.set_grad_enabled(not first), self._encoder.answering():
+        shifted = changed_shift(self.pipe, shift)
+        with torch.set_grad_enabled(not first), self._encoder.answering(), shifted:
             images = self._pictures(run(self.pipe, **arguments)[0])
             images = images.float().clamp(0, 1).cpu()
         if not images.requires_grad:

@@ -108,12 +108,14 @@ class Differentiator:
         bench, coefficients = self._bench, unit.candidates[0]
         table = torch.from_numpy(coefficients.site_scales(bench.scaler.sites)).float()
         scales = table.repeat(len(rows), *[1] * table.ndim).requires_grad_()
-        bench.scaler.set(scales, coefficients.member_branches)
-        images = bench.sampler.sample_with_gradient([n for _, n in rows], unit.last_steps)
+        guidance = torch.tensor([coefficients.guidance])
+        bench.scaler.set(scales, coefficients.member_branches, guidance)
+        noises = [noise for _, noise in rows]
+        images = bench.sampler.sample_with_gradient(noises, unit.last_steps, coefficients.shift)
         # Scored as the bytes that are seen; rounding is passed over as if it were not there.
         pixels = (images.detach() * 255).round() / 255
-        bench.measures.remember(noise.prompt for _, noise in rows)
-        texts = [noise.prompt.text for _, noise in rows]
+        bench.measures.remember(noise.prompt for noise in noises)
+        texts = [noise.prompt.text for noise in noises]
         values = {}
         for name in unit.measures:
             scores, direction = self._measured(name, pixels, texts)

@@ -81,7 +81,7 @@ class Setup:
     tail: float
 
 
-def _one(images: int, bucket_size: int) -> int:
+def _one(images: int, bucket_size: int, beside: int) -> int:
     return 1
 
 
@@ -94,10 +94,10 @@ class MethodInfo:
         make: begins a search.
         popsize: candidates per generation by the number of searched numbers, where none is given.
         updates: how often it is told in a generation, by the images of the candidates of a
-            black-box generation and the prompts of a bucket.
+            black-box generation, the prompts of a bucket, and the images that an update takes for
+            each of them beside that of its candidate.
         defaults: values of other settings of the search that stand where none are given.
-        uses_gradients: it is told gradients; factors on the sampling, which have none, and rewards
-            that cannot be differentiated are refused.
+        uses_gradients: it is told gradients; rewards that cannot be differentiated are refused.
         plain_basis: every number starts with a step of the same length, whatever it does.
         papers_space: what is left open of the search space is the paper's.
         measures_first: a large run may choose its images by a measurement before it.
@@ -106,7 +106,7 @@ class MethodInfo:
     name: str
     make: Callable[[Setup], SearchMethod]
     popsize: Callable[[int], int] = large_popsize
-    updates: Callable[[int, int], int] = _one
+    updates: Callable[[int, int, int], int] = _one
     defaults: Mapping[str, Any] = field(default_factory=dict)
     uses_gradients: bool = False
     plain_basis: bool = False

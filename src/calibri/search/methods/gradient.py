@@ -33,9 +33,9 @@ class TailAveragedAdam(AdamSearch):
         return tail_mean(self._means or [self.mean], self._setup.tail)
 
 
-def _updates(images: int, bucket_size: int) -> int:
+def _updates(images: int, bucket_size: int, beside: int) -> int:
     """Updates that cost about what the candidates of a generation cost."""
-    return max(1, images // (bucket_size * _IMAGES_PER_GRADIENT))
+    return max(1, images // (bucket_size * (_IMAGES_PER_GRADIENT + beside)))
 
 
 INFO = MethodInfo("gradient", TailAveragedAdam, updates=_updates, uses_gradients=True)
