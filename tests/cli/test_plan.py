@@ -74,19 +74,28 @@ def test_plan_says_whether_the_networks_fit(resident, in_turns, largest, text):
 
 
 @pytest.mark.parametrize(
-    ("resident", "text"),
-    [(9.0, "everything"), (15.0, "one step"), (19.0, "one block"), (21.5, "does not fit")],
+    ("resident", "in_turns", "text"),
+    [
+        (9.0, 9.0, "everything that it keeps."),
+        (15.0, 9.0, "one step at a time."),
+        (19.0, 9.0, "one block at a time."),
+        (30.0, 9.0, "everything that it keeps, pipeline and rewards in turns (rewards.offload)."),
+        (30.0, 15.0, "one step at a time, pipeline and rewards in turns (rewards.offload)."),
+        (30.0, 19.0, "one block at a time, pipeline and rewards in turns (rewards.offload)."),
+        (30.0, 21.5, "does not fit."),
+    ],
 )
-def test_plan_says_how_a_gradient_fits_beside_the_weights(resident, text):
+def test_plan_says_how_a_gradient_fits_beside_the_weights(resident, in_turns, text):
     planned = plan(machine="4090", search={"method": "gradient"})
     kept = {"all_steps": 10.0, "one_step": 5.0, "one_block": 1.0}
     changed = {
         "resident_gigabytes": resident,
+        "in_turns_gigabytes": in_turns,
         "gradient": planned.gradient.model_copy(update=kept),
     }
     lines = memory_lines(planned.model_copy(update=changed))
     assert "keeps 10.0 GB" in lines[-2]
-    assert text in lines[-1]
+    assert lines[-1].endswith(text)
 
 
 @pytest.mark.parametrize(

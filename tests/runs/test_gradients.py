@@ -379,8 +379,9 @@ def test_what_is_computed_again_gives_the_same_gradient(case, refused, monkeypat
     found = gradient_of(session, vector, noises)
     handle.remove()
     # Each of 3 steps once, once more in the backward, and once more there for the block itself;
-    # with guidance in the same forward.
-    assert len(forwards) == 2 * 3 * (refused + 1)
+    # with guidance in the same forward. Both sides of a factor are sampled once.
+    sides = 2 * len(session.space.factors)
+    assert len(forwards) == 3 * (2 * (refused + 1) + sides)
     np.testing.assert_array_equal(found.scores, expected.scores)
     np.testing.assert_allclose(found.gradient, expected.gradient, rtol=1e-4, atol=1e-7)
     assert not transformer.is_gradient_checkpointing
@@ -423,6 +424,64 @@ def test_what_is_kept_does_not_grow_with_the_steps():
     thrifty = (kept_bytes(6, 1) - kept_bytes(2, 1)) / 4
     assert thrifty < 0.02 * a_step
     assert kept_bytes(2, 1) < kept_bytes(2, 0) - 1.9 * a_step
+
+
+OBJECTIVES = {
+    "one": {},
+    "a mixture": {"rewards__objective": "weighing,other"},
+    "compared": PAIRED,
+    "factors": {"space__shift": True},
+}
+
+
+@pytest.mark.parametrize("values", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_networks_that_take_turns_give_the_same_gradient(values, monkeypatch):
+    values = values | {"sampling__batch_size": 4}
+    plain = make_session(**values)
+    noises, vector = pairs_of(plain, 4), somewhere(plain)
+    if plain.space.factors:
+        vector[-1] = 1.5
+    expected = gradients_of(plain)[0]("gradient", 0, vector, noises)
+    session = make_session(rewards__offload=True, **values)
+    bench, here = session.bench, []
+
+    def note(owner, name):
+        method = getattr(owner, name)
+
+        def noted(*args, **kwargs):
+            here.append((name, bench.swap.here))
+            return method(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    note(bench.sampler, "sample_with_gradient")
+    note(bench.measures, "differentiable")
+    found = gradients_of(session)[0]("gradient", 0, vector, noises)
+    assert found.keys() == expected.keys()
+    for name in found:
+        np.testing.assert_array_equal(found[name].scores, expected[name].scores)
+        np.testing.assert_allclose(found[name].gradient, expected[name].gradient, rtol=1e-12)
+    # Two units: both sampled, both measured, both differentiated.
+    rewards = 2 * len(found)
+    assert (
+        here
+        == [("differentiable", "rewards")] * rewards + [("sample_with_gradient", "pipeline")] * 2
+    )
+
+
+def test_a_broken_image_fails_though_it_was_measured_as_bytes(monkeypatch):
+    session = make_session(rewards__offload=True, rewards__on_failure="drop")
+    noises, vector = noises_of(session), somewhere(session)
+    sample = session.bench.sampler.sample_checked
+
+    def broken(*args):
+        images, _ = sample(*args)
+        return images, torch.tensor([False, True, False])
+
+    monkeypatch.setattr(session.bench.sampler, "sample_checked", broken)
+    found = gradient_of(session, vector, noises)
+    assert np.isnan(found.scores).tolist() == [False, True, False]
+    assert np.isfinite(found.gradient).all()
 
 
 def test_units_in_the_journal_are_not_computed_again(plain, monkeypatch):
@@ -496,7 +555,6 @@ def test_frames_of_a_video_are_scored_as_images(monkeypatch):
         ({"rewards.objective": "weighing,other", "rewards.mixing": "rank"}, None, "'rank' has"),
         ({"rewards.constraints": ("opaque >= 0.9 of baseline",)}, None, "'opaque' has no gradient"),
         ({"space.members": 2}, None, "start without weight"),
-        ({"rewards.offload": True}, None, "on the device together"),
         ({"search.fidelity.num_inference_steps": 2}, None, "as in sampling; .* 2 steps"),
         ({}, 4, "last 4 steps .* there are 3 steps"),
         ({}, 0, "last 0 steps"),

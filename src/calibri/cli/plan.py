@@ -252,7 +252,7 @@ def memory_lines(planned: Plan) -> list[str]:
 def _fits(planned: Plan) -> str:
     room = _USABLE * (planned.machine_gigabytes or 0)
     if kept := planned.gradient:
-        return _gradient_fits(room - planned.resident_gigabytes, kept)
+        return _gradient_fits(planned, room, kept)
     if planned.resident_gigabytes < room:
         return "everything fits"
     if planned.in_turns_gigabytes < room:
@@ -261,11 +261,14 @@ def _fits(planned: Plan) -> str:
     return "one network at a time fits" if offloaded else "not even the largest network fits"
 
 
-def _gradient_fits(room: float, kept: GradientMemory) -> str:
-    """A gradient needs all networks on the device; activations come beside them."""
-    if kept.all_steps < room:
-        return "a gradient fits with everything that it keeps"
-    if kept.one_step < room:
-        return "a gradient fits with one step at a time"
-    fits = kept.one_block < room
-    return "a gradient fits with one block at a time" if fits else "a gradient does not fit"
+def _gradient_fits(planned: Plan, room: float, kept: GradientMemory) -> str:
+    """Say what fits beside all networks, or beside the larger of pipeline and rewards in turns."""
+    turns = ", pipeline and rewards in turns (rewards.offload)"
+    for weights, how in (planned.resident_gigabytes, ""), (planned.in_turns_gigabytes, turns):
+        if weights + kept.all_steps < room:
+            return f"a gradient fits with everything that it keeps{how}"
+        if weights + kept.one_step < room:
+            return f"a gradient fits with one step at a time{how}"
+        if weights + kept.one_block < room:
+            return f"a gradient fits with one block at a time{how}"
+    return "a gradient does not fit"

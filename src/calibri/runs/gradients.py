@@ -80,11 +80,6 @@ def check_gradient(session: Session, last_steps: int | None = None) -> None:
             f"Gradients are taken through images as in sampling; search.fidelity asks for "
             f"{session.config.search.fidelity.label}. Leave it out, or use the black-box search."
         )
-    if session.bench.swap is not None:
-        raise ConfigError(
-            "A gradient needs the pipeline and the rewards on the device together. Set "
-            "rewards.offload to false, or use the black-box search."
-        )
     if session.space.branches is not None:
         raise ConfigError(
             "Members of an ensemble start without weight and are not run, so they have no "

@@ -119,7 +119,7 @@ def alternate(
     Yields:
         What the second step returns, as soon as it is there.
     """
-    for part in _parts(items, size, most):
+    for part in in_parts(items, size, most):
         made: list[tuple[Item, Made]] = []
         try:
             swap.use(sample[0])
@@ -142,8 +142,8 @@ def _scored(
         yield score[1](item, outcome)
 
 
-def _parts(items: Iterable[Item], size: Callable[[Item], int], most: int) -> Iterator[list[Item]]:
-    """Group items as they come, at least one in each part."""
+def in_parts(items: Iterable[Item], size: Callable[[Item], int], most: int) -> Iterator[list[Item]]:
+    """Group items as they come, at least one in each part, up to a sum of their sizes."""
     part: list[Item] = []
     held = 0
     for item in items:

@@ -51,7 +51,7 @@ class Local:
         elif kind == "images":
             yield from ((index, self._images(unit)) for index, unit in units)
         else:
-            yield from ((index, self._differentiator(unit)) for index, unit in units)
+            yield from self._differentiator.run(units)
 
     def smaller_batch(self, kind: Kind) -> Result:
         """Say how many images were computed at once, where fewer fitted than configured."""
