@@ -8,7 +8,7 @@ import pytest
 from calibri.coefficients.space import SearchSpace
 from calibri.config import RunConfig
 from calibri.pipelines.sites.find import find_sites
-from calibri.runs.basis import make_search, search_basis, share_shifts
+from calibri.runs.basis import make_search, search_basis, share_shifts, wake_members
 from calibri.search.registry import METHODS, method_info
 
 
@@ -78,3 +78,36 @@ def test_candidates_share_shifts_in_groups_and_keep_the_rest(sites):
         [True] * 23
     )
     assert len({vector[-1] for vector in share_shifts(space, drawn[:24])}) == 3
+
+
+ENSEMBLES = {
+    "without guidance": {},
+    "with knots": {"output_knots": 2},
+    "guided": {"guidance_scale": 3.0, "branches": "separate"},
+}
+
+
+@pytest.mark.parametrize("options", ENSEMBLES.values(), ids=ENSEMBLES)
+def test_a_silent_member_wakes_against_the_first_and_the_sum_stays(sites, options):
+    space = SearchSpace.build(sites, "block", members=2, **options)
+    before = space.coefficients(space.start).members
+    after = space.coefficients(wake_members(space, space.start)).members
+    assert [m.scales for m in after] == [m.scales for m in before]
+    assert max(after[-1].output_weights) < 0 < min(after[0].output_weights)
+    for branch in {m.branch for m in before}:
+        sums = [
+            np.sum([m.output_weights for m in members if m.branch == branch], axis=0)
+            for members in (before, after)
+        ]
+        np.testing.assert_allclose(sums[0], sums[1], atol=1e-12)
+
+
+def test_members_that_differ_or_count_start_as_they_were_given(sites):
+    space = SearchSpace.build(sites, "block", members=2)
+    for label in (f"member2/{space.names[0]}", "member2/output"):
+        vector = space.start.copy()
+        vector[space.labels.index(label)] = 0.5
+        assert wake_members(space, vector) is vector
+    plain = SearchSpace.build(sites, "block")
+    start = plain.start
+    assert wake_members(plain, start) is start

@@ -17,7 +17,7 @@ from calibri.rewards.weights import Checkpoint
 from calibri.runs.calibrate import calibrate, planned_images
 from calibri.runs.feedback import scale_prompts
 from calibri.runs.journal import read_journal
-from calibri.runs.loop import ValidatedSearch, updates_per_generation
+from calibri.runs.loop import SearchLoop, ValidatedSearch, updates_per_generation
 from calibri.runs.session import Session
 from calibri.scoring.ledger import Ledger, MemoryRecords
 from tests.fakes import StopAfter
@@ -102,6 +102,17 @@ def test_a_search_that_was_killed_ends_like_one_that_was_not():
     for ours, theirs in zip(again.generations, result.generations, strict=True):
         assert ours.model_dump(exclude=ignored) == theirs.model_dump(exclude=ignored)
     assert again.checkpoints == result.checkpoints
+
+
+def test_members_of_an_ensemble_part_with_the_first_update():
+    session = session_of({"space.members": 2})
+    evaluator = session.evaluator(Ledger(MemoryRecords()))
+    step = next(SearchLoop(session, evaluator, Progress()))
+    first, second = session.space.coefficients(step.vector).members
+    apart = [first.scales[0][name] - second.scales[0][name] for name in session.space.names]
+    assert np.abs(apart).min() > 0.01
+    assert second.output_weights[0] < 0
+    assert step.generation.mean > step.generation.baseline
 
 
 def test_a_guard_vetoes_what_harms_a_held_out_reward():

@@ -125,6 +125,7 @@ CASES = {
     "guidance, separate": {"sampling__guidance_scale": 3.0, "space__branches": "separate"},
     "knots": {"space__knots": 3},
     "shift": {"space__shift": True},
+    "ensemble": {"space__members": 2},
 }
 
 
@@ -554,7 +555,8 @@ def test_frames_of_a_video_are_scored_as_images(monkeypatch):
         ({"rewards.objective": "weighing,opaque"}, None, "'opaque' has no gradient"),
         ({"rewards.objective": "weighing,other", "rewards.mixing": "rank"}, None, "'rank' has"),
         ({"rewards.constraints": ("opaque >= 0.9 of baseline",)}, None, "'opaque' has no gradient"),
-        ({"space.members": 2}, None, "start without weight"),
+        ({"space.members": 3}, None, "one further member"),
+        ({"space.members": 2, "space.output_weights": False}, None, "one further member"),
         ({"search.fidelity.num_inference_steps": 2}, None, "as in sampling; .* 2 steps"),
         ({}, 4, "last 4 steps .* there are 3 steps"),
         ({}, 0, "last 0 steps"),

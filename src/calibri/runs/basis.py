@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,11 +37,14 @@ def make_search(
     """
     search = config.search
     info = method or search.method_info
+    start = space.start if start is None else start
+    if info.uses_gradients:
+        start = wake_members(space, start)
     if basis is None:
         basis = np.eye(space.size) if info.plain_basis else search_basis(space)
     return info.make(
         Setup(
-            start=space.start if start is None else start,
+            start=start,
             basis=basis,
             bounds=search_bounds(space, search),
             seed=config.seed,
@@ -50,6 +54,28 @@ def make_search(
             tail=search.tail,
         )
     )
+
+
+def wake_members(space: SearchSpace, start: Vector) -> Vector:
+    """Give members without weight that are alike the first of their branch a small negative one.
+
+    The first has as much more, so that the sum is the same. The scales of a member without weight
+    have no gradient. With a positive one they would have that of the first, and steps of Adam do
+    not depend on its size: both would stay alike. With a negative one they go the other way, and
+    the sum goes beyond the better one, as in autoguidance (Karras et al. 2024, arXiv 2406.02507).
+    """
+    coefficients = space.coefficients(start)
+    first, *further = coefficients.members
+    members, moved = [first], 0.0
+    for member in further:
+        is_silent = member.branch == first.branch and not any(member.output_weights)
+        if is_silent and member.scales == first.scales:
+            moved += _AWAKE * first.start_weight
+            asleep = (-_AWAKE * first.start_weight,) * len(member.output_weights)
+            member = replace(member, output_weights=asleep)
+        members.append(member)
+    members[0] = replace(first, output_weights=tuple(w + moved for w in first.output_weights))
+    return space.vector(coefficients.with_members(members)) if moved else start
 
 
 def search_bounds(space: SearchSpace, config: SearchConfig) -> NDArray[np.float64]:
@@ -77,6 +103,8 @@ def check_start(session: Session) -> None:
             )
 
 
+# Weight of a member that begins to count, in units of the first's.
+_AWAKE = 0.05
 # Steps along the trajectory cancel in part, and what is found there is far away (docs/search.md).
 _TRAJECTORY_STEP = 4.0
 # A step of the shift's factor that changes the images about as much as a step of 1 of all gates.

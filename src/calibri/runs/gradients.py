@@ -80,10 +80,18 @@ def check_gradient(session: Session, last_steps: int | None = None) -> None:
             f"Gradients are taken through images as in sampling; search.fidelity asks for "
             f"{session.config.search.fidelity.label}. Leave it out, or use the black-box search."
         )
-    if session.space.branches is not None:
+    _check_members(session.space)
+
+
+def _check_members(space: SearchSpace) -> None:
+    """Only two directions tell members that start alike apart: with the reward and against it."""
+    branches = space.branches or ()
+    further = len(branches) - len(set(branches))
+    if further > 1 or (further and not space.search_output):
         raise ConfigError(
-            "Members of an ensemble start without weight and are not run, so they have no "
-            "gradient. Set space.members to 1, or use the black-box search."
+            "By gradients an ensemble has one further member, whose output weight is searched: "
+            "of several that start alike the gradients stay alike. Set space.members to 2 and "
+            "space.output_weights to true, or use the black-box search."
         )
 
 

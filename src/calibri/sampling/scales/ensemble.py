@@ -18,7 +18,7 @@ from calibri.coefficients import OUTPUT
 from calibri.memory import is_out_of_memory
 from calibri.pipelines import Call
 from calibri.sampling.scales.layout import RowLayout
-from calibri.sampling.scales.site_hooks import SiteHooks
+from calibri.sampling.scales.site_hooks import SiteHooks, recomputed
 from calibri.sampling.scales.wrapped_forward import WrappedForward
 from calibri.trees import repeated, split, tensors, weighted_sum
 
@@ -65,10 +65,11 @@ class Passes:
             layout: branch of each group of rows.
             images: rows of a group.
         """
-        nonzero = scales[:, :, OUTPUT].ne(0).any(dim=0).tolist()
+        # Without weight it is not run, unless the gradient with respect to its weight is wanted.
+        counts = (scales[:, :, OUTPUT].ne(0).any(dim=0) | scales.requires_grad).tolist()
         members = {b: [m for m, own in enumerate(branches) if own == b] for b in set(layout)}
-        # A member without weight is not run: at the start an ensemble costs what the model costs.
-        active = {b: [m for m in found if nonzero[m]] for b, found in members.items()}
+        # At the start an ensemble costs what the model costs.
+        active = {b: [m for m in found if counts[m]] for b, found in members.items()}
         count = max(1, *map(len, active.values()))
         groups = [_group(scales, members[b], active[b], count, images) for b in layout]
         table = torch.cat(groups, dim=1)
@@ -93,14 +94,20 @@ class PassRunner:
     Args:
         hooks: of the transformer.
         packed: whether it works on one sequence without a batch axis.
+
+    Attributes:
+        recomputes: whether a pass keeps its arguments alone for a gradient, see ``NetworkHooks``.
     """
 
     def __init__(self, hooks: SiteHooks, packed: bool) -> None:
         self._hooks = hooks
         self._one_by_one = packed
+        self.recomputes = False
 
     def outputs(self, forward: Callable[..., Any], passes: Passes, call: Call) -> list[Any]:
         """Run every pass and list what they return."""
+        if self.recomputes:
+            forward = recomputed(self._hooks, forward)
         count, rows = passes.weights.shape
         if count > 1 and not self._one_by_one and can_repeat(call):
             try:

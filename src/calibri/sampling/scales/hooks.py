@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from calibri.coefficients import Place
 from calibri.pipelines import Call, Network
 from calibri.sampling.scales.behaviours import AlongTrajectory, Behaviour, ByBranch, Constant
 from calibri.sampling.scales.ensemble import MemberSum, PassRunner
 from calibri.sampling.scales.layout import LayoutResolver, RowLayout
-from calibri.sampling.scales.site_hooks import SiteHooks
+from calibri.sampling.scales.site_hooks import SiteHooks, recomputed
 from calibri.sampling.scales.uncopied import Uncopied
 from calibri.sampling.scales.wrapped_forward import WrappedForward
 
@@ -44,10 +43,18 @@ class NetworkHooks(Uncopied):
         self._runner = PassRunner(self._sites, packed)
         self._forward = WrappedForward(self._transformer)
         self._behaviour: Behaviour = Constant(self._sites, self._layout)
-        self.recomputes = False
         self._before_forward = self._transformer.register_forward_pre_hook(
             self._before, with_kwargs=True
         )
+
+    @property
+    def recomputes(self) -> bool:
+        """The same for the passes of an ensemble."""
+        return self._runner.recomputes
+
+    @recomputes.setter
+    def recomputes(self, on: bool) -> None:
+        self._runner.recomputes = on
 
     def behaviour_for(self, scales: Tensor, branches: Sequence[int]) -> Behaviour:
         """Choose what the shape of scales asks for; nothing is set yet.
@@ -90,14 +97,7 @@ class NetworkHooks(Uncopied):
     def _recomputed(
         self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        table = self._sites.table
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            # In the backward the hooks have the scales of another step or branch.
-            self._sites.table = table
-            return forward(*args, **kwargs)
-
-        return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+        return recomputed(self._sites, forward)(*args, **kwargs)
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not torch.compiler.is_compiling():

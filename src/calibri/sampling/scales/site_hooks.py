@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
 from calibri.coefficients import Place
@@ -148,3 +149,19 @@ class SiteHooks:
     def _bind(self) -> None:
         for row, hook in zip(self._table, self.hooks, strict=True):
             hook.scale = row
+
+
+def recomputed(hooks: SiteHooks, forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Have a forward keep its arguments alone for a gradient, and run once more in the backward."""
+
+    def run_now(*args: Any, **kwargs: Any) -> Any:
+        table = hooks.table
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            # In the backward the hooks have the scales of another step or branch.
+            hooks.table = table
+            return forward(*args, **kwargs)
+
+        return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    return run_now
