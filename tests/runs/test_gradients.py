@@ -126,6 +126,12 @@ CASES = {
     "knots": {"space__knots": 3},
     "shift": {"space__shift": True},
     "ensemble": {"space__members": 2},
+    "ensemble, guided": {
+        "sampling__guidance_scale": 3.0,
+        "space__branches": "separate",
+        "space__members": 2,
+        "space__output_knots": 2,
+    },
 }
 
 
