@@ -63,7 +63,8 @@ SETTINGS = {
     "dtype": ("dtype", "bfloat16"),
     "workers": ("sampling.workers", 2),
 }
-CONFIGURED = ("calibrate", "plan")
+CONFIGURED = ("calibrate", "plan", "experiment")
+ARGUMENTS = {"experiment": ["ablation"]}  # that a command needs before any option
 
 
 def call_of(command):
@@ -165,7 +166,7 @@ def calibri_call(monkeypatch, tmp_path):
             raise KeyboardInterrupt
 
         monkeypatch.setattr(f"calibri.{command}", call, raising=False)
-        CliRunner().invoke(app, [command, *map(str, words)])
+        CliRunner().invoke(app, [command, *ARGUMENTS.get(command, []), *map(str, words)])
         return seen[0]
 
     return run

@@ -1,3 +1,4 @@
+import itertools
 import math
 from fractions import Fraction
 
@@ -9,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from calibri.errors import RewardError
 from calibri.seeds import derive_seed
-from calibri.statistics import bootstrap_mean, paired_difference
+from calibri.statistics import bootstrap_mean, holm, paired_difference, sign_flip_test
 
 T_QUANTILE_99 = 1.984217  # 97.5% quantile of Student's t with 99 degrees of freedom
 
@@ -163,3 +164,44 @@ def test_scores_of_ordinary_size_are_not_scaled(table) -> None:
     figure = bootstrap_mean(table, 3, resamples=40)
     assert figure.mean == means.mean()
     assert [figure.low, figure.high] == np.quantile(expected, [0.025, 0.975]).tolist()
+
+
+@given(p=hnp.arrays(np.float64, st.integers(1, 8), elements=st.floats(0.001, 1)))
+def test_holm_rejects_what_its_steps_reject(p):
+    """Oracle: the procedure of the paper, step by step at each level."""
+    adjusted = holm(p)
+    for level in (0.01, 0.05, 0.2, 0.7):
+        rejected = set()
+        for step, index in enumerate(np.argsort(p, kind="stable")):
+            if p[index] * (len(p) - step) > level:
+                break
+            rejected.add(int(index))
+        assert set(np.flatnonzero(adjusted <= level)) == rejected
+    assert (adjusted >= p).all()
+    assert (adjusted <= 1).all()
+
+
+def test_sign_flips_of_few_prompts_are_counted_as_all_of_them_would_be():
+    """Oracle: every one of the 2^8 flips."""
+    rng = np.random.default_rng(3)
+    table = rng.standard_normal((4, 8)) + 0.4
+    signs = np.array(list(itertools.product((-1, 1), repeat=8)))
+    exact = (np.abs(signs @ table.T) >= np.abs(table.sum(axis=1)) - 1e-9).mean(axis=0)
+    assert sign_flip_test(table, 0) == pytest.approx(exact, abs=0.015)
+
+
+@given(seed=st.integers(0, 2**32))
+def test_nothing_but_zeros_is_no_difference(seed):
+    assert sign_flip_test(np.zeros((2, 5)), seed, flips=100).tolist() == [1.0, 1.0]
+
+
+def test_p_values_are_never_zero_and_small_enough_to_correct_for_their_number():
+    table = np.ones((1000, 64))
+    p = sign_flip_test(table, 0)
+    assert (p > 0).all()
+    assert (holm(p) < 0.05).all()
+
+
+def test_differences_that_are_not_finite_are_refused():
+    with pytest.raises(ValueError, match="finite"):
+        sign_flip_test([[1.0, np.nan]], 0)

@@ -26,6 +26,7 @@ Use a calibration:
 Look at a model:
     shapes_pipeline()                   folder of the shipped one, for diffusers
     inspect(pipeline, ...)              its sites, and the numbers a search has
+    experiment(name, ...)               the paper's experiments, with intervals
     models()                            what diffusers has
     discover(transformer, run)          sites by measurement
 

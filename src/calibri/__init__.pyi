@@ -18,6 +18,7 @@ from .coefficients.presets import preset as preset
 from .config import RunConfig as RunConfig
 from .config import load_config as load_config
 from .errors import CalibriError as CalibriError
+from .experiments.experiment import experiment as experiment
 from .pipelines.catalogue import ModelStatus as ModelStatus
 from .pipelines.catalogue import models as models
 from .pipelines.discovery.discover import discover as discover
@@ -25,6 +26,7 @@ from .pipelines.discovery.findings import Discovery as Discovery
 from .planning.costs import Plan as Plan
 from .planning.costs import plan as plan
 from .progress import Progress as Progress
+from .reporting.findings import Findings as Findings
 from .reporting.gallery import gallery as gallery
 from .reporting.page import report as report
 from .results import Evaluation as Evaluation

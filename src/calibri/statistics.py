@@ -13,6 +13,7 @@ from calibri.errors import RewardError
 from calibri.results import Figure
 from calibri.seeds import derive_seed
 
+_FLIPS = 20_000
 _BLOCK_ENTRIES = 1 << 21  # of resampled prompts at a time: bounds memory for many prompts
 
 
@@ -103,3 +104,59 @@ def paired_difference(a: ArrayLike, b: ArrayLike, seed: int, resamples: int = 20
     exponent = _headroom(first, second)
     differences = np.ldexp(first, -exponent) - np.ldexp(second, -exponent)
     return _unscaled(_bootstrap(differences, seed, resamples), exponent)
+
+
+def sign_flip_test(
+    differences: ArrayLike, seed: int, flips: int | None = None
+) -> NDArray[np.float64]:
+    """Test whether means of paired differences are 0, by flipping the signs of prompts.
+
+    Where two settings do not differ, each prompt's difference is as likely of either sign, whatever
+    its distribution (Fisher, *The Design of Experiments*, 1935, section 21). The same flips serve
+    all tests.
+
+    Args:
+        differences: finite, shape (tests, prompts).
+        seed: of the flips; equal arguments give equal results.
+        flips: random flips; no p-value is below 1 / (flips + 1). None for 20,000, or 50 for each
+            test where these are more, so that a correction for their number leaves p-values small.
+
+    Returns:
+        Two-sided p-values, float64 (tests,), in (0, 1].
+
+    Raises:
+        ValueError: another shape, or differences that are not finite.
+    """
+    table = np.asarray(differences, dtype=np.float64)
+    if table.ndim != 2 or not np.isfinite(table).all():
+        raise ValueError(f"Differences must be finite, (tests, prompts); got {table.shape}.")
+    flips = max(_FLIPS, 50 * len(table)) if flips is None else flips
+    rng = np.random.default_rng(derive_seed(seed, "sign flips"))
+    # Sums that are equal but for the order of their terms must count as equal.
+    observed = np.abs(table.sum(axis=1)) * (1 - 1e-12)
+    reached = np.ones(len(table))
+    rows = max(1, _BLOCK_ENTRIES // max(1, table.shape[1]))
+    for done in range(0, flips, rows):
+        signs = rng.choice((-1.0, 1.0), size=(min(rows, flips - done), table.shape[1]))
+        reached += (np.abs(signs @ table.T) >= observed).sum(axis=0)
+    return reached / (flips + 1)
+
+
+def holm(p_values: ArrayLike) -> NDArray[np.float64]:
+    """Correct p-values for their number, so that all of them together err with the same chance.
+
+    Holm, *A simple sequentially rejective multiple test procedure*, 1979: the chance that any true
+    hypothesis is rejected at a level is at most that level, whatever depends on what.
+
+    Args:
+        p_values: shape (tests,).
+
+    Returns:
+        Adjusted p-values, float64 (tests,), at most 1.
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(steps, 1.0)
+    return adjusted

@@ -11,6 +11,7 @@ import typer
 from calibri.cli import guard, rewards
 from calibri.cli.calibrate import calibrate
 from calibri.cli.evaluate import evaluate
+from calibri.cli.experiment import experiment
 from calibri.cli.export import export
 from calibri.cli.extract import extract
 from calibri.cli.fuse import fuse
@@ -40,7 +41,7 @@ _REWARDS = "Rewards"
 PANELS = {
     "Calibrate": (plan, calibrate, status, resume, report),
     "Use a calibration": (generate, evaluate, fuse, publish, export, import_, extract, gallery),
-    "Look at a model": (inspect, models),
+    "Look at a model": (inspect, experiment, models),
     _REWARDS: (serve_reward,),
 }
 

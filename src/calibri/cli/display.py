@@ -105,7 +105,8 @@ def signed(figure: Figure) -> str:
     return f"{mean} [{low}, {high}]"
 
 
-def _unsigned(figure: Figure) -> str:
+def unsigned(figure: Figure) -> str:
+    """Write a figure with its 95% interval."""
     mean, low, high = (_fixed(x) for x in (figure.mean, figure.low, figure.high))
     return f"{mean} [{low}, {high}]"
 
@@ -120,18 +121,18 @@ def show_evaluation(console: Console, evaluation: Evaluation) -> None:
     images = f"{evaluation.num_prompts} held-out prompts x {evaluation.images_per_prompt} images"
     console.print()
     say(console, Text(f"Scores on {images}, with 95% intervals", style="bold"))
-    _show_rows(console, [_setting_row(setting, evaluation) for setting in evaluation.settings])
+    show_rows(console, [_setting_row(setting, evaluation) for setting in evaluation.settings])
     if evaluation.dropped:
         say(console, f"{evaluation.dropped} images could not be scored and are left out.")
     console.print()
     say(console, Text("Calibrated minus original, same prompts and noise", style="bold"))
     against = dict.fromkeys(comparison.against for comparison in evaluation.comparisons)
-    _show_rows(console, [_difference_row(name, evaluation) for name in against])
+    show_rows(console, [_difference_row(name, evaluation) for name in against])
 
 
 def _setting_row(setting: SettingResult, evaluation: Evaluation) -> _Row:
     cells = {
-        _reward_label(name, evaluation): Text(_unsigned(figure))
+        _reward_label(name, evaluation): Text(unsigned(figure))
         for name, figure in setting.scores.items()
     }
     others = {metric.label: getattr(setting, metric.name) for metric in METRICS}
@@ -141,14 +142,15 @@ def _setting_row(setting: SettingResult, evaluation: Evaluation) -> _Row:
 
 def _difference_row(against: str, evaluation: Evaluation) -> _Row:
     cells = {
-        _reward_label(comparison.reward, evaluation): _difference(comparison.difference)
+        _reward_label(comparison.reward, evaluation): difference(comparison.difference)
         for comparison in evaluation.comparisons
         if comparison.against == against
     }
     return Text(printable(against)), cells
 
 
-def _difference(figure: Figure) -> Text:
+def difference(figure: Figure) -> Text:
+    """Write a difference in green where it is surely above 0, in red where surely below."""
     style = "green" if figure.low > 0 else "red" if figure.high < 0 else ""
     return Text(signed(figure), style=style)
 
@@ -157,7 +159,8 @@ def _reward_label(name: str, evaluation: Evaluation) -> str:
     return printable(name) + (" (held out)" if name in evaluation.held_out_rewards else "")
 
 
-def _show_rows(console: Console, rows: list[_Row]) -> None:
+def show_rows(console: Console, rows: list[_Row]) -> None:
+    """Print labels with named cells: a table where it fits, or a line for each cell."""
     table = _wide(rows)
     needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
     console.print(table if needed <= console.width else _long(rows))

@@ -1,1 +1,12 @@
+from .curves import Line as Line
+from .findings import Answer as Answer
+from .findings import Cell as Cell
+from .findings import Drawing as Drawing
+from .findings import Findings as Findings
+from .findings import Table as Table
+from .findings import curve_drawing as curve_drawing
+from .findings import depth_drawing as depth_drawing
+from .findings import render_findings as render_findings
+from .findings import search_drawings as search_drawings
+from .findings import standalone as standalone
 from .metrics import METRICS as METRICS

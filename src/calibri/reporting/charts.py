@@ -52,6 +52,9 @@ class Mark:
         block: index of the block, in the order of the network.
         stream: ``"visual"``, ``"text"`` or ``"joint"``; the colour.
         shape: one of ``SHAPES``.
+        low: of its interval; None without one.
+        high: of its interval.
+        said: what it is, in words; empty for its name and value.
     """
 
     name: str
@@ -59,6 +62,9 @@ class Mark:
     stream: str
     shape: str
     value: float
+    low: float | None = None
+    high: float | None = None
+    said: str = ""
 
 
 @dataclass(frozen=True)
@@ -234,25 +240,27 @@ def _tip(x: float, y: float, spoken: str) -> Markup:
     return element("circle", element("title", spoken), cx=x, cy=y, r=7.0, class_="hover")
 
 
-def depth(marks: Sequence[Mark], stacks: Sequence[Stack], name: str, width: float) -> Markup:
-    """Coefficients along the network: stems from 1, one band of the x axis for each block."""
+def depth(
+    marks: Sequence[Mark], stacks: Sequence[Stack], name: str, width: float, base: float = 1.0
+) -> Markup:
+    """Values along the network: stems from ``base``, one band of the x axis for each block."""
     height, top = 250.0, 22.0
     bottom = height - MARGIN_BOTTOM
     blocks = max((stack.first + stack.count for stack in stacks), default=1)
     x = Axis(-0.5, blocks - 0.5, MARGIN_LEFT, width - MARGIN_RIGHT)
     shown = [mark for mark in marks if _finite(mark.value)]
-    y = Axis(*domain([1.0, *(mark.value for mark in shown)]), bottom, top)
+    bounds = [v for mark in shown for v in (mark.value, mark.low, mark.high) if v is not None]
+    y = Axis(*domain([base, *bounds]), bottom, top)
     parts = [
         *_bands(x, blocks, top, bottom),
         y_frame(x, y),
         *(_stack(stack, x, top, bottom) for stack in stacks),
-        line(x.start, y(1), x.end, y(1), "zero"),
-        *_stems(shown, x, y),
+        line(x.start, y(base), x.end, y(base), "zero"),
+        *_stems(shown, x, y, base),
         line(x.start, bottom, x.end, bottom, "axis"),
         text("block", (x.start + x.end) / 2, bottom + 31, "axis-name", "middle"),
     ]
-    title = f"Coefficients along the network {name}".strip()
-    return chart(width, height, title, *parts)
+    return chart(width, height, name, *parts)
 
 
 def _bands(x: Axis, blocks: int, top: float, bottom: float) -> list[Markup]:
@@ -274,7 +282,7 @@ def _stack(stack: Stack, x: Axis, top: float, bottom: float) -> Markup:
     return Markup("").join(parts)
 
 
-def _stems(marks: Sequence[Mark], x: Axis, y: Axis) -> list[Markup]:
+def _stems(marks: Sequence[Mark], x: Axis, y: Axis, base: float) -> list[Markup]:
     by_block: dict[int, list[Mark]] = {}
     for mark in marks:
         by_block.setdefault(mark.block, []).append(mark)
@@ -282,17 +290,20 @@ def _stems(marks: Sequence[Mark], x: Axis, y: Axis) -> list[Markup]:
     pitch = min((x(1) - x(0)) * 0.8 / most, 16.0)
     size = min(max(pitch * 0.4, 2.2), 5.5)
     return [
-        _stem(mark, x(block) + (k - (len(group) - 1) / 2) * pitch, y, size)
+        _stem(mark, x(block) + (k - (len(group) - 1) / 2) * pitch, y, size, base)
         for block, group in by_block.items()
         for k, mark in enumerate(group)
     ]
 
 
-def _stem(mark: Mark, place: float, y: Axis, size: float) -> Markup:
+def _stem(mark: Mark, place: float, y: Axis, size: float, base: float) -> Markup:
+    # An interval takes the place of the stem, which would cross it.
+    low = base if mark.low is None else mark.low
+    high = mark.value if mark.high is None else mark.high
     return element(
         "g",
-        element("title", f"{mark.name} = {number(mark.value, 4)}"),
-        line(place, y(1), place, y(mark.value), "stem"),
+        element("title", mark.said or f"{mark.name} = {number(mark.value, 4)}"),
+        line(place, y(low), place, y(high), "stem" if mark.low is None else "whisker"),
         marker(mark.shape, place, y(mark.value), size),
         class_=f"stream-{mark.stream}",
     )

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from calibri.reporting.charts import SHAPES, Mark, Stack
-from calibri.results import RunSummary, SiteRecord
+from calibri.reporting.text import interval, mean
+from calibri.results import Figure, RunSummary, SiteRecord
 
 BRANCHES = {"": "", "conditional/": "conditional branch", "unconditional/": "unconditional branch"}
 # A label of ``SearchSpace``: the member, if there are several, the name, and the knot, likewise.
@@ -70,6 +71,30 @@ def place_coefficients(summary: RunSummary) -> Network:
         streams=tuple((name, said) for name, said in STREAMS.items() if name in used),
         layers=tuple((shapes[layer], layer) for layer in layers),
     )
+
+
+def place_figures(
+    sites: Sequence[SiteRecord], values: Mapping[str, Figure]
+) -> tuple[tuple[Mark, ...], tuple[Stack, ...], tuple[tuple[str, str], ...]]:
+    """Place figures of coefficients at their blocks.
+
+    Returns:
+        The marks, the lists of blocks, and a legend of the streams that occur.
+    """
+    parameters = _parameters(sites)
+    blocks = list(dict.fromkeys(site.block for site in sites))
+    layers = list(dict.fromkeys(layer for _, layer, _ in parameters.values()))
+    marks = []
+    for name, figure in values.items():
+        block, layer, stream = parameters[name]
+        shape = SHAPES[layers.index(layer) % len(SHAPES)]
+        said = f"{name}: {mean(figure)} ({interval(figure)})"
+        place = blocks.index(block)
+        mark = Mark(name, place, stream, shape, figure.mean, figure.low, figure.high, said)
+        marks.append(mark)
+    used = {mark.stream for mark in marks}
+    legend = tuple((f"stream-{name}", said) for name, said in STREAMS.items() if name in used)
+    return tuple(marks), _stacks(blocks), legend
 
 
 def _split(label: str) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -82,7 +82,9 @@ def render_report(summary: RunSummary, images: Mapping[str, bytes]) -> str:
     )  # fmt: skip
 
 
-def _both(draw: Callable[[float], Markup], columns: int = 1, narrow: float = _NARROW) -> Markup:
+def both_widths(
+    draw: Callable[[float], Markup], columns: int = 1, narrow: float = _NARROW
+) -> Markup:
     """Draw a chart for the page and for a phone; the style sheet shows the one that fits."""
     wide, slim = draw(_WIDE / columns), draw(narrow)
     return Markup(f'<div class="on-wide">{wide}</div><div class="on-narrow">{slim}</div>')
@@ -101,17 +103,27 @@ def _search_charts(summary: RunSummary) -> dict[str, Markup]:
     }
     if not summary.search.generations:
         return {}
-    return {name: _both(partial(chart, summary.search)) for name, chart in draw.items()}
+    return {name: both_widths(partial(chart, summary.search)) for name, chart in draw.items()}
+
+
+def narrow_depth(stacks: Sequence[charts.Stack]) -> float:
+    """Width in pixels of a chart along a network on a phone."""
+    return max(_NARROW, 60.0 + 14.0 * sum(stack.count for stack in stacks))
 
 
 def _depth_charts(network: Network) -> list[tuple[str, Markup]]:
     # A deep network is not squeezed onto a phone: it is drawn wider and scrolls in its box.
-    narrow = max(_NARROW, 60.0 + 14.0 * sum(stack.count for stack in network.stacks))
+    narrow = narrow_depth(network.stacks)
     drawings = {
-        panel.title: partial(charts.depth, panel.marks, network.stacks, panel.title)
+        panel.title: partial(
+            charts.depth,
+            panel.marks,
+            network.stacks,
+            f"Coefficients along the network {panel.title}".strip(),
+        )
         for panel in network.panels
     }
-    return [(title, _both(draw, narrow=narrow)) for title, draw in drawings.items()]
+    return [(title, both_widths(draw, narrow=narrow)) for title, draw in drawings.items()]
 
 
 def _evaluation_parts(evaluation: Evaluation | None) -> dict[str, object]:
@@ -128,11 +140,11 @@ def _evaluation_parts(evaluation: Evaluation | None) -> dict[str, object]:
             if any(getattr(setting, metric.name) is not None for setting in evaluation.settings)
         ],
         "forests": [
-            (name, _both(partial(charts.forest, rows, name), _columns(len(forests))))
+            (name, both_widths(partial(charts.forest, rows, name), _columns(len(forests))))
             for name, rows in forests.items()
         ],
         "trends": [
-            (t, _both(partial(charts.over_steps, t.points, t.name), _columns(len(trends))))
+            (t, both_widths(partial(charts.over_steps, t.points, t.name), _columns(len(trends))))
             for t in trends
         ],
     }

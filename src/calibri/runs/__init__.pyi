@@ -4,8 +4,15 @@ from .comparison import verdict as verdict
 from .folder import RunFolder as RunFolder
 from .folder import check_run_name as check_run_name
 from .folder import reserved_run as reserved_run
+from .header import open_journal as open_journal
+from .header import settings_of as settings_of
 from .inspect import SpaceRecord as SpaceRecord
+from .inspect import site_records as site_records
+from .interruption import stopping_politely as stopping_politely
+from .journal import Journal as Journal
 from .loop import SearchLoop as SearchLoop
 from .loop import Step as Step
 from .loop import ValidatedSearch as ValidatedSearch
+from .machines import machine as machine
+from .objects import configured as configured
 from .session import Session as Session

@@ -5,16 +5,11 @@ from __future__ import annotations
 import contextlib
 import datetime
 import io
-import os
-import platform
-import signal
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import diffusers
 import torch
-import transformers
 from PIL import Image
 
 from calibri.arrays import Vector
@@ -22,7 +17,6 @@ from calibri.artifact import Calibration, Sampling
 from calibri.coefficients import Coefficients
 from calibri.config import RunConfig, Workers
 from calibri.configure import ConfigLike, merge_config
-from calibri.errors import Interrupted
 from calibri.files import write_atomically
 from calibri.pipelines import networks_of
 from calibri.planning import images_by_phase, measures_first
@@ -38,8 +32,10 @@ from calibri.runs.fresh_prompts import USED, used_shipped_prompts
 from calibri.runs.gradients import check_gradient
 from calibri.runs.header import open_journal
 from calibri.runs.inspect import site_records
+from calibri.runs.interruption import stopping_politely
 from calibri.runs.journal import Journal
 from calibri.runs.loop import ValidatedSearch
+from calibri.runs.machines import machine
 from calibri.runs.notes import JournalNotes, plan_of
 from calibri.runs.objects import Given, configured
 from calibri.runs.probe.cheaper import cheaper_fidelities, check_fidelity, size_notes
@@ -207,7 +203,7 @@ def _run(folder: RunFolder, session: Session, watchers: _Watchers) -> RunSummary
     with (
         folder.lock(),
         Journal.open(folder.journal_path) as journal,
-        _stop_politely(folder),
+        stopping_politely(f"calibri resume {folder.path}"),
         _watched(folder, session, journal, watchers) as progress,
     ):
         for note in size_notes(session):
@@ -258,26 +254,6 @@ def _search(
     progress.phase("search", planned["search"] + planned["validation"])
     vector, result = ValidatedSearch(session, evaluator, progress, config.search).run()
     return vector, result.model_copy(update={"measured": measured})
-
-
-@contextlib.contextmanager
-def _stop_politely(folder: RunFolder) -> Iterator[None]:
-    def stop(signum: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    previous = None
-    with contextlib.suppress(ValueError):  # only the main thread may handle signals
-        previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        raise Interrupted(
-            f"Stopped. Everything finished so far is kept; continue with: "
-            f"calibri resume {folder.path}"
-        ) from error
-    finally:
-        if previous is not None:
-            signal.signal(signal.SIGTERM, previous)
 
 
 def _save_samples(
@@ -333,7 +309,7 @@ def _summary(
         search=search,
         evaluation=evaluation,
         samples=samples,
-        machine=_machine(),
+        machine=machine(),
     )
 
 
@@ -342,19 +318,6 @@ def _shareable(config: RunConfig) -> dict[str, Any]:
     options = storable_options(config.rewards.options)
     rewards = config.rewards.model_copy(update={"options": options})
     return config.model_copy(update={"rewards": rewards}).model_dump(mode="json")
-
-
-def _machine() -> dict[str, str]:
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "cores": str(os.cpu_count()),
-        "threads": str(torch.get_num_threads()),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "transformers": transformers.__version__,
-    }
 
 
 def _calibration(summary: RunSummary, session: Session, coefficients: Coefficients) -> Calibration:

@@ -185,8 +185,12 @@ class RunFolder:
         return self.images_path
 
     @classmethod
-    def open(cls, path: Path) -> RunFolder:
+    def open(cls, path: Path, *, of_experiment: bool = False) -> RunFolder:
         """Open an existing run.
+
+        Args:
+            path: the folder.
+            of_experiment: it is that of an experiment (``calibri.experiment``) instead.
 
         Raises:
             RunError: there is no such run (the message lists those beside it), or its
@@ -198,7 +202,10 @@ class RunFolder:
             raise RunError(_missing(path)) from error
         except OSError as error:
             raise RunError(f"Could not read {path / _CONFIG}: {plain_words(error)}.") from error
-        return cls(path, *_parse_config(data, path / _CONFIG))
+        folder = cls(path, *_parse_config(data, path / _CONFIG))
+        if ("experiment" in folder.config) != of_experiment:
+            raise RunError(_other_kind(folder))
+        return folder
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -311,6 +318,15 @@ def _missing(path: Path) -> str:
         return f"There is no run {path}, nor any other in {path.parent}. Check the path."
     more = f" and {len(runs) - 10} more" if len(runs) > 10 else ""
     return f"There is no run {path}. {path.parent} has: {', '.join(runs[:10])}{more}."
+
+
+def _other_kind(folder: RunFolder) -> str:
+    if "experiment" not in folder.config:
+        return f"{folder.path} is the folder of a run, not of an experiment. Name another --output."
+    return (
+        f"{folder.path} is the folder of an experiment, not of a run. The command that made it, "
+        f"`calibri experiment {folder.config['experiment']}` with its options, goes on with it."
+    )
 
 
 def _refuse_constant(name: str) -> float:
