@@ -89,13 +89,14 @@ def measure(
     rewards = list(session.bench.measures.rewards)
     progress.phase("conditions", len(conditions) * len(noises))
     found: dict[str, list[Scores]] = {name: [] for name in rewards}
+    labels: list[str] = []
     for step, fidelity in enumerate(dict.fromkeys(c.fidelity for c in conditions)):
-        own = [c.coefficients for c in conditions if c.fidelity == fidelity]
-        tables = evaluator.score("conditions", step, own, noises, rewards, fidelity)
+        own = [c for c in conditions if c.fidelity == fidelity]
+        labels += [c.label for c in own]
+        candidates = [c.coefficients for c in own]
+        tables = evaluator.score("conditions", step, candidates, noises, rewards, fidelity)
         for name, table in tables.items():
             found[name].append(table)
-    labels = [c.label for f in dict.fromkeys(c.fidelity for c in conditions) for c in conditions
-              if c.fidelity == f]  # fmt: skip
     joined = {name: np.concatenate(tables) for name, tables in found.items()}
     return Measured(
         tuple(labels),

@@ -3,7 +3,7 @@
 Three searches of the same budget would not do for the output weight, which is one number: it is
 swept on the validation prompts instead. All three are scored on the test prompts of a run.
 
-    python -m benchmarks.ablation [--seed 0] [--runs FOLDER]
+    python -m benchmarks.output_weight [--seed 0] [--runs FOLDER]
 """
 
 from __future__ import annotations
