@@ -28,7 +28,7 @@ IMAGE = Path("docs/images/architecture.svg")
 
 WAY = (
     "prompts", "pipelines", "coefficients", "sampling", "rewards", "scoring", "search", "planning",
-    "runs", "artifact", "reporting", "cli",
+    "runs", "artifact", "reporting", "experiments", "study", "cli",
 )  # fmt: skip
 BESIDE = {"planning"}  # reads the configuration that a run follows, and no data
 BELOW = ("shapes",)
@@ -36,7 +36,7 @@ BELOW = ("shapes",)
 # Of middle lightness, so that they show on a light and on a dark ground; neighbours differ.
 _COLORS = (
     "#c2552d", "#2f7fb8", "#8a6fc4", "#2c9a74", "#c04a78", "#b58a1f", "#4a9aa8", "#7a8a3a",
-    "#5b74c9", "#a8633f", "#6a8f5a", "#97618f", "#80858f",
+    "#5b74c9", "#a8633f", "#6a8f5a", "#97618f", "#3f8f8a", "#b0643c", "#80858f",
 )  # fmt: skip
 
 _WIDTH = 1100

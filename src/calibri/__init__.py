@@ -21,6 +21,7 @@ Use a calibration:
     import_(file, pipeline, ...)        a file of the authors
     extract(base, tuned, ...)           the scalars of a model that was fused
     gallery(calibrations, ...)          several of them on one HTML page
+    study.create, serve, report         ask people, ``from calibri import study``
     preset(name, pipe, ...)             known guidance as coefficients
 
 Look at a model:

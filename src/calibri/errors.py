@@ -76,6 +76,12 @@ class JournalError(RunError):
     """A journal is damaged somewhere else than in its last, torn record."""
 
 
+class StudyError(CalibriError):
+    """A study cannot be made, served or read."""
+
+    exit_code = 6
+
+
 class NoMemoryError(RunError):
     """The memory of a device is too small for the least that can be computed at once."""
 

@@ -1,10 +1,13 @@
+from .apply import applied as applied
 from .calibration import Calibration as Calibration
 from .calibration import Sampling as Sampling
 from .formats.registry import EXPORTERS as EXPORTERS
 from .formats.registry import Format as Format
 from .fused_images import FusedDifference as FusedDifference
 from .fused_images import fused_difference as fused_difference
+from .generate import Artist as Artist
 from .generate import Picture as Picture
+from .generate import settings_of as settings_of
 from .grid import enlarged as enlarged
 from .publish import preview as preview
 from .source import calibration_folder as calibration_folder

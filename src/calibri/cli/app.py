@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from calibri.cli import guard, rewards
+from calibri.cli import guard, rewards, study
 from calibri.cli.calibrate import calibrate
 from calibri.cli.evaluate import evaluate
 from calibri.cli.experiment import experiment
@@ -36,11 +36,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_REWARDS = "Rewards"
+_USE, _REWARDS = "Use a calibration", "Rewards"
 # The commands as `calibri --help` groups them.
 PANELS = {
     "Calibrate": (plan, calibrate, status, resume, report),
-    "Use a calibration": (generate, evaluate, fuse, publish, export, import_, extract, gallery),
+    _USE: (generate, evaluate, fuse, publish, export, import_, extract, gallery),
     "Look at a model": (inspect, experiment, models),
     _REWARDS: (serve_reward,),
 }
@@ -70,6 +70,8 @@ def _register(
 for _panel, _commands in PANELS.items():
     _register(app, _commands, _panel)
 _register(rewards.app, rewards.COMMANDS)
+_register(study.app, study.COMMANDS)
+app.add_typer(study.app, name="study", rich_help_panel=_USE)
 app.add_typer(rewards.app, name="rewards", rich_help_panel=_REWARDS)
 
 

@@ -10,3 +10,4 @@ from .findings import render_findings as render_findings
 from .findings import search_drawings as search_drawings
 from .findings import standalone as standalone
 from .metrics import METRICS as METRICS
+from .page import environment as environment

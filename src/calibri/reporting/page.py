@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from calibri.errors import RunError
@@ -160,10 +160,11 @@ def _marker(shape: str) -> Markup:
 
 
 @lru_cache
-def environment() -> Environment:
-    """Templates of this room, in which every text is escaped."""
+def environment(room: str = "calibri.reporting") -> Environment:
+    """Templates of a room and, beside them, of this one, in which every text is escaped."""
+    rooms = dict.fromkeys((room, "calibri.reporting"))
     made = Environment(
-        loader=PackageLoader("calibri.reporting", package_path=""),
+        loader=ChoiceLoader([PackageLoader(name, package_path="") for name in rooms]),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=_finalize,

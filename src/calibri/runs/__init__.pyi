@@ -4,6 +4,7 @@ from .comparison import verdict as verdict
 from .folder import RunFolder as RunFolder
 from .folder import check_run_name as check_run_name
 from .folder import reserved_run as reserved_run
+from .fresh_prompts import unseen_prompts as unseen_prompts
 from .header import open_journal as open_journal
 from .header import settings_of as settings_of
 from .inspect import SpaceRecord as SpaceRecord

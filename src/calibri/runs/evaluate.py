@@ -24,7 +24,7 @@ from calibri.rewards import (
     resolve_files,
 )
 from calibri.runs.comparison import Comparer
-from calibri.runs.fresh_prompts import fresh_prompts
+from calibri.runs.fresh_prompts import unseen_prompts
 from calibri.runs.objects import split_pipeline
 from calibri.runs.session import Session
 from calibri.scoring import Ledger, MemoryRecords
@@ -179,5 +179,5 @@ def _test_prompts(
     calibration: Calibration, source: Path | str | None, count: int, seed: int
 ) -> tuple[Prompt, ...]:
     if source is None:
-        return fresh_prompts(calibration, count, seed)
+        return unseen_prompts(calibration, count, seed)
     return prompts_from(str(source), "held_out", count, seed)[:count]

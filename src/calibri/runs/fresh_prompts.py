@@ -21,7 +21,7 @@ def _held_out(config: RunConfig) -> int:
     return config.search.num_validation_prompts + config.evaluation.num_prompts
 
 
-def fresh_prompts(calibration: Calibration, count: int, seed: int) -> tuple[Prompt, ...]:
+def unseen_prompts(calibration: Calibration, count: int, seed: int) -> tuple[Prompt, ...]:
     """Draw held-out captions, but for those that chose the checkpoint or gave the run's figures.
 
     Calibrations that do not say how many there were are taken to have the default ones. Those of no

@@ -1,0 +1,2 @@
+from .creation import create as create
+from .server import serve as serve
