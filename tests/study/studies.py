@@ -11,6 +11,9 @@ import numpy as np
 from PIL import Image
 
 from calibri.study.creation import create
+from calibri.study.deal import deal
+from calibri.study.records import QUESTIONS, StudyFolder
+from calibri.study.votes import Votes
 
 HOSTILE = "</bdi><script>alert(1)</script><img src=x onerror=alert(1)> \"' {{ 7 * 7 }} \u202e"
 
@@ -54,3 +57,24 @@ def pair_of(page: str) -> str | None:
 
 def answer(pair: str, preference: str = "left", alignment: str = "tie") -> dict[str, str]:
     return {"pair": pair, "preference": preference, "alignment": alignment}
+
+
+def answered(made: Path, participants: int, choose) -> None:
+    """Let participants answer everything without a server.
+
+    ``choose(rng, pair)`` gives the place of the condition that wins, 0 or 1, or None for a tie.
+    """
+    folder = StudyFolder(made)
+    kept, shown = Votes(folder.votes), folder.read()
+    pairs = shown.by_id()
+    for number in range(1, participants + 1):
+        rng = np.random.default_rng(number)
+        kept.consent(number, lambda place: deal(shown, place))
+        for dealt in kept.dealt(number):
+            answers = {}
+            for question in QUESTIONS:
+                pair = pairs[dealt.pair]
+                won = 0 if pair.check else choose(rng, pair)
+                sides = {None: "tie", int(dealt.flipped): "left", 1 - dealt.flipped: "right"}
+                answers[question] = sides[won]
+            kept.add(number, dealt.pair, answers)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
+from rich.text import Text
 
-from calibri.cli.display import command, loading, out, say, verbatim
-from calibri.cli.options import DATA, MACHINE, RUN, DeviceOption, DtypeOption
+from calibri.cli.display import command, loading, out, printable, say, verbatim
+from calibri.cli.options import DATA, MACHINE, RUN, DeviceOption, DtypeOption, JsonOption
 from calibri.cli.quiet import quiet_libraries
 from calibri.errors import StudyError
+
+if TYPE_CHECKING:
+    from calibri.study import StudyResults
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -114,7 +119,7 @@ def create(
     original_steps: _OriginalSteps = None,
     participants: _Participants = 20,
     pairs_each: _PairsEach = None,
-    checks: _Checks = 2,
+    checks: _Checks = 3,
     title: _Title = "Which image is better?",
     consent: _Consent = None,
     seed: _Seed = 1,
@@ -182,7 +187,54 @@ def serve(
     serve_study(study, host=host, port=port)
 
 
-COMMANDS = (create, serve)
+def report(
+    study: _Study,
+    width: Annotated[
+        float,
+        typer.Option(
+            "--width", help="Of an interval, from end to end, for how many votes are still needed."
+        ),
+    ] = 0.1,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what the votes say so far, with 95% intervals, and write the report.
+
+    Into the folder go report.html, results.json and votes.csv. The study may go on meanwhile.
+
+        calibri study report study
+    """
+    from calibri.study import report as report_study
+
+    results = report_study(study, width=width)
+    if as_json:
+        typer.echo(results.model_dump_json(indent=2))
+        return
+    console = out()
+    say(console, Text(printable(results.verdict), style="bold"))
+    console.print(_table(results))
+    left_out = len(results.left_out)
+    people = f"{results.agreed} of {results.invited} invited took part, {results.finished} finished"
+    say(console, f"{people}, {left_out} failed the attention checks and are left out.")
+    verbatim(console, str(study / "report.html"))
+
+
+COMMANDS = (create, serve, report)
+
+
+def _table(results: StudyResults) -> Table:
+    from calibri.study import percent
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("question", "", "for", "ties", "against", "share", "alpha", "votes needed"):
+        table.add_column(name)
+    for c in results.contests:
+        alpha = "-" if c.agreement is None else f"{c.agreement:.2f}"
+        needed = "more prompts" if c.further_votes is None else str(c.further_votes)
+        cells = (c.question, f"{c.second} over {c.first}", c.wins, c.ties, c.losses)
+        table.add_row(
+            *(Text(printable(str(cell))) for cell in (*cells, percent(c.preferred), alpha, needed))
+        )
+    return table
 
 
 def _source(given: str) -> str:

@@ -1,3 +1,5 @@
+from .charts import forest as forest
+from .context import KeyNumber as KeyNumber
 from .curves import Line as Line
 from .findings import Answer as Answer
 from .findings import Cell as Cell
@@ -10,4 +12,5 @@ from .findings import render_findings as render_findings
 from .findings import search_drawings as search_drawings
 from .findings import standalone as standalone
 from .metrics import METRICS as METRICS
+from .page import both_widths as both_widths
 from .page import environment as environment

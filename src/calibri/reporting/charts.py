@@ -92,7 +92,12 @@ def _finite(*values: float | None) -> bool:
     return all(value is not None and math.isfinite(value) for value in values)
 
 
-def forest(rows: Sequence[tuple[str, Figure]], name: str, width: float) -> Markup:
+def forest(
+    rows: Sequence[tuple[str, Figure]],
+    name: str,
+    width: float,
+    axis: str = "calibrated minus original",
+) -> Markup:
     """Differences with their intervals, one row each, and a line at zero."""
     shown = [(label, f) for label, f in rows if _finite(f.mean, f.low, f.high)]
     pitch, top = 44.0, 6.0
@@ -105,7 +110,7 @@ def forest(rows: Sequence[tuple[str, Figure]], name: str, width: float) -> Marku
         for low in (top + pitch * k + _BAR for k in range(len(shown)))
     ]
     bars = [_forest_row(label, f, x, top + pitch * k) for k, (label, f) in enumerate(shown)]
-    base = x_frame(x, bottom, "calibrated minus original")
+    base = x_frame(x, bottom, axis)
     return chart(width, bottom + MARGIN_BOTTOM, f"{name}: differences", *zero, *bars, base)
 
 

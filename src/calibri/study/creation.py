@@ -55,7 +55,7 @@ def create(
     original_steps: Sequence[int] = (),
     participants: int = 20,
     pairs_each: int | None = None,
-    checks: int = 2,
+    checks: int = 3,
     title: str = "Which image is better?",
     consent: str | Path | None = None,
     seed: int = 1,

@@ -11,14 +11,11 @@ from calibri.errors import StudyError
 from calibri.files import plain_words
 from calibri.results import Record
 
-Question = Literal["preference", "alignment"]
-Choice = Literal["left", "right", "tie"]
-
-QUESTIONS: dict[Question, str] = {
+QUESTIONS = {
     "preference": "Which image do you prefer overall?",
     "alignment": "Which image fits the text better?",
 }
-CHOICES: dict[Choice, str] = {"left": "Left", "tie": "No difference", "right": "Right"}
+CHOICES = {"left": "Left", "tie": "No difference", "right": "Right"}
 
 
 class Pair(Record):

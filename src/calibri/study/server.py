@@ -216,5 +216,5 @@ async def _form(request: Any) -> dict[str, str] | None:
 
 def _answers(form: dict[str, str] | None) -> dict[str, str] | None:
     """Find one known choice for each question; None where one is missing."""
-    given: dict[str, str] = {question: (form or {}).get(question, "") for question in QUESTIONS}
+    given = {question: (form or {}).get(question, "") for question in QUESTIONS}
     return given if all(choice in CHOICES for choice in given.values()) else None
