@@ -15,7 +15,7 @@ QUESTIONS = {
     "preference": "Which image do you prefer overall?",
     "alignment": "Which image fits the text better?",
 }
-CHOICES = {"left": "Left", "tie": "No difference", "right": "Right"}
+CHOICES = {"left": "Left", "tie": "Equal", "right": "Right"}
 
 
 class Pair(Record):

@@ -107,10 +107,10 @@ def _main(results: StudyResults) -> list[Contest]:
 
 def _key(contest: Contest) -> KeyNumber:
     preferred = contest.preferred
-    said = "prefer" if contest.question == "preference" else "find closer to the text"
+    said = "preferred" if contest.question == "preference" else "fits the text better"
     tone = "good" if preferred.low > 0.5 else "bad" if preferred.high < 0.5 else "open"
     note = f"{_percent(preferred.low)} to {_percent(preferred.high)}, {preferred.votes} votes"
-    return KeyNumber(_percent(preferred.mean), f"{said} {contest.second}", note, tone)
+    return KeyNumber(_percent(preferred.mean), f"{contest.second}: {said}", note, tone)
 
 
 def _percent(value: float) -> str:

@@ -171,6 +171,8 @@ class _Desk:
     def file(self, request: Any) -> Any:
         """Send the style sheet or the script."""
         name = request.path_params["name"]
+        if name == "favicon.ico":  # which browsers ask for unasked
+            return self._responses.Response(status_code=204)
         if name not in FILES:
             return self.not_found(request, None)
         return self._responses.Response(self._files[name], media_type=FILES[name])
