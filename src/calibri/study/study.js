@@ -17,8 +17,9 @@ function show() {
   button.disabled = sending || asked !== undefined;
 }
 
-function choose(place) {
-  const asked = questions.find((question) => !answered(question));
+// Arrows within a question answer that one; any key elsewhere the first that is open.
+function choose(place, within) {
+  const asked = within ?? questions.find((question) => !answered(question));
   if (asked) asked.querySelectorAll("input")[place].checked = true;
 }
 
@@ -29,9 +30,8 @@ function takeBack() {
 
 document.addEventListener("keydown", (event) => {
   if (sending || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
-  // Arrows within a group of buttons are the browser's own.
-  const own = event.target.type === "radio" && event.key.startsWith("Arrow");
-  if (event.key in KEYS && !own) choose(KEYS[event.key]);
+  const arrow = event.key.startsWith("Arrow");
+  if (event.key in KEYS) choose(KEYS[event.key], arrow ? event.target.closest("fieldset") : null);
   else if (event.key === "Backspace") takeBack();
   else if (event.key === "Enter") form.requestSubmit();
   else return;
@@ -68,4 +68,5 @@ document.querySelectorAll("img").forEach((image) => image.addEventListener("clic
 // A page that the browser kept from before may be answered already.
 addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
 document.documentElement.classList.add("js");
+form.reset(); // no browser fills in the answers about another pair
 show();
