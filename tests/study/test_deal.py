@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibri.study.deal import deal
@@ -29,6 +29,7 @@ def studies(draw):
     return made(pairs, each, draw(st.integers(0, min(each, 3))), draw(st.integers(0, 2**40)))
 
 
+@settings(deadline=None)
 @given(studies(), st.integers(0, 50))
 def test_a_participant_sees_each_pair_once_and_every_check(study, place):
     dealt = deal(study, place)
@@ -40,6 +41,7 @@ def test_a_participant_sees_each_pair_once_and_every_check(study, place):
     assert deal(study, place) == dealt
 
 
+@settings(deadline=None)
 @given(studies(), st.integers(0, 20))
 def test_sides_are_balanced_in_each_participant_and_between_twins(study, twins):
     first, second = deal(study, 2 * twins), deal(study, 2 * twins + 1)
@@ -51,6 +53,7 @@ def test_sides_are_balanced_in_each_participant_and_between_twins(study, twins):
         assert abs(2 * left - len(group)) <= 1
 
 
+@settings(deadline=None)
 @given(studies(), st.integers(1, 40))
 def test_no_pair_is_shown_much_more_often_than_another(study, participants):
     counts = Counter(d.pair for place in range(participants) for d in deal(study, place))
