@@ -13,7 +13,7 @@ from calibri.results import RunSummary
 def _outcome(summary: RunSummary, run: Path) -> Outcome:
     spent = status(run)
     total = sum(spent.images.values())
-    flops = "" if spent.petaflop is None else f" and {spent.petaflop:,.3g} PFLOP"
+    flops = "" if spent.petaflop is None else f" and {spent.petaflop * 1e3:,.4g} TFLOP"
     device = summary.machine.get("device", "?")
     rows: list[list[Cell]] = [
         [phase, images, f"{images / total:.0%}"] for phase, images in spent.images.items()
