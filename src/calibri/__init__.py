@@ -1,7 +1,6 @@
 """Calibri: calibrate Diffusion Transformers.
 
-Every command has a call of its name; ``help(calibri.calibrate)`` and so on say more. Classes, such
-as ``calibri.Calibration``, are listed by ``dir(calibri)``.
+Every command has a call of its name; ``help(calibri.calibrate)`` says more. ``dir`` lists classes.
 
 Calibrate:
     plan(...)                           images, FLOPs, hours and memory of a run, before it
@@ -35,8 +34,7 @@ Rewards:
     serve_reward(reward, ...)           over HTTP; the others are in ``calibri.rewards``
 
 ``calibrate``, ``plan`` and ``inspect`` take a configuration: a ``RunConfig``, a mapping, or the
-``Path`` of a YAML file. The first two also take its keys by name, which win over it:
-``calibrate(pipeline="shapes", search={"popsize": 24})``.
+``Path`` of a YAML file. Keys by name win over it: ``calibrate(search={"popsize": 24})``.
 """
 
 import lazy_loader as _lazy_loader

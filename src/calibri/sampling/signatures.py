@@ -78,8 +78,11 @@ def needs_source(pipe: Pipeline) -> bool:
 def _changes_picture(pipe: Pipeline) -> bool:
     """Say whether a picture is changed in part: where a mask is, or by noise of some strength."""
     accepted = call_arguments(pipe)
-    if "image" not in accepted or "mask_image" in accepted:
-        return "image" in accepted
+    # Blocks choose themselves by what they are given.
+    if "image" not in accepted or is_modular(pipe):
+        return False
+    if "mask_image" in accepted:
+        return True
     strength = getattr(accepted.get("strength"), "default", None)
     return isinstance(strength, float) and strength < 1
 
