@@ -11,11 +11,11 @@ from PIL import Image
 
 from calibri.artifact.apply import AppliedCalibration, applied
 from calibri.artifact.calibration import Calibration
-from calibri.artifact.generate import Artist, Picture, settings_of, texts_of
+from calibri.artifact.generate import Artist, Picture, loaded, settings_of, texts_of
 from calibri.artifact.grid import labelled_grid
 from calibri.coefficients import Coefficients
 from calibri.errors import CalibrationError
-from calibri.pipelines import load_pipeline, networks_of
+from calibri.pipelines import networks_of
 from calibri.sampling import GivenSettings
 from calibri.signatures import typed
 
@@ -80,8 +80,7 @@ def compare(
     texts = texts_of(prompts)
     if isinstance(calibration, str | Path):
         calibration = Calibration.from_pretrained(calibration)
-    if isinstance(pipeline, str | Path):
-        pipeline = load_pipeline(str(pipeline), revision=revision, dtype=dtype, device=device)
+    pipeline = loaded(pipeline, revision, dtype, device)
     given = {
         "num_inference_steps": num_inference_steps,
         "guidance_scale": guidance_scale,
@@ -93,12 +92,12 @@ def compare(
     }
     settings = settings_of(_stored(calibration), given)
     artist = Artist(pipeline, texts, seed, settings, image)
-    with _on(pipeline, calibration, strength) as loaded:
-        with loaded.lifted():
+    with _on(pipeline, calibration, strength) as on:
+        with on.lifted():
             artist.check_effect()
             before = artist.pictures()
         after = artist.pictures()
-        labels = _labels(settings, loaded.strength)
+        labels = _labels(settings, on.strength)
     return _drawn(labels, texts, before, after)
 
 
@@ -113,8 +112,8 @@ def _on(
     pipe: Any, calibration: AnyCalibration, strength: float | None
 ) -> Iterator[AppliedCalibration]:
     if not isinstance(calibration, AppliedCalibration):
-        with applied(pipe, calibration, 1.0 if strength is None else strength) as loaded:
-            yield loaded
+        with applied(pipe, calibration, 1.0 if strength is None else strength) as on:
+            yield on
         return
     if calibration.networks[0].transformer is not networks_of(pipe)[0].transformer:
         raise CalibrationError(

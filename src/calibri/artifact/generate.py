@@ -75,8 +75,7 @@ def generate(
     texts = texts_of(prompts)
     if isinstance(calibration, str | Path):
         calibration = Calibration.from_pretrained(calibration)
-    if isinstance(pipeline, str | Path):
-        pipeline = load_pipeline(str(pipeline), revision=revision, dtype=dtype, device=device)
+    pipeline = loaded(pipeline, revision, dtype, device)
     given = {
         "num_inference_steps": num_inference_steps,
         "guidance_scale": guidance_scale,
@@ -90,6 +89,13 @@ def generate(
     artist.check_effect()
     with nullcontext() if calibration is None else applied(pipeline, calibration, strength):
         return artist.pictures()
+
+
+def loaded(pipeline: Any, revision: str | None, dtype: str, device: str) -> Any:
+    """Load a pipeline that is named; one that is loaded stays as it is."""
+    if not isinstance(pipeline, str | Path):
+        return pipeline
+    return load_pipeline(str(pipeline), revision=revision, dtype=dtype, device=device)
 
 
 def texts_of(prompts: Sequence[str] | str) -> Sequence[str]:

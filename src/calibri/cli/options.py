@@ -50,14 +50,11 @@ GuidanceOption = Annotated[
         "--guidance-scale", help="Guidance; default: as calibrated.", rich_help_panel=SAMPLING
     ),
 ]
-DeviceOption = Annotated[
-    str,
-    typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=MACHINE),
-]
-MachineOption = Annotated[
-    str | None,
-    typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=MACHINE),
-]
+_DEVICE: Any = typer.Option(
+    "--device", help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=MACHINE
+)
+DeviceOption = Annotated[str, _DEVICE]
+MachineOption = Annotated[str | None, _DEVICE]
 WorkersOption = Annotated[
     str | None,
     typer.Option(
