@@ -200,7 +200,8 @@ class SearchConfig(_Section):
         method: ``"calibri"`` returns the tail-averaged mean; ``"reference"`` is the paper's loop,
             which keeps the best sampled candidate, with the paper's values of what is not given;
             ``"gradient"`` follows the gradient of a differentiable reward through the sampler;
-            ``"random"`` learns nothing and keeps the best candidate around the start, a baseline.
+            ``"random"`` learns nothing and keeps the best candidate around the start, and
+            ``"one_plus_one"`` keeps the better of a parent and a child: baselines.
         generations: budget.
         popsize: candidates per generation; None for 8 sqrt(n), or the paper's 4 + 3 ln n.
         bucket_size: prompts of the first generation, the same for all candidates.

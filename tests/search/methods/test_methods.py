@@ -113,7 +113,7 @@ def test_it_climbs_a_smooth_hill(name, seed):
     def height(vector):
         return -float((vector - top) @ (vector - top))
 
-    for _ in range(60):
+    for _ in range(60 * info.updates(8 * info.popsize(N), 8, 0)):
         candidates = search.ask()
         slopes = np.array([2 * (top - vector) for vector in candidates])
         scores = np.array([height(vector) for vector in candidates])
@@ -169,6 +169,26 @@ def test_the_average_of_the_last_means_is_returned(name):
         np.testing.assert_array_equal(search.result(), tail_mean(means, 0.5))
 
 
+def test_a_parent_stays_until_a_child_is_no_worse_and_steps_grow_and_shrink():
+    _, search = make("one_plus_one")
+    parent, child = search.ask()
+    search.tell([parent, child], [1.0, 0.5])
+    np.testing.assert_array_equal(search.result(), parent)
+    shorter = search.sigma
+    assert shorter < 0.15
+    _, child = search.ask()
+    search.tell([parent, child], [0.5, 0.5])
+    np.testing.assert_array_equal(search.result(), child)
+    assert search.sigma > shorter
+    # One success in five leaves the step as it is.
+    for won in (True, False, False, False, False):
+        search.tell(search.ask(), [0.0, 1.0 if won else -1.0])
+    before = search.sigma
+    for won in (False, True, False, False, False):
+        search.tell(search.ask(), [0.0, 1.0 if won else -1.0])
+    assert search.sigma == pytest.approx(before)
+
+
 def test_nothing_moves_a_random_search():
     _, search = make("random", bounds=(-9.0, 9.0))
     drawn = []
@@ -188,5 +208,7 @@ def test_every_file_is_a_registered_method():
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones():
-    with pytest.raises(ConfigError, match=r"'genetic'.*calibri, reference, gradient, random"):
+    with pytest.raises(
+        ConfigError, match=r"'genetic'.*calibri, reference, gradient, random, one_plus_one"
+    ):
         method_info("genetic")
