@@ -9,8 +9,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from calibri.errors import RewardError
+from calibri.results import Figure
 from calibri.seeds import derive_seed
-from calibri.statistics import bootstrap_mean, holm, paired_difference, sign_flip_test
+from calibri.statistics import (
+    bootstrap_mean,
+    crossed_mean,
+    holm,
+    paired_difference,
+    sign_flip_test,
+)
 
 T_QUANTILE_99 = 1.984217  # 97.5% quantile of Student's t with 99 degrees of freedom
 
@@ -205,3 +212,53 @@ def test_p_values_are_never_zero_and_small_enough_to_correct_for_their_number():
 def test_differences_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match="finite"):
         sign_flip_test([[1.0, np.nan]], 0)
+
+
+@given(
+    searches=st.integers(2, 6),
+    prompts=st.integers(2, 30),
+    seed=st.integers(0, 2**32),
+    shift=st.floats(-100, 100),
+)
+def test_a_crossed_mean_moves_with_its_values_and_depends_on_no_order(
+    searches, prompts, seed, shift
+):
+    rng = np.random.default_rng(seed)
+    table = rng.standard_normal((searches, prompts))
+    found, moved = crossed_mean(table), crossed_mean(table + shift)
+    assert found.mean == pytest.approx(table.mean(), abs=1e-9)
+    assert moved.low - shift == pytest.approx(found.low, abs=1e-6)
+    mixed = table[rng.permutation(searches)][:, rng.permutation(prompts)]
+    assert crossed_mean(mixed).high == pytest.approx(found.high)
+    wider = crossed_mean(table, error_rate=0.01)
+    assert wider.low <= found.low <= found.high <= wider.high
+
+
+@pytest.mark.parametrize("spreads", [(1.0, 0.0, 0.1), (0.0, 1.0, 0.1), (0.5, 1.0, 2.0)])
+def test_crossed_intervals_mostly_hold_the_mean_whatever_varies(spreads):
+    of_search, of_prompt, rest = spreads
+    rng, held = np.random.default_rng(1), 0
+    for _ in range(300):
+        table = (
+            of_search * rng.standard_normal((3, 1))
+            + of_prompt * rng.standard_normal((1, 40))
+            + rest * rng.standard_normal((3, 40))
+        )
+        found = crossed_mean(table)
+        held += found.low <= 0.0 <= found.high
+    assert held >= 275
+
+
+def test_a_crossed_mean_of_one_search_is_that_over_prompts():
+    values = np.random.default_rng(0).standard_normal(20)
+    half = 2.09302 * values.std(ddof=1) / 20**0.5  # table of the t distribution: 19 degrees, 0.975
+    found = crossed_mean([values])
+    assert found.n == 20
+    assert found.high - found.mean == pytest.approx(half, rel=1e-4)
+    assert crossed_mean(np.ones((3, 4))) == Figure(mean=1.0, low=1.0, high=1.0, n=4)
+
+
+@pytest.mark.parametrize("bad", [[1.0, 2.0], [[1.0], [2.0]], [[1.0, np.nan]], np.ones((0, 3))])
+def test_values_without_a_crossed_mean_are_refused(bad):
+    with pytest.raises(ValueError, match=r"finite|2 prompts"):
+        crossed_mean(bad)

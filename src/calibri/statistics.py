@@ -6,6 +6,8 @@ Davison and Hinkley, *Bootstrap Methods and their Application*, 1997, section 3.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -160,3 +162,54 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(steps, 1.0)
     return adjusted
+
+
+def crossed_mean(values: ArrayLike, error_rate: float = 0.05) -> Figure:
+    """Mean over repetitions and prompts with an interval that allows for the chance of both.
+
+    Every repetition, such as a search with another seed, is judged on the same prompts. So the
+    variance of the mean has a part of the repetitions and one of the prompts, told apart as in an
+    analysis of variance with two crossed random factors (Searle, Casella and McCulloch, *Variance
+    Components*, 1992, section 4.3), with Satterthwaite's (1946) degrees of freedom.
+
+    Args:
+        values: finite, shape (repetitions, prompts), at least 2 prompts. Of one repetition it is
+            the interval of Student's t over prompts.
+        error_rate: chance that the interval misses the mean; divide it by the number of intervals
+            that a conclusion looks at (Bonferroni).
+
+    Returns:
+        The figure; its ``n`` is the number of prompts.
+
+    Raises:
+        ValueError: another shape, or values that are not finite.
+    """
+    table = np.asarray(values, dtype=np.float64)
+    if table.ndim != 2 or table.shape[0] < 1 or not np.isfinite(table).all():
+        raise ValueError(f"Values must be finite, (repetitions, prompts); got {table.shape}.")
+    _checked(table.T)
+    (rows, columns), centre = table.shape, float(table.mean())
+    by_row, by_column = table.mean(axis=1), table.mean(axis=0)
+    squares = [rows * float(np.var(by_column, ddof=1))]
+    freedom, signs = [columns - 1], [1.0]
+    if rows > 1:
+        rest = table - by_row[:, None] - by_column + centre
+        both = (rows - 1) * (columns - 1)
+        squares += [columns * float(np.var(by_row, ddof=1)), float(np.square(rest).sum()) / both]
+        freedom, signs = [columns - 1, rows - 1, both], [1.0, 1.0, -1.0]
+    # Below the larger part alone it is only because the rest was overestimated.
+    total = max(float(np.dot(signs, squares)), *squares[:2], 0.0)
+    if total == 0.0:
+        return Figure(mean=centre, low=centre, high=centre, n=columns)
+    own = total**2 / sum(s**2 / f for s, f in zip(squares, freedom, strict=True))
+    half = _t_quantile(1 - error_rate / 2, own) * math.sqrt(total / table.size)
+    return Figure(mean=centre, low=centre - half, high=centre + half, n=columns)
+
+
+def _t_quantile(probability: float, freedom: float) -> float:
+    """Quantile above 0.5 of Student's t, whose density in atan(t / sqrt(v)) is cos^(v - 1)."""
+    angles = np.linspace(0.0, math.pi / 2, 20_001)
+    density = np.cos(angles) ** (min(max(freedom, 1.0), 1e5) - 1)
+    areas = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
+    angle = float(np.interp((2 * probability - 1) * areas[-1], areas, angles))
+    return math.sqrt(min(max(freedom, 1.0), 1e5)) * math.tan(angle)
