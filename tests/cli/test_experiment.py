@@ -34,6 +34,10 @@ def test_the_name_of_a_run_is_enough(calibri, finished_run, tmp_path):
         (["sweep", "--run", "x"], 2, "takes no run"),
         (["cost", "--run", "x"], 5, "no run runs/x"),
         (["sweep", "--pipeline", "./nowhere"], 3, "nowhere"),
+        (["sweep", "--searches", "2"], 2, "--searches"),
+        (["steps", "--searches", "0"], 2, "--searches"),
+        (["steps", "--pipeline", "shapes", "--pipeline", "shapes"], 2, "one pipeline"),
+        (["backbones", "--pipeline", "shapes", "--pipeline", "./nowhere"], 3, "nowhere"),
     ],
 )
 def test_mistakes_are_told_at_once(words, code, said, calibri, tmp_path):

@@ -7,8 +7,8 @@ import pytest
 
 import calibri
 from calibri.errors import CalibriError, ConfigError, Interrupted, PromptError, RunError
-from calibri.experiments.experiment import with_defaults
 from calibri.experiments.registry import EXPERIMENTS
+from calibri.experiments.setup import with_defaults
 from calibri.reporting.findings import Findings
 from calibri.results import Figure
 from calibri.runs.journal import read_journal
@@ -16,8 +16,8 @@ from tests.fakes import StopAfter
 from tests.tiny import tiny_run
 
 TINY = tiny_run(sampling__batch_size=8, evaluation__images_per_prompt=2)
-GRIDS = [name for name, (_, of_run) in EXPERIMENTS.items() if not of_run]
-OF_RUNS = [name for name, (_, of_run) in EXPERIMENTS.items() if of_run]
+SAMPLING = [name for name, (_, kind) in EXPERIMENTS.items() if kind != "run"]
+OF_RUNS = [name for name, (_, kind) in EXPERIMENTS.items() if kind == "run"]
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +40,8 @@ def test_each_block_is_a_row_with_its_interval(ablation):
 
 def test_the_differences_are_those_of_images_that_are_sampled_by_hand(ablation):
     """Oracle: a session that scales the block itself, and the reward of its images."""
-    from calibri.experiments.experiment import _prompts
     from calibri.experiments.measured import with_scale
+    from calibri.experiments.setup import _prompts
     from calibri.prompts import PromptSets
     from calibri.runs.session import Session
 
@@ -143,7 +143,7 @@ def test_a_finished_run_is_looked_at(name, finished_run, tmp_path):
     ).model_copy(update={"created": findings.created})
 
 
-@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("name", SAMPLING)
 def test_an_experiment_that_samples_takes_no_run(name, finished_run):
     with pytest.raises(ConfigError, match="takes no run"):
         calibri.experiment(name, run=finished_run)

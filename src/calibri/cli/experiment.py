@@ -27,8 +27,10 @@ from calibri.cli.run_options import (
     BranchesOption,
     ConfigFileOption,
     DtypeOption,
+    GenerationsOption,
     GranularityOption,
     GuidanceScaleOption,
+    HeldOutPromptsOption,
     OverridesOption,
     PromptsOption,
     RewardOption,
@@ -43,10 +45,14 @@ if TYPE_CHECKING:
     from calibri.config import RunConfig
     from calibri.reporting import Cell, Findings, Table
 
-_Name = Annotated[str, typer.Argument(metavar="NAME", help="ablation, sweep, convergence or cost.")]
-_Pipeline = Annotated[
-    str | None,
-    typer.Option("--pipeline", metavar="PIPELINE", help="Default: the shipped one, 'shapes'."),
+_Name = Annotated[str, typer.Argument(metavar="NAME", help="One of those below.")]
+_Pipelines = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--pipeline",
+        metavar="PIPELINE",
+        help="Default: the shipped one, 'shapes'. For backbones, repeat it.",
+    ),
 ]
 _Run = Annotated[
     Path | None,
@@ -54,6 +60,16 @@ _Run = Annotated[
         "--run",
         metavar="RUN",
         help="A finished run, or its name under runs/, for convergence and cost.",
+        rich_help_panel=RUN,
+    ),
+]
+_Searches = Annotated[
+    int | None,
+    typer.Option(
+        "--searches",
+        metavar="N",
+        min=1,
+        help="Of each kind, with the seed and those after it; default 3.",
         rich_help_panel=RUN,
     ),
 ]
@@ -70,13 +86,16 @@ _Output = Annotated[
 
 def experiment(
     name: _Name,
-    pipeline: _Pipeline = None,
+    pipeline: _Pipelines = None,
     reward: RewardOption = None,
     prompts: PromptsOption = None,
+    held_out_prompts: HeldOutPromptsOption = None,
     granularity: GranularityOption = None,
     branches: BranchesOption = None,
     steps: StepsOption = None,
     guidance_scale: GuidanceScaleOption = None,
+    generations: GenerationsOption = None,
+    searches: _Searches = None,
     run: _Run = None,
     output: _Output = None,
     seed: SeedOption = None,
@@ -89,23 +108,29 @@ def experiment(
 ) -> None:
     """Repeat an experiment of the paper on a pipeline: a table, a figure and a page.
 
-    [bold]ablation[/bold] bypasses each block, [bold]sweep[/bold] finds the best scale of each,
+    [bold]ablation[/bold] bypasses each block, [bold]sweep[/bold] finds the best scale of each.
+    [bold]granularity[/bold], [bold]optimisers[/bold] and [bold]trajectory[/bold] search in several
+    ways at equal cost; [bold]steps[/bold], [bold]ensemble[/bold], [bold]backbones[/bold],
+    [bold]rewards[/bold] and [bold]diversity[/bold] calibrate and compare.
     [bold]convergence[/bold] and [bold]cost[/bold] look at a finished run. The same command goes on
     where it was stopped.
 
         calibri experiment ablation
+        calibri experiment granularity --searches 5 --generations 20
         calibri experiment sweep --granularity gate --set evaluation.num_prompts=32
         calibri experiment convergence --run runs/20260131-120000
     """
     from calibri.experiments import check_experiment
 
-    check_experiment(name, with_run=run is not None)
+    check_experiment(name, with_run=run is not None, searches=searches)
     flags = run_flags(
         reward,
         None,
         workers,
-        pipeline=pipeline,
+        pipeline=pipeline[0] if pipeline else None,
         prompts=prompts,
+        held_out_prompts=held_out_prompts,
+        generations=generations,
         granularity=granularity,
         branches=branches,
         steps=steps,
@@ -114,24 +139,35 @@ def experiment(
         device=device,
         dtype=dtype,
     )
-    findings = _found(name, _config(config_file, overrides or [], flags), run, output)
+    config = _config(config_file, overrides or [], flags, pipeline or ())
+    findings = _found(name, config, pipeline or [config.pipeline], run, searches, output)
     if as_json:
         typer.echo(findings.model_dump_json(indent=2))
     else:
         _show(findings)
 
 
-def _config(file: Path | None, overrides: list[str], flags: dict[str, Any]) -> RunConfig:
+def _config(
+    file: Path | None, overrides: list[str], flags: dict[str, Any], pipelines: Sequence[str]
+) -> RunConfig:
     with loading("Starting"):
         from calibri.config import load_config
         from calibri.pipelines import place_of
 
         config = load_config(file, overrides, flags)
-        place_of(config.pipeline)  # before torch is imported
+        for pipeline in pipelines or [config.pipeline]:
+            place_of(pipeline)  # before torch is imported
     return config
 
 
-def _found(name: str, config: RunConfig, run: Path | None, output: Path | None) -> Findings:
+def _found(
+    name: str,
+    config: RunConfig,
+    pipelines: Sequence[str],
+    run: Path | None,
+    searches: int | None,
+    output: Path | None,
+) -> Findings:
     with loading("Starting"):
         from calibri import experiment as repeat_experiment
 
@@ -140,7 +176,9 @@ def _found(name: str, config: RunConfig, run: Path | None, output: Path | None) 
         return repeat_experiment(
             name=name,
             config=config,
+            pipeline=list(pipelines),
             run=None if run is None else run_path(run),
+            searches=searches,
             output=output,
             progress=progress,
         )

@@ -7,17 +7,22 @@ from collections.abc import Sequence
 import numpy as np
 
 from calibri.experiments.kinds import LEVEL, Grid, Heading, Outcome
-from calibri.experiments.measured import Condition, Measured, with_scale
+from calibri.experiments.measured import (
+    ORIGINAL,
+    Condition,
+    Measured,
+    check_several,
+    with_scale,
+)
 from calibri.reporting import Answer, Table, depth_drawing
 from calibri.results import Figure
 from calibri.runs import Session, site_records
 from calibri.seeds import derive_seed
 from calibri.statistics import holm, sign_flip_test
 
-ORIGINAL = "original"
-
 
 def _conditions(session: Session) -> Sequence[Condition]:
+    check_several(session)
     original = session.space.coefficients(session.space.start)
     bypassed = [Condition(n, with_scale(original, n, 0.0)) for n in session.space.names]
     return [Condition(ORIGINAL, original), *bypassed]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from calibri.errors import RunError
 from calibri.experiments.kinds import Heading, OfRun, Outcome
+from calibri.experiments.trials import level_with_best
 from calibri.reporting import Cell, Table, search_drawings
 from calibri.results import Checkpoint, Generation, RunSummary, SearchResult
 
@@ -32,12 +32,6 @@ def _outcome(summary: RunSummary, run: Path) -> Outcome:
 def _objective(summary: RunSummary) -> str:
     rewards = summary.config.get("rewards", {})
     return str(rewards.get("objective", "the objective")) if isinstance(rewards, dict) else ""
-
-
-def level_with_best(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
-    """First checkpoint whose interval reaches the mean gain of the best one."""
-    best = max(checkpoint.difference.mean for checkpoint in checkpoints)
-    return next(c for c in checkpoints if c.difference.high >= best)
 
 
 def _at(search: SearchResult, checkpoint: Checkpoint) -> Generation:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from calibri.arrays import Scores, Vector
 from calibri.experiments.kinds import LEVEL, Grid, Heading, Outcome
-from calibri.experiments.measured import Condition, Measured, with_scale
+from calibri.experiments.measured import Condition, Measured, check_several, with_scale
 from calibri.reporting import Answer, Drawing, Line, Table, curve_drawing, depth_drawing
 from calibri.results import Figure
 from calibri.runs import Session, site_records
@@ -29,6 +29,7 @@ def _label(name: str, value: float) -> str:
 
 
 def _conditions(session: Session) -> Sequence[Condition]:
+    check_several(session)
     original = session.space.coefficients(session.space.start)
     swept = [
         Condition(_label(name, value), with_scale(original, name, value))

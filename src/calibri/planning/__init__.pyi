@@ -4,6 +4,7 @@ from .costs import searched as searched
 from .costs import with_defaults as with_defaults
 from .procedures import Hours as Hours
 from .procedures import Procedure as Procedure
+from .procedures import bucket_sizes as bucket_sizes
 from .procedures import diversity_prompts as diversity_prompts
 from .procedures import images_by_phase as images_by_phase
 from .procedures import measures_first as measures_first

@@ -1,6 +1,7 @@
 from .charts import forest as forest
 from .context import KeyNumber as KeyNumber
 from .curves import Line as Line
+from .findings import BOOTSTRAP as BOOTSTRAP
 from .findings import Answer as Answer
 from .findings import Cell as Cell
 from .findings import Drawing as Drawing

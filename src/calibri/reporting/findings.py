@@ -20,6 +20,9 @@ Cell = str | int | float | Figure | None
 Answer = Literal["confirmed", "confirmed in part", "not confirmed", "not decidable", "not judged"]
 
 
+BOOTSTRAP = "95% bootstrap intervals over prompts"
+
+
 class Table(Record):
     """A table of figures.
 
@@ -49,6 +52,7 @@ class Findings(Record):
         tables: the figures.
         facts: pipeline, prompts, images and so on, for people.
         settings: everything that decided the figures, without secrets.
+        intervals: what intervals allow for.
         folder: where its page and journal are, as it was given.
         created: time of day, ISO 8601.
     """
@@ -63,6 +67,7 @@ class Findings(Record):
     tables: list[Table]
     facts: dict[str, str]
     settings: dict[str, object]
+    intervals: str = BOOTSTRAP
     folder: str
     calibri_version: str
     created: str

@@ -15,5 +15,6 @@ from .loop import SearchLoop as SearchLoop
 from .loop import Step as Step
 from .loop import ValidatedSearch as ValidatedSearch
 from .machines import machine as machine
+from .objects import Given as Given
 from .objects import configured as configured
 from .session import Session as Session

@@ -11,7 +11,7 @@ import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
@@ -21,6 +21,8 @@ from calibri.files import fsync_folder, plain_words, remove_temporaries, write_a
 from calibri.results import RunSummary
 
 FORMAT_VERSION = 1
+
+Kind = Literal["run", "experiment"]
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _CONFIG, _RESULTS = "config.json", "results.json"
@@ -102,6 +104,17 @@ class RunFolder:
         self.given = tuple(given)
 
     @property
+    def _kind(self) -> Kind:
+        return "experiment" if "experiment" in self.config else "run"
+
+    @property
+    def again(self) -> str:
+        """The command that goes on with it."""
+        if self._kind == "experiment":
+            return f"calibri experiment {self.config['experiment']}"
+        return f"calibri resume {self.path}"
+
+    @property
     def config_path(self) -> Path:
         """The resolved configuration, written once."""
         return self.path / _CONFIG
@@ -154,10 +167,11 @@ class RunFolder:
         """
         check_run_name(path.name)
         text = _config_text(config, given)
+        kind: Kind = "experiment" if "experiment" in config else "run"
         try:
             path.mkdir(parents=True, exist_ok=True)
             fsync_folder(path.parent)
-            check_unused(path)
+            check_unused(path, kind)
         except OSError as error:
             raise RunError(
                 f"Could not create the run folder {path}: {plain_words(error)}."
@@ -165,7 +179,7 @@ class RunFolder:
         folder = cls(path, json.loads(text)["config"], given)
         # Again under the lock: of two runs started under one name only one may go on.
         with folder.lock():
-            check_unused(path)
+            check_unused(path, kind)
             write_atomically(folder.config_path, text.encode(), private=private)
         return folder
 
@@ -219,8 +233,8 @@ class RunFolder:
             lock.acquire()
         except Timeout as error:
             raise RunError(
-                f"The run {self.path} is in use by {_named(self.holder)}. Wait for it to "
-                "finish, stop it, or choose another --name."
+                f"The {self._kind} {self.path} is in use by {_named(self.holder)}. Wait for it to "
+                f"finish, stop it, or choose another {_place_of(self._kind)}."
             ) from error
         except OSError as error:
             raise RunError(f"Could not lock the run {self.path}: {plain_words(error)}.") from error
@@ -294,18 +308,22 @@ def _config_text(config: Mapping[str, object], given: Sequence[str]) -> str:
     return text + "\n"
 
 
-def check_unused(path: Path) -> None:
-    """Check that a new run may be started in a folder.
+def check_unused(path: Path, kind: Kind = "run") -> None:
+    """Check that a new run, or experiment, may be started in a folder.
 
     Raises:
         RunError: it holds something already.
     """
     # Hidden files are the lock and what an interrupted start left behind.
     if path.is_dir() and any(not entry.name.startswith(".") for entry in path.iterdir()):
-        raise RunError(
-            f"{path} is not empty. Continue that run with `calibri resume {path}`, or choose "
-            "another --name."
-        )
+        of_run = f"Continue that run with `calibri resume {path}`, or choose"
+        what = of_run if kind == "run" else "Choose"
+        raise RunError(f"{path} is not empty. {what} another {_place_of(kind)}.")
+
+
+def _place_of(kind: Kind) -> str:
+    """The option that says where it is kept."""
+    return "--name" if kind == "run" else "--output"
 
 
 def _missing(path: Path) -> str:

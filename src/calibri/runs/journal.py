@@ -24,6 +24,8 @@ from calibri.files import fsync_folder, plain_words, write_all
 _HEADER = re.compile(rb"([0-9a-f]{8}) ([0-9a-f]{8}) ")
 _ANY_HEADER = re.compile(rb"(?=[0-9a-f]{8} [0-9a-f]{8} )")
 
+RESUME = "calibri resume"
+
 NOTE = "note"
 """Kind of records that decide nothing (``calibri.runs.notes``)."""
 
@@ -74,7 +76,7 @@ def _record_begins_after(data: bytes, offset: int) -> bool:
     )
 
 
-def _parse(data: bytes, path: Path) -> _Content:
+def _parse(data: bytes, path: Path, again: str = RESUME) -> _Content:
     records: list[dict[str, object]] = []
     offset = 0
     while offset < len(data):
@@ -87,7 +89,7 @@ def _parse(data: bytes, path: Path) -> _Content:
                 f"{path} is damaged: record {len(records) + 1}, at byte {offset}, does not match "
                 "its length and checksum, and more records follow it. Restore the file from a "
                 f"backup, or copy it and keep only the {len(records)} records before the damage "
-                f"with `truncate -s {offset} {path}`; `calibri resume` computes the rest again."
+                f"with `truncate -s {offset} {path}`; `{again}` computes the rest again."
             )
         else:
             break
@@ -139,16 +141,23 @@ class Journal:
         dropped_bytes: size of the torn last record that opening removed; 0 after a clean stop.
     """
 
-    def __init__(self, path: Path, fd: int, content: _Content, dropped_bytes: int) -> None:
+    def __init__(
+        self, path: Path, fd: int, content: _Content, dropped_bytes: int, again: str = RESUME
+    ) -> None:
         self.path = path
         self.dropped_bytes = dropped_bytes
         self._fd: int | None = fd
+        self._again = again
         self._records = content.records
         self._length = content.length
 
     @classmethod
-    def open(cls, path: Path) -> Journal:
+    def open(cls, path: Path, again: str = RESUME) -> Journal:
         """Open or create a journal, verify every record and cut off a torn last one.
+
+        Args:
+            path: the file.
+            again: the command that goes on with what it belongs to.
 
         Raises:
             JournalError: damage anywhere else; says which record, at which byte, and what to do.
@@ -160,7 +169,7 @@ class Journal:
             raise _cannot_open(path, error) from error
         try:
             data = _read_all(fd)
-            content = _parse(data, path)
+            content = _parse(data, path, again)
             fsync_folder(path.parent)  # also after a crash between creating the file and here
             if content.length < len(data):
                 os.ftruncate(fd, content.length)
@@ -171,7 +180,7 @@ class Journal:
         except BaseException:
             os.close(fd)
             raise
-        return cls(path, fd, content, len(data) - content.length)
+        return cls(path, fd, content, len(data) - content.length, again)
 
     @property
     def records(self) -> tuple[dict[str, object], ...]:
@@ -196,7 +205,7 @@ class Journal:
             self._cut_back(fd)
             raise RunError(
                 f"Could not write to the journal {self.path}: {plain_words(error)}, then continue "
-                f"with `calibri resume`. The {len(self._records)} records before this one are safe."
+                f"with `{self._again}`. The {len(self._records)} records before this one are safe."
             ) from error
         except BaseException:  # an interrupt between the write and the flush
             self._cut_back(fd)
@@ -211,7 +220,7 @@ class Journal:
             raise RunError(
                 f"The journal {self.path} changed while this run was writing it: we left it at "
                 f"{self._length} bytes, now it {seen}. Stop every other process that uses the "
-                "run, then continue with `calibri resume`."
+                f"run, then continue with `{self._again}`."
             )
         return self._fd
 

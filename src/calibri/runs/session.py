@@ -50,6 +50,8 @@ class Session:
         prompts: prompt sets to use instead of the configured ones.
         pipe: a loaded pipeline to use instead of the configured one.
         rewards: rewards that are there already, by the names of the configuration.
+        bench: of another session with the same sampling and the same rewards, which this one uses
+            instead of its own and leaves open.
 
     Attributes:
         config: the configuration with nothing left open; it says all that decides the result.
@@ -71,6 +73,7 @@ class Session:
         *,
         pipe: Any = None,
         rewards: Mapping[str, Reward] | None = None,
+        bench: Bench | None = None,
     ) -> None:
         config = _with_whole_paths(config)
         if pipe is not None:  # which stays where it is
@@ -80,11 +83,12 @@ class Session:
         self.prompts = prompts or prompt_sets(config)
         self.mixture = Mixture.of(config.rewards)
         # Cheap checks come first: a pipeline can take minutes to load.
-        measures = Measures.of(here, rewards)
+        measures = bench.measures if bench else Measures.of(here, rewards)
         _check_groups(config, measures, self._searched(config, measures), self.prompts)
         every = (*self.prompts.train, *self.prompts.validation, *self.prompts.test)
         measures.check_prompts(every)
-        self.bench = Bench(here, measures, pipe)
+        self._owns_bench = bench is None
+        self.bench = bench or Bench(here, measures, pipe)
         self.bench.sampler.check_prompts(every)
         _check_branches(config, self.bench.scaler.networks)
         capabilities = Capabilities.of(self.bench.pipe, self.bench.sampler.cfg_scale)
@@ -99,7 +103,8 @@ class Session:
 
     def close(self) -> None:
         """Leave the pipeline as it was before."""
-        self.bench.close()
+        if self._owns_bench:
+            self.bench.close()
 
     def evaluator(
         self, ledger: Ledger, progress: Progress | None = None, images: int = 0
