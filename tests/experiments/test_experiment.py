@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 import calibri
+from calibri.config import RunConfig
 from calibri.errors import CalibriError, ConfigError, Interrupted, PromptError, RunError
 from calibri.experiments.registry import EXPERIMENTS
 from calibri.experiments.setup import with_defaults
@@ -195,3 +196,16 @@ def test_what_is_given_wins_over_what_an_experiment_wants():
 def test_results_hold_no_secret_of_a_reward(ablation):
     folder, _ = ablation
     assert "rewards.options" in json.loads((folder / "results.json").read_text())["settings"]
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "steps", "guidance"),
+    [("black-forest-labs/FLUX.1-dev", 15, 3.5), ("shapes", 8, 1.0), ("some/model", 8, 1.0)],
+)
+def test_models_of_the_paper_are_compared_as_the_paper_samples_them(pipeline, steps, guidance):
+    from calibri.experiments.setup import _published
+
+    sampling = with_defaults(RunConfig(), _published(pipeline)).sampling
+    assert (sampling.num_inference_steps, sampling.guidance_scale) == (steps, guidance)
+    given = with_defaults(tiny_run(sampling__guidance_scale=2.0), _published(pipeline)).sampling
+    assert (given.num_inference_steps, given.guidance_scale) == (2, 2.0)

@@ -47,6 +47,7 @@ def test_every_one_ends_in_tables_a_verdict_and_a_page(name, landscape, shipped,
         assert all(len(row) == len(table.columns) for row in table.rows)
     page = (tmp_path / "out" / "report.html").read_text()
     assert "over search seeds and prompts" in page
+    assert (tmp_path / "out" / "figure.svg").read_text().startswith("<svg ")
     assert "nan" not in page.lower().replace("provenance", "")
 
 

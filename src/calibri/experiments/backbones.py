@@ -14,8 +14,8 @@ from calibri.experiments.over_steps import at
 from calibri.experiments.searching import Cell, Found
 from calibri.experiments.trials import INTERVALS, Trials, judged, said, surely
 from calibri.reporting import Cell as TableCell
-from calibri.reporting import Table
-from calibri.results import Fidelity
+from calibri.reporting import Table, forest_drawing
+from calibri.results import Fidelity, Figure
 from calibri.runs import Session
 
 _CALIBRATED = "calibrated"
@@ -89,11 +89,28 @@ def _outcome(looks: Sequence[Backbone]) -> Outcome:
             f"same. {notes}"
         ),
         tables=[_scores(looks), _differences(looks)],
+        drawings=[
+            forest_drawing(
+                "Calibrated at few steps against the original",
+                "One chart for each reward, rows for the steps of the original.",
+                {
+                    reward: [
+                        (f"{look.name}{at(steps)}", _difference(look, steps, reward))
+                        for look in looks
+                        for steps in dict.fromkeys((look.usual, look.few))
+                    ]
+                    for reward in looks[0].trials.rewards
+                },
+                "calibrated minus original",
+            )
+        ],
         intervals=INTERVALS,
     )
 
 
-def _difference(look: Backbone, steps: int, reward: str | None = None, comparisons: int = 1) -> Any:
+def _difference(
+    look: Backbone, steps: int, reward: str | None = None, comparisons: int = 1
+) -> Figure:
     return look.trials.difference(
         _CALIBRATED,
         ORIGINAL,

@@ -11,7 +11,7 @@ from calibri.experiments.measured import ORIGINAL, Condition
 from calibri.experiments.over_steps import at
 from calibri.experiments.searching import Cell, Found
 from calibri.experiments.trials import INTERVALS, Trials, judged, said, surely
-from calibri.reporting import Table
+from calibri.reporting import Table, forest_drawing
 from calibri.results import DIVERSITY, Fidelity, Figure
 from calibri.runs import Session
 
@@ -50,16 +50,15 @@ def _conditions(session: Session, found: Sequence[Found]) -> Sequence[Condition]
 
 def _outcome(session: Session, trials: Trials) -> Outcome:
     few, many = _steps(session)
-    change = trials.difference(_CALIBRATED, ORIGINAL, DIVERSITY, at=at(few), base_at=at(many))
+    change = _change(session, trials, DIVERSITY, many)
     before = trials.mean(ORIGINAL, DIVERSITY, at(many)).mean
-    better = surely(trials.difference(_CALIBRATED, at=at(few), base_at=at(many)))
+    gain = _change(session, trials, trials.rewards[0], many)
     return Outcome(
-        answer=judged(_keeps(change, before), better),
+        answer=judged(_keeps(change, before), surely(gain)),
         verdict=(
             f"At {few} steps the calibrated model has {_share(change, before)} of the diversity "
             f"that the original has at {many}, and "
-            f"{said(trials.difference(_CALIBRATED, at=at(few), base_at=at(many)))} in "
-            f"{trials.rewards[0]}."
+            f"{said(gain)} in {trials.rewards[0]}."
         ),
         method=(
             "Diversity is the mean distance between the images of one prompt, in features where a "
@@ -67,6 +66,20 @@ def _outcome(session: Session, trials: Trials) -> Outcome:
             f"{1 - _MARGIN:.0%} of the original's at {many} steps. {trials.note()}"
         ),
         tables=[_means(session, trials), _changes(session, trials)],
+        drawings=[
+            forest_drawing(
+                f"Calibrated at {few} steps against the original",
+                "One chart for each measure, a row for each number of steps of the original.",
+                {
+                    reward: [
+                        (f"original{at(steps)}", _change(session, trials, reward, steps))
+                        for steps in (few, many)
+                    ]
+                    for reward in trials.rewards
+                },
+                "calibrated minus original",
+            )
+        ],
         intervals=INTERVALS,
     )
 
@@ -100,6 +113,12 @@ def _means(session: Session, trials: Trials) -> Table:
     )
 
 
+def _change(session: Session, trials: Trials, reward: str, steps: int) -> Figure:
+    """Calibrated at few steps minus the original at some."""
+    few, _ = _steps(session)
+    return trials.difference(_CALIBRATED, ORIGINAL, reward, at=at(few), base_at=at(steps))
+
+
 def _changes(session: Session, trials: Trials) -> Table:
     few, many = _steps(session)
     return Table(
@@ -108,10 +127,7 @@ def _changes(session: Session, trials: Trials) -> Table:
         rows=[
             [
                 f"{steps} steps",
-                *(
-                    trials.difference(_CALIBRATED, ORIGINAL, reward, at=at(few), base_at=at(steps))
-                    for reward in trials.rewards
-                ),
+                *(_change(session, trials, reward, steps) for reward in trials.rewards),
             ]
             for steps in (few, many)
         ],

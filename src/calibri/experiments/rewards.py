@@ -10,9 +10,10 @@ from calibri.errors import ConfigError
 from calibri.experiments.kinds import AS_THE_PAPER, Heading, Outcome, Searches
 from calibri.experiments.searching import Cell
 from calibri.experiments.trials import INTERVALS, Trials, every, judged, said, surely
-from calibri.reporting import Table
+from calibri.reporting import Table, forest_drawing
 from calibri.runs import Session
 
+_MINUS = "calibrated minus original"
 # Whether the paper says that its gain carries over to all other rewards.
 _CARRIES = {"hpsv3": True, "pickscore": True, "imagereward": False, "qalign": False}
 
@@ -77,6 +78,20 @@ def _outcome(session: Session, trials: Trials) -> Outcome:
             f"{trials.note()}"
         ),
         tables=[_table(trials, searched), trials.means()],
+        drawings=[
+            forest_drawing(
+                "Calibrated for each reward",
+                "One chart for each reward, a row for each objective.",
+                {
+                    reward: [
+                        (_label(name), trials.difference(_label(name), reward=reward))
+                        for name in searched
+                    ]
+                    for reward in trials.rewards
+                },
+                _MINUS,
+            )
+        ],
         intervals=INTERVALS,
     )
 
@@ -100,7 +115,7 @@ def _verdict(trials: Trials, carries: dict[str, bool | None]) -> str:
 
 
 def _table(trials: Trials, searched: Sequence[str]) -> Table:
-    gains = trials.gains("Calibrated minus original", [_label(name) for name in searched])
+    gains = trials.gains(_MINUS.capitalize(), [_label(name) for name in searched])
     return gains.model_copy(update={"columns": ["calibrated", *trials.rewards]})
 
 

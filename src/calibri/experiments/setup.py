@@ -10,6 +10,7 @@ from calibri.config import RunConfig
 from calibri.errors import ConfigError, PromptError
 from calibri.experiments.kinds import Backbones, Grid, Searches
 from calibri.experiments.names import digest
+from calibri.pipelines import find_geometry, is_published
 from calibri.prompts import Prompt, PromptSets, prompt_sets, prompts_from
 from calibri.rewards import Mixture
 from calibri.runs import Given, Session, settings_of
@@ -37,6 +38,8 @@ class Setup:
             ConfigError: it does not fit an experiment.
             PromptError: there are too few prompts.
         """
+        if isinstance(made, Backbones):
+            config = with_defaults(config, _published(config.pipeline))
         config = with_defaults(config, made.defaults)
         _check(config)
         of_grid = isinstance(made, Grid)
@@ -60,6 +63,13 @@ def with_defaults(config: RunConfig, defaults: Mapping[str, Any]) -> RunConfig:
         elif name not in config.model_fields_set:
             update[name] = wanted
     return config.model_copy(update=update)
+
+
+def _published(pipeline: str) -> dict[str, Any]:
+    """Sampling and space of the paper for a model that it knows, since models differ in them."""
+    name = pipeline.rsplit("/", 1)[-1]
+    defaults = find_geometry(name).defaults if is_published(name) else {}
+    return {section: defaults[section] for section in ("sampling", "space") if section in defaults}
 
 
 def _prompts(config: RunConfig) -> tuple[Prompt, ...]:

@@ -9,6 +9,7 @@ from .findings import Findings as Findings
 from .findings import Table as Table
 from .findings import curve_drawing as curve_drawing
 from .findings import depth_drawing as depth_drawing
+from .findings import forest_drawing as forest_drawing
 from .findings import render_findings as render_findings
 from .findings import search_drawings as search_drawings
 from .findings import standalone as standalone

@@ -137,6 +137,21 @@ def curve_drawing(
     return Drawing(title, lead, tuple(drawn), columns, tuple(legend.items()))
 
 
+def forest_drawing(
+    title: str, lead: str, rows: Mapping[str, Sequence[tuple[str, Figure]]], axis: str
+) -> Drawing:
+    """Draw differences with their intervals, one chart for each name of ``rows``.
+
+    Args:
+        title: of all.
+        lead: how to read them.
+        rows: label and difference.
+        axis: what is subtracted from what.
+    """
+    drawn = (Chart(k, partial(charts.forest, own, k, axis=axis)) for k, own in rows.items())
+    return Drawing(title, lead, tuple(drawn), min(2, len(rows)))
+
+
 def search_drawings(search: SearchResult) -> tuple[Drawing, ...]:
     """Draw how a search went, as the report of a run does."""
     drawings = {
