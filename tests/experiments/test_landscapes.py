@@ -1,11 +1,16 @@
 """Each experiment that searches, on a landscape whose truth is known."""
 
+from types import SimpleNamespace
+
 import pytest
 
 import calibri
 from calibri.errors import CalibriError, ConfigError, PromptError
+from calibri.experiments import ablation, granularity, sweep
 from calibri.experiments.optimisers import OPTIMISERS
 from calibri.experiments.registry import EXPERIMENTS
+from calibri.pipelines import parameter_names
+from calibri.pipelines.sites.site import Site
 from calibri.shapes import PIPELINE_PATH
 from tests.tiny import FEW_PROMPTS, tiny_run
 
@@ -170,3 +175,36 @@ def test_a_pipeline_is_compared_once(landscape, shipped, tmp_path):
     with pytest.raises(ConfigError, match="twice"):
         run("backbones", [shipped, shipped], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["ensemble", "trajectory"])
+def test_under_guidance_the_same_is_searched(name, landscape, shipped, tmp_path):
+    guided = {"sampling__guidance_scale": 3.0, "search__generations": 2}
+    findings = run(name, shipped, tmp_path / "out", searches=1, **guided)
+    assert findings.facts["Sampled"].endswith("guidance 3")
+    if name == "trajectory":  # where guidance has a shift and knots to be searched with it
+        sizes = {row[0]: row[1] for row in findings.tables[2].rows}
+        constants = sizes["constants of the paper"]
+        assert sizes["shift of the schedule"] == constants + 1
+        assert sizes["output weights with 3 knots"] == constants + 2 * 2
+
+
+def network(*paths):
+    sites = [Site(f"{path}.attn", None, path, "attn", "visual") for path in paths]
+    names = parameter_names(sites, "block")
+    return SimpleNamespace(
+        space=SimpleNamespace(names=names),
+        config=tiny_run(),
+        bench=SimpleNamespace(scaler=SimpleNamespace(sites=sites)),
+    )
+
+
+@pytest.mark.parametrize("made", [ablation, sweep])
+def test_a_network_of_one_block_has_nothing_to_compare_it_with(made):
+    with pytest.raises(ConfigError, match="one block, 'blocks.0'"):
+        made.EXPERIMENT.conditions(network("blocks.0"))
+
+
+def test_a_network_that_has_one_branch_in_each_block_has_no_granularities():
+    with pytest.raises(ConfigError, match="are the same"):
+        granularity.EXPERIMENT.cells(tiny_run(), network("blocks.0", "blocks.1"))

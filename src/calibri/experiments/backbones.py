@@ -12,9 +12,9 @@ from calibri.experiments.kinds import AS_THE_PAPER, Backbones, Heading, Outcome
 from calibri.experiments.measured import ORIGINAL, Condition
 from calibri.experiments.over_steps import at
 from calibri.experiments.searching import Cell, Found
-from calibri.experiments.trials import INTERVALS, Trials, judged, said, surely
+from calibri.experiments.trials import INTERVALS, Trials, judged, surely
 from calibri.reporting import Cell as TableCell
-from calibri.reporting import Table, forest_drawing
+from calibri.reporting import Table, forest_drawing, in_words
 from calibri.results import Fidelity, Figure
 from calibri.runs import Session
 
@@ -75,8 +75,8 @@ def _look(session: Session, trials: Trials) -> Backbone:
 def _outcome(looks: Sequence[Backbone]) -> Outcome:
     better = [surely(_difference(look, look.usual, comparisons=len(looks))) for look in looks]
     parts = [
-        f"{b.name} at {b.few} steps is {said(_difference(b, b.usual))} in {b.trials.rewards[0]} "
-        f"against its original at {b.usual}"
+        f"{b.name} at {b.few} steps gains {in_words(_difference(b, b.usual))} in "
+        f"{b.trials.rewards[0]} over its original at {b.usual}"
         for b in looks
     ]
     notes = " ".join(dict.fromkeys(look.trials.note() for look in looks))

@@ -10,8 +10,8 @@ from calibri.experiments.kinds import AS_THE_PAPER, Heading, Outcome, Searches
 from calibri.experiments.measured import ORIGINAL, Condition
 from calibri.experiments.over_steps import at
 from calibri.experiments.searching import Cell, Found
-from calibri.experiments.trials import INTERVALS, Trials, judged, said, surely
-from calibri.reporting import Table, forest_drawing
+from calibri.experiments.trials import INTERVALS, Trials, judged, surely
+from calibri.reporting import Table, forest_drawing, in_words
 from calibri.results import DIVERSITY, Fidelity, Figure
 from calibri.runs import Session
 
@@ -58,7 +58,7 @@ def _outcome(session: Session, trials: Trials) -> Outcome:
         verdict=(
             f"At {few} steps the calibrated model has {_share(change, before)} of the diversity "
             f"that the original has at {many}, and "
-            f"{said(gain)} in {trials.rewards[0]}."
+            f"{in_words(gain)} in {trials.rewards[0]}."
         ),
         method=(
             "Diversity is the mean distance between the images of one prompt, in features where a "

@@ -16,8 +16,8 @@ from calibri.experiments.over_steps import (
     table_of_steps,
 )
 from calibri.experiments.searching import Cell, with_space
-from calibri.experiments.trials import INTERVALS, Trials, every, judged, said, surely
-from calibri.reporting import Table
+from calibri.experiments.trials import INTERVALS, Trials, every, judged, surely
+from calibri.reporting import Table, in_words
 from calibri.runs import Session
 
 _MEMBERS = {1: "1 member", 2: "2 members", 3: "3 members"}
@@ -63,10 +63,13 @@ def _outcome(session: Session, trials: Trials) -> Outcome:
 
 def _verdict(session: Session, trials: Trials) -> str:
     steps = session.config.sampling.num_inference_steps
+
+    def minus_one(label: str, others: int) -> str:
+        return in_words(trials.difference(label, _ONE, at=at(steps), base_at=at(others)))
+
     parts = [
-        f"{label} minus one at as many steps {said(trials.difference(label, _ONE, at=at(steps)))}, "
-        "at as many evaluations "
-        f"{said(trials.difference(label, _ONE, at=at(steps), base_at=at(count * steps)))}"
+        f"{label} minus one {minus_one(label, steps)} at as many steps and "
+        f"{minus_one(label, count * steps)} at as many evaluations"
         for count, label in _MEMBERS.items()
         if count > 1
     ]

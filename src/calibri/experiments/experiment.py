@@ -10,7 +10,12 @@ from typing import Any
 
 from calibri.configure import ConfigLike
 from calibri.errors import ConfigError, RunError
-from calibri.experiments.facts import facts_of, facts_of_run, facts_of_searches
+from calibri.experiments.facts import (
+    facts_of,
+    facts_of_run,
+    facts_of_searches,
+    facts_of_several,
+)
 from calibri.experiments.kept import keep, open_folder
 from calibri.experiments.kinds import Backbones, Grid, OfRun, Searches
 from calibri.experiments.measured import Place, scored
@@ -167,7 +172,7 @@ def _backbones(
     folder = open_folder(name, settings, output)
     with folder.lock(), stopping_politely(_AGAIN):
         progress.begin(folder.path, settings)
-        looks, facts = [], {"Pipelines": ", ".join(names)}
+        looks, of_each = [], {}
         for number, setup in enumerate(setups, start=1):
             own_place = folder.path / f"{number}-{slug(setup.config.pipeline)}"
             own_place.mkdir(exist_ok=True)
@@ -176,5 +181,6 @@ def _backbones(
                 plans, left_out = planned(session, made.cells(setup.config, session))
                 trials, own_facts = _tried(made, session, plans, left_out, seeds, place)
                 looks.append(made.look(session, trials))
-            facts |= {f"{setup.config.pipeline}: {k}": v for k, v in own_facts.items()}
+            of_each[setup.config.pipeline] = own_facts
+        facts = facts_of_several(of_each)
         return keep(folder, made.heading, made.outcome(looks), settings, facts)

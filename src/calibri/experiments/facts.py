@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from calibri.experiments.measured import Scored
 from calibri.experiments.searching import Plan
@@ -39,6 +39,23 @@ def facts_of_searches(plans: Sequence[Plan], trials: Trials) -> dict[str, str]:
         "Images of all searches": f"{sum(search.images for search in searches):,}",
         "Time of all searches": f"{seconds:,.0f} seconds",
     }
+
+
+def facts_of_several(facts: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """What pipelines have in common once, and the rest for each.
+
+    Args:
+        facts: of each pipeline, by its name.
+    """
+    first = next(iter(facts.values()))
+    common = {k: v for k, v in first.items() if all(own[k] == v for own in facts.values())}
+    own = {
+        f"{name}: {key}": value
+        for name, found in facts.items()
+        for key, value in found.items()
+        if key not in common and key != "Pipeline"
+    }
+    return {"Pipelines": ", ".join(facts)} | common | own
 
 
 def facts_of_run(summary: RunSummary) -> dict[str, str]:

@@ -14,11 +14,10 @@ from calibri.experiments.trials import (
     every,
     images_to_level,
     judged,
-    said,
     surely,
 )
 from calibri.pipelines import parameter_names
-from calibri.reporting import Table, curve_drawing
+from calibri.reporting import Table, curve_drawing, in_words
 from calibri.results import Figure
 from calibri.runs import Session
 
@@ -71,13 +70,19 @@ def _later(trials: Trials, name: str) -> Figure:
     return trials.over_seeds(name, images_to_level, base=_BLOCK)
 
 
+def _level(trials: Trials, name: str) -> Figure:
+    """Images until a search of a granularity was level with its best; never fewer than none."""
+    figure = trials.over_seeds(name, images_to_level)
+    return figure.model_copy(update={"low": max(0.0, figure.low)})
+
+
 def _verdict(trials: Trials) -> str:
-    gains = [f"by {name} {said(trials.difference(name))}" for name in GRANULARITIES]
-    level = [f"{trials.over_seeds(n, images_to_level).mean:,.0f}" for n in GRANULARITIES]
+    gains = [f"by {name} {in_words(trials.difference(name))}" for name in GRANULARITIES]
+    level = [f"{name} {_level(trials, name).mean:,.0f}" for name in GRANULARITIES]
     return (
         f"At equal cost {trials.rewards[0]} gains {', '.join(gains)}. Gate minus block is "
-        f"{said(trials.difference(_GATE, _BLOCK))}. Searches were level with their best after "
-        f"{', '.join(level)} images."
+        f"{in_words(trials.difference(_GATE, _BLOCK))}. Images until a search was level with its "
+        f"best: {', '.join(level)}."
     )
 
 
@@ -91,7 +96,7 @@ def _searches(trials: Trials) -> Table:
                 name,
                 own[0].size,
                 len(own[0].search.generations),
-                trials.over_seeds(name, images_to_level),
+                _level(trials, name),
             ]
             for name, own in trials.cells.items()
         ],

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from calibri.config import RunConfig
 from calibri.experiments.kinds import AS_THE_PAPER, Heading, Outcome, Searches
 from calibri.experiments.searching import Cell, with_search
-from calibri.experiments.trials import INTERVALS, Trials, judged, said, surely
-from calibri.reporting import Table, curve_drawing
+from calibri.experiments.trials import INTERVALS, Trials, judged, surely
+from calibri.reporting import Table, curve_drawing, in_words
 from calibri.runs import Session
 
 # Registered search methods by name; one that a pipeline or reward cannot have is left out.
@@ -69,7 +69,7 @@ def _verdict(trials: Trials) -> str:
         for sure, said in words.items()
         if (names := [label for label, figure in found.items() if surely(figure) is sure])
     ]
-    gain = said(trials.difference(_OURS))
+    gain = in_words(trials.difference(_OURS))
     return f"With the same images {_OURS} gains {gain} in {trials.rewards[0]}: {'; '.join(parts)}."
 
 

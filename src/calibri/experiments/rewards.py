@@ -9,8 +9,8 @@ from calibri.configure import merge_config
 from calibri.errors import ConfigError
 from calibri.experiments.kinds import AS_THE_PAPER, Heading, Outcome, Searches
 from calibri.experiments.searching import Cell
-from calibri.experiments.trials import INTERVALS, Trials, every, judged, said, surely
-from calibri.reporting import Table, forest_drawing
+from calibri.experiments.trials import INTERVALS, Trials, every, judged, surely
+from calibri.reporting import Table, forest_drawing, in_words
 from calibri.runs import Session
 
 _MINUS = "calibrated minus original"
@@ -107,7 +107,8 @@ def _verdict(trials: Trials, carries: dict[str, bool | None]) -> str:
         None: "cannot be told to carry over to all",
     }
     parts = [
-        f"the gain of {name} ({said(trials.difference(_label(name), reward=name))}) {words[sure]}"
+        f"the gain of {name}, {in_words(trials.difference(_label(name), reward=name))}, "
+        f"{words[sure]}"
         for name, sure in carries.items()
     ]
     text = "; ".join(parts)

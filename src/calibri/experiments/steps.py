@@ -16,8 +16,8 @@ from calibri.experiments.over_steps import (
     table_of_steps,
 )
 from calibri.experiments.searching import Cell
-from calibri.experiments.trials import INTERVALS, Trials, judged, said, surely
-from calibri.reporting import Table
+from calibri.experiments.trials import INTERVALS, Trials, judged, surely
+from calibri.reporting import Table, in_words
 from calibri.runs import Session
 
 _CALIBRATED = "calibrated"
@@ -35,8 +35,8 @@ def _outcome(session: Session, trials: Trials) -> Outcome:
         answer=judged(surely(with_half), fewer_steps(session, trials, _CALIBRATED)),
         verdict=(
             f"At {steps} steps the calibrated model minus the original at {2 * steps} is "
-            f"{said(with_half)} in {trials.rewards[0]}, minus the original at {steps} "
-            f"{said(trials.difference(_CALIBRATED, at=at(steps)))}."
+            f"{in_words(with_half)} in {trials.rewards[0]}, minus the original at {steps} "
+            f"{in_words(trials.difference(_CALIBRATED, at=at(steps)))}."
         ),
         method=(
             f"The search is for {steps} steps; the images are of other prompts, with the same "

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from calibri.config import RunConfig
 from calibri.experiments.kinds import AS_THE_PAPER, Heading, Outcome, Searches
 from calibri.experiments.searching import Cell, with_search, with_space
-from calibri.experiments.trials import INTERVALS, Trials, said, surely
-from calibri.reporting import Table, curve_drawing
+from calibri.experiments.trials import INTERVALS, Trials, surely
+from calibri.reporting import Table, curve_drawing, in_words
 from calibri.runs import Session
 
 _PAPER = "constants of the paper"
@@ -63,11 +63,13 @@ def _outcome(session: Session, trials: Trials) -> Outcome:
 
 
 def _verdict(trials: Trials, paying: list[str], losing: list[str], count: int) -> str:
-    parts = [f"{label} ({said(trials.difference(label, _PAPER))})" for label in (*paying, *losing)]
+    parts = [
+        f"{label} ({in_words(trials.difference(label, _PAPER))})" for label in (*paying, *losing)
+    ]
     names = f": {', '.join(parts)}" if parts else ""
     return (
         f"At equal cost {len(paying)} of {count} ways surely gain more {trials.rewards[0]} than "
-        f"the paper's constants ({said(trials.difference(_PAPER))}), and {len(losing)} surely "
+        f"the paper's constants ({in_words(trials.difference(_PAPER))}), and {len(losing)} surely "
         f"less{names}."
     )
 

@@ -209,8 +209,3 @@ def judged(*claims: bool | None) -> Answer:
     if any(claims):
         return "confirmed in part"
     return "not confirmed" if False in claims else "not decidable"
-
-
-def said(figure: Figure, form: str = "+.3f") -> str:
-    """Write a figure with its interval."""
-    return f"{figure.mean:{form}} [{figure.low:{form}}, {figure.high:{form}}]"

@@ -16,3 +16,4 @@ from .findings import standalone as standalone
 from .metrics import METRICS as METRICS
 from .page import both_widths as both_widths
 from .page import environment as environment
+from .text import in_words as in_words

@@ -56,6 +56,13 @@ def interval(figure: Figure, *, sign: bool = False) -> str:
     return f"{low} to {number(figure.high, decimals, sign=sign)}"
 
 
+def in_words(figure: Figure, *, sign: bool = True) -> str:
+    """A figure in a sentence: ``"+0.031 [+0.025, +0.037]"``."""
+    decimals = figure_decimals(figure)
+    low, high = (number(bound, decimals, sign=sign) for bound in (figure.low, figure.high))
+    return f"{mean(figure, sign=sign)} [{low}, {high}]"
+
+
 def general(value: float) -> str:
     """Three significant digits."""
     return f"{value:.3g}".replace("-", _MINUS) if math.isfinite(value) else _MISSING
