@@ -49,6 +49,7 @@ PARAMETERS = {
 # Options of `calibrate` and `plan` are keys of the configuration, with values to try.
 SETTINGS = {
     "pipeline": ("pipeline", "shapes"),
+    "lora": ("lora", "a/repository"),
     "reward": ("rewards.objective", "jpeg-compressibility"),
     "prompts": ("prompts.train", "here.txt"),
     "held_out_prompts": ("prompts.held_out", "there.txt"),

@@ -330,6 +330,8 @@ class RunConfig(_Section):
     Attributes:
         pipeline: ``"shapes"`` (shipped), a local folder, or a Hugging Face repository id.
         revision: branch, tag or commit of the repository.
+        lora: a LoRA to calibrate on top of: a folder or file of PEFT or diffusers, or a repository
+            id; None for the pipeline as it is.
         dtype: of the weights.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
         seed: every random draw is derived from it.
@@ -337,6 +339,7 @@ class RunConfig(_Section):
 
     pipeline: str = SHIPPED
     revision: str | None = None
+    lora: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "auto"
     seed: int = Field(0, ge=0)

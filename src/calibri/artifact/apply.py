@@ -15,8 +15,14 @@ from torch import nn
 from calibri.artifact.calibration import Calibration
 from calibri.artifact.watch import Watch
 from calibri.coefficients import BRANCHES, Branch, Coefficients, check_factors
-from calibri.errors import CalibrationError, CalibriError, FuseError, GuidanceError
-from calibri.pipelines import Network, networks_of, sites_of
+from calibri.errors import (
+    CalibrationError,
+    CalibriError,
+    CalibriWarning,
+    FuseError,
+    GuidanceError,
+)
+from calibri.pipelines import Network, lora_of, networks_of, sites_of
 from calibri.sampling import (
     BranchResolver,
     Fused,
@@ -305,7 +311,7 @@ def load(
     """Load a calibration onto a diffusers pipeline.
 
     Warns when the calibration was searched with a negative prompt that a plain call of the pipeline
-    does not use.
+    does not use, or on top of a LoRA that the pipeline seems not to have.
 
     Args:
         pipe: a loaded pipeline, or a bare transformer; its images change from now on.
@@ -325,6 +331,7 @@ def load(
         calibration = Calibration.from_pretrained(calibration, revision=revision, token=token)
     if isinstance(calibration, Calibration):
         _warn_of_negative_prompt(pipe, calibration)
+        _warn_of_lora(pipe, calibration)
     return apply(pipe, calibration, strength)
 
 
@@ -337,6 +344,20 @@ def _warn_of_negative_prompt(pipe: Any, calibration: Calibration) -> None:
             f"call does not use. Call the pipeline with negative_prompt={searched!r}.",
             stacklevel=3,
         )
+
+
+def _warn_of_lora(pipe: Any, calibration: Calibration) -> None:
+    """Say that a LoRA is missing, as far as one can tell: one that was fused left no trace."""
+    transformer = networks_of(pipe)[0].transformer
+    if calibration.lora is None or lora_of(pipe) or getattr(transformer, "peft_config", None):
+        return
+    warnings.warn(
+        f"This calibration was made on top of the LoRA '{calibration.lora}', and the pipeline "
+        "seems to have none. Load it first: pipe.load_lora_weights, or PEFT where it is an adapter "
+        "of PEFT. If it is fused into the weights, all is well.",
+        CalibriWarning,
+        stacklevel=3,
+    )
 
 
 @contextlib.contextmanager

@@ -62,6 +62,8 @@ class Calibration(Record):
         transformer_class: class name of the transformer, ``"SD3Transformer2DModel"``.
         base_model: repository or folder of the pipeline.
         base_revision: commit of the pipeline's repository, or None when it is not known.
+        lora: the LoRA that it was made on top of, a folder or repository; None for none. Its file
+            is ``provenance["lora_digest"]``, of SHA-256.
         rewards: reward name to variant; the first is the objective.
         reward_options: reward name to the arguments it was made with, none of them secret
             (``calibri.rewards.stored_options``).
@@ -76,6 +78,7 @@ class Calibration(Record):
     transformer_class: str
     base_model: str
     base_revision: str | None = None
+    lora: str | None = None
     coefficients: Coefficients
     sampling: Sampling
     rewards: dict[str, str] = Field(min_length=1)
@@ -83,6 +86,14 @@ class Calibration(Record):
     objective: str
     provenance: dict[str, str | int | FiniteFloat]
     evaluation: Evaluation | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_no_lora(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out that there is no LoRA, which versions before it was a field can read."""
+        fields: dict[str, Any] = serialise(self)
+        if self.lora is None:
+            fields.pop("lora", None)
+        return fields
 
     @model_validator(mode="after")
     def _check(self) -> Calibration:
@@ -104,7 +115,8 @@ class Calibration(Record):
             guidance["true_cfg_scale"] = sampling.true_cfg_scale
         settings = {"num_inference_steps": sampling.num_inference_steps, **guidance}
         shown = ", ".join(f"{name}={value}" for name, value in settings.items())
-        return f"<Calibration of {self.base_model} ({self.transformer_class}): {shown}>"
+        model = self.base_model if self.lora is None else f"{self.base_model} with {self.lora}"
+        return f"<Calibration of {model} ({self.transformer_class}): {shown}>"
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write ``calibri.json``, ``calibri.safetensors`` and the model card ``README.md``.

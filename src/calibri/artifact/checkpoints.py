@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -86,19 +85,6 @@ def part_folder(path: Path, network: Network) -> Path:
 def is_pipeline(path: Path) -> bool:
     """Say whether a folder has a whole pipeline, not a transformer alone."""
     return (path / "model_index.json").is_file()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a small JSON file that may be missing.
-
-    Raises:
-        UnsupportedModelError: it is damaged.
-    """
-    try:
-        content = json.loads(path.read_text()) if path.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise UnsupportedModelError(f"Cannot read '{path}': {first_line(error)}.") from error
-    return content if isinstance(content, dict) else {}
 
 
 def read_tensors(path: Path) -> Tensors:

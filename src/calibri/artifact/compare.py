@@ -39,6 +39,7 @@ def compare(
     image: str | Path | Image.Image | None = None,
     seed: int = 0,
     revision: str | None = None,
+    lora: str | None = None,
     dtype: str = "float32",
     device: str = "auto",
 ) -> Picture:
@@ -65,6 +66,8 @@ def compare(
         image: source picture of a pipeline that edits, for every prompt.
         seed: noise seed; prompt i is sampled with ``seed + i``.
         revision: branch, tag or commit of a repository.
+        lora: a LoRA that a named pipeline gets, a folder or a repository id; None for that of the
+            calibration.
         dtype: of the weights, when the pipeline is loaded here.
         device: where to run, when the pipeline is loaded here.
 
@@ -80,7 +83,7 @@ def compare(
     texts = texts_of(prompts)
     if isinstance(calibration, str | Path):
         calibration = Calibration.from_pretrained(calibration)
-    pipeline = loaded(pipeline, revision, dtype, device)
+    pipeline = loaded(pipeline, _stored(calibration), revision, lora, dtype, device)
     given = {
         "num_inference_steps": num_inference_steps,
         "guidance_scale": guidance_scale,

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from calibri.artifact.adapters import is_adapter
 from calibri.artifact.calibration import Calibration, Sampling
 from calibri.artifact.change import Change, total
 from calibri.artifact.checkpoints import (
@@ -26,7 +25,7 @@ from calibri.coefficients import Coefficients
 from calibri.config import Granularity
 from calibri.errors import CalibrationError
 from calibri.files import check_new_folder
-from calibri.pipelines import load_skeletons, sites_of
+from calibri.pipelines import is_adapter, load_skeletons, sites_of
 from calibri.signatures import typed
 from calibri.version import __version__
 

@@ -29,7 +29,8 @@ def fuse(
 
     Without a ``dtype`` the stored files are copied and the weights that take a scale changed in
     them, one at a time: every dtype, shard and other part of the pipeline stays as it is stored.
-    A warning says where the stored precision rounds a good part of the calibration away.
+    A warning says where the stored precision rounds a good part of the calibration away. The LoRA
+    of a calibration that was made on top of one is folded in, too.
 
     Args:
         calibration: a folder, a finished run, a repository id, or a ``Calibration``.
@@ -38,7 +39,7 @@ def fuse(
         strength: 0 is the original model, 1 the full calibration.
         revision: branch, tag or commit of a repository.
         dtype: of all saved weights, which are then loaded and converted; None for that in which
-            each is stored, or for float32 where they are not stored as safetensors.
+            each is stored, or for float32 with a LoRA or where they are not stored as safetensors.
 
     Returns:
         The folder.
@@ -52,10 +53,11 @@ def fuse(
     check_new_folder(target)
     if not isinstance(calibration, Calibration):
         calibration = Calibration.from_pretrained(calibration)
-    name = pipeline or calibration.base_model
-    if dtype is None and _fuse_stored(calibration, name, target, strength, revision):
+    name, lora = pipeline or calibration.base_model, calibration.lora
+    if not (dtype or lora) and _fuse_stored(calibration, name, target, strength, revision):
         return target
-    pipe = load_pipeline(name, revision=revision, dtype=dtype or "float32", device="cpu")
+    dtype = dtype or "float32"
+    pipe = load_pipeline(name, revision=revision, lora=lora, dtype=dtype, device="cpu")
     load(pipe, calibration, strength=strength).fuse(keep_originals=False)
     try:
         # The list of a modular pipeline is to name the parts that are saved here.

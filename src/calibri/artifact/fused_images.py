@@ -80,7 +80,7 @@ def fused_difference(
     texts, dtype = texts_of(prompts), dtype or calibration.sampling.dtype
     settings = settings_of(calibration, {})
     name = pipeline or calibration.base_model
-    pipe = load_pipeline(name, revision=revision, dtype=dtype, device=device)
+    pipe = load_pipeline(name, revision=revision, lora=calibration.lora, dtype=dtype, device=device)
     artist = Artist(pipe, texts, seed, settings)
     original = artist.values()
     with applied(pipe, calibration, strength):

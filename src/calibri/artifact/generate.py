@@ -41,6 +41,7 @@ def generate(
     image: str | Path | Image.Image | None = None,
     seed: int = 0,
     revision: str | None = None,
+    lora: str | None = None,
     dtype: str = "float32",
     device: str = "auto",
 ) -> list[Picture]:
@@ -61,6 +62,8 @@ def generate(
         image: source picture of a pipeline that edits, for every prompt.
         seed: noise seed; prompt i is sampled with ``seed + i``.
         revision: branch, tag or commit of a repository.
+        lora: a LoRA that a named pipeline gets, a folder or a repository id; None for that of the
+            calibration.
         dtype: of the weights, when the pipeline is loaded here.
         device: where to run, when the pipeline is loaded here.
 
@@ -75,7 +78,7 @@ def generate(
     texts = texts_of(prompts)
     if isinstance(calibration, str | Path):
         calibration = Calibration.from_pretrained(calibration)
-    pipeline = loaded(pipeline, revision, dtype, device)
+    pipeline = loaded(pipeline, calibration, revision, lora, dtype, device)
     given = {
         "num_inference_steps": num_inference_steps,
         "guidance_scale": guidance_scale,
@@ -91,11 +94,29 @@ def generate(
         return artist.pictures()
 
 
-def loaded(pipeline: Any, revision: str | None, dtype: str, device: str) -> Any:
-    """Load a pipeline that is named; one that is loaded stays as it is."""
-    if not isinstance(pipeline, str | Path):
-        return pipeline
-    return load_pipeline(str(pipeline), revision=revision, dtype=dtype, device=device)
+def loaded(
+    pipeline: Any,
+    calibration: Calibration | None,
+    revision: str | None,
+    lora: str | None,
+    dtype: str,
+    device: str,
+) -> Any:
+    """Load a pipeline that is named; one that is loaded stays as it is.
+
+    Raises:
+        ConfigError: a LoRA is named for one that is loaded.
+        CalibriError: it cannot be loaded.
+    """
+    if isinstance(pipeline, str | Path):
+        own = lora or (None if calibration is None else calibration.lora)
+        return load_pipeline(str(pipeline), revision=revision, lora=own, dtype=dtype, device=device)
+    if lora is not None:
+        raise ConfigError(
+            f"The pipeline is loaded, so '{lora}' is not put onto it. Load it with "
+            "pipe.load_lora_weights, or name the pipeline."
+        )
+    return pipeline
 
 
 def texts_of(prompts: Sequence[str] | str) -> Sequence[str]:

@@ -10,7 +10,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from calibri.artifact.adapters import LowRank, adapter_file, is_adapter, read_adapter
 from calibri.artifact.change import Change, change_by, change_of, total
 from calibri.artifact.checkpoints import (
     Piece,
@@ -18,12 +17,20 @@ from calibri.artifact.checkpoints import (
     is_pipeline,
     names_of,
     part_folder,
-    read_json,
     read_tensors,
     without_prefix,
 )
 from calibri.errors import CalibrationError
-from calibri.pipelines import Network, StoredTensor, read_rows
+from calibri.pipelines import (
+    LowRank,
+    Network,
+    StoredTensor,
+    adapter_file,
+    is_adapter,
+    read_adapter,
+    read_json,
+    read_rows,
+)
 
 
 class Tuned(Protocol):

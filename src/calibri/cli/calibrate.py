@@ -21,6 +21,7 @@ from calibri.cli.run_options import (
     GranularityOption,
     GuidanceScaleOption,
     HeldOutPromptsOption,
+    LoraOption,
     NameOption,
     OverridesOption,
     PromptsOption,
@@ -54,6 +55,7 @@ _DryRun = Annotated[
 
 def calibrate(
     pipeline: _Pipeline = None,
+    lora: LoraOption = None,
     reward: RewardOption = None,
     prompts: PromptsOption = None,
     held_out_prompts: HeldOutPromptsOption = None,
@@ -89,6 +91,7 @@ def calibrate(
         start,
         workers,
         pipeline=pipeline,
+        lora=lora,
         prompts=prompts,
         held_out_prompts=held_out_prompts,
         granularity=granularity,

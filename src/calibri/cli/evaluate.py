@@ -8,7 +8,14 @@ import typer
 from rich.text import Text
 
 from calibri.cli.display import loading, out, say, show_evaluation
-from calibri.cli.options import DATA, CalibrationArgument, DeviceOption, JsonOption, PipelineOption
+from calibri.cli.options import (
+    DATA,
+    CalibrationArgument,
+    DeviceOption,
+    JsonOption,
+    LoraOption,
+    PipelineOption,
+)
 from calibri.cli.paths import calibration_source
 from calibri.cli.progress import watching
 from calibri.cli.quiet import quiet_libraries
@@ -57,6 +64,7 @@ _Seed = Annotated[
 def evaluate(
     calibration: CalibrationArgument,
     pipeline: PipelineOption = None,
+    lora: LoraOption = None,
     prompts: _Prompts = None,
     reward: _Reward = None,
     option: _Option = None,
@@ -86,6 +94,7 @@ def evaluate(
         evaluation = evaluate_calibration(
             loaded,
             pipeline=pipeline,
+            lora=lora,
             prompts=prompts,
             rewards=reward,
             reward_options=options,

@@ -31,6 +31,7 @@ from calibri.cli.run_options import (
     GranularityOption,
     GuidanceScaleOption,
     HeldOutPromptsOption,
+    LoraOption,
     OverridesOption,
     PromptsOption,
     RewardOption,
@@ -87,6 +88,7 @@ _Output = Annotated[
 def experiment(
     name: _Name,
     pipeline: _Pipelines = None,
+    lora: LoraOption = None,
     reward: RewardOption = None,
     prompts: PromptsOption = None,
     held_out_prompts: HeldOutPromptsOption = None,
@@ -128,6 +130,7 @@ def experiment(
         None,
         workers,
         pipeline=pipeline[0] if pipeline else None,
+        lora=lora,
         prompts=prompts,
         held_out_prompts=held_out_prompts,
         generations=generations,

@@ -15,6 +15,7 @@ from calibri.cli.options import (
     DeviceOption,
     DtypeOption,
     GuidanceOption,
+    LoraOption,
     StepsOption,
     StrengthOption,
 )
@@ -116,6 +117,7 @@ def generate(
     pipeline: _Pipeline,
     prompts: _Prompts,
     calibration: _Calibration = None,
+    lora: LoraOption = None,
     compare: _Compare = False,
     strength: StrengthOption = 1.0,
     output: _Output = Path("images"),
@@ -155,6 +157,7 @@ def generate(
         num_frames=num_frames,
         image=image,
         seed=seed,
+        lora=lora,
         dtype=dtype,
         device=device,
     )

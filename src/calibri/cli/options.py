@@ -32,6 +32,15 @@ PipelineOption = Annotated[
         help="Another pipeline than the one it was made for; same kind of transformer.",
     ),
 ]
+LoraOption = Annotated[
+    str | None,
+    typer.Option(
+        "--lora",
+        metavar="LORA",
+        help="A LoRA for the pipeline: a folder or file of PEFT or diffusers, or a repository. "
+        "Default: that of the calibration, if any.",
+    ),
+]
 StrengthOption = Annotated[
     float, typer.Option("--strength", help="From 0, the original model, to 1, all of it.")
 ]

@@ -20,6 +20,7 @@ from calibri.cli.run_options import (
     GranularityOption,
     GuidanceScaleOption,
     HeldOutPromptsOption,
+    LoraOption,
     NameOption,
     OverridesOption,
     PromptsOption,
@@ -66,6 +67,7 @@ _Measured = Annotated[
 
 def plan(
     pipeline: _Pipeline = None,
+    lora: LoraOption = None,
     reward: RewardOption = None,
     prompts: PromptsOption = None,
     held_out_prompts: HeldOutPromptsOption = None,
@@ -105,6 +107,7 @@ def plan(
         start,
         workers,
         pipeline=pipeline,
+        lora=lora,
         prompts=prompts,
         held_out_prompts=held_out_prompts,
         granularity=granularity,

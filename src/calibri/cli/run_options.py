@@ -48,6 +48,14 @@ HeldOutPromptsOption = Annotated[
         rich_help_panel=DATA,
     ),
 ]
+LoraOption = Annotated[
+    str | None,
+    typer.Option(
+        "--lora",
+        metavar="LORA",
+        help="Calibrate on top of a LoRA: a folder or file of PEFT or diffusers, or a repository.",
+    ),
+]
 GranularityOption = Annotated[
     GranularityName | None,
     typer.Option(
@@ -116,6 +124,7 @@ DtypeOption = Annotated[
 # What a command calls an option, and the key of the configuration that it sets.
 _KEYS = {
     "pipeline": "pipeline",
+    "lora": "lora",
     "device": "device",
     "dtype": "dtype",
     "seed": "seed",

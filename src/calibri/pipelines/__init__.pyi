@@ -1,3 +1,7 @@
+from .adapters import LowRank as LowRank
+from .adapters import adapter_file as adapter_file
+from .adapters import is_adapter as is_adapter
+from .adapters import read_adapter as read_adapter
 from .blueprints import build_networks as build_networks
 from .blueprints import find_geometry as find_geometry
 from .blueprints import forward_of as forward_of
@@ -13,6 +17,8 @@ from .families.timesteps import Schedule as Schedule
 from .geometries import Geometry as Geometry
 from .granularity import parameter_names as parameter_names
 from .loading import load_pipeline as load_pipeline
+from .lora import Lora as Lora
+from .lora import lora_of as lora_of
 from .modular import PLAIN_INDEX as PLAIN_INDEX
 from .modular import index_name as index_name
 from .names import can_be_repository as can_be_repository
@@ -34,6 +40,7 @@ from .stored import StoredTensor as StoredTensor
 from .stored import change_stored as change_stored
 from .stored import is_other_index as is_other_index
 from .stored import read_header as read_header
+from .stored import read_json as read_json
 from .stored import read_rows as read_rows
 from .stored import stored_tensors as stored_tensors
 from .stored import weight_files as weight_files

@@ -13,6 +13,7 @@ from calibri.config import SHIPPED
 from calibri.devices import resolve_device
 from calibri.errors import UnsupportedModelError, first_line
 from calibri.pipelines.dtype_name import DTYPE
+from calibri.pipelines.lora import lora_file, merge_lora
 from calibri.pipelines.modular import (
     hide_progress,
     is_modular_index,
@@ -24,24 +25,34 @@ from calibri.pipelines.networks import networks_of
 
 
 def load_pipeline(
-    name: str, *, revision: str | None = None, dtype: str = "float32", device: str = "auto"
+    name: str,
+    *,
+    revision: str | None = None,
+    lora: str | None = None,
+    dtype: str = "float32",
+    device: str = "auto",
 ) -> Any:
     """Load a pipeline ready to sample, without progress bars.
 
     Args:
         name: ``"shapes"``, a local folder, or a Hugging Face repository id.
         revision: branch, tag or commit of a repository.
+        lora: a LoRA that its transformer gets, see ``lora_file``; None for none.
         dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         device: see ``resolve_device``.
 
     Raises:
         UnsupportedModelError: nothing could be loaded under that name, or it has no transformer.
+        CalibrationError: the LoRA is for another model.
         ConfigError: the device does not exist.
     """
     target = resolve_device(device)
+    adapter = None if lora is None else lora_file(lora)  # before a large model is loaded
     pipe = _from_pretrained(name, revision, getattr(torch, dtype))
     networks_of(pipe)
     hide_progress(pipe)
+    if lora is not None and adapter is not None:
+        merge_lora(pipe, lora, adapter)
     return pipe.to(target)
 
 

@@ -12,6 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from calibri.errors import UnsupportedModelError, first_line
+
 _NAME = "diffusion_pytorch_model.safetensors"
 _INDEX = f"{_NAME}.index.json"
 # The plain floating-point types; what packs its values has another.
@@ -42,6 +44,19 @@ class StoredTensor:
     def rows(self) -> int:
         """Numbers along the first axis; 1 when there are no axes."""
         return self.shape[0] if self.shape else 1
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a small JSON file that may be missing.
+
+    Raises:
+        UnsupportedModelError: it is damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise UnsupportedModelError(f"Cannot read '{path}': {first_line(error)}.") from error
+    return content if isinstance(content, dict) else {}
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:

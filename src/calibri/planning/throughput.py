@@ -108,7 +108,11 @@ def measure(config: RunConfig, flops_per_image: float) -> Speed:
         CalibriError: the pipeline cannot be loaded or sampled from.
     """
     pipe = load_pipeline(
-        config.pipeline, revision=config.revision, dtype=config.dtype, device=config.device
+        config.pipeline,
+        revision=config.revision,
+        lora=config.lora,
+        dtype=config.dtype,
+        device=config.device,
     )
     sampler = Sampler(pipe, config.sampling)
     prompts = make_prompts(sample_prompts(config.sampling.batch_size, 0, "train"))

@@ -18,7 +18,7 @@ from calibri.coefficients import Coefficients
 from calibri.config import RunConfig, Workers
 from calibri.configure import ConfigLike, merge_config
 from calibri.files import write_atomically
-from calibri.pipelines import networks_of
+from calibri.pipelines import lora_of, networks_of
 from calibri.planning import images_by_phase, measures_first
 from calibri.progress import Progress, Together
 from calibri.results import Evaluation, RunSummary, SampleRow, SearchResult
@@ -321,12 +321,13 @@ def _shareable(config: RunConfig) -> dict[str, Any]:
 
 
 def _calibration(summary: RunSummary, session: Session, coefficients: Coefficients) -> Calibration:
-    config = session.config
+    config, lora = session.config, lora_of(session.bench.pipe)
     return Calibration(
         calibri_version=__version__,
         transformer_class=summary.transformer_class,
         base_model=config.pipeline,
         base_revision=config.revision,
+        lora=config.lora,
         coefficients=coefficients,
         sampling=Sampling(
             num_inference_steps=config.sampling.num_inference_steps,
@@ -348,6 +349,7 @@ def _calibration(summary: RunSummary, session: Session, coefficients: Coefficien
             "generations": len(summary.search.generations),
             "images": summary.search.images,
             USED: used_shipped_prompts(config),
+            **({} if lora is None else {"lora_digest": lora.digest}),
             "created": summary.created,
         },
         evaluation=summary.evaluation,

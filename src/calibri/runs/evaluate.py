@@ -36,6 +36,7 @@ def evaluate(
     calibration: Calibration | str | Path,
     *,
     pipeline: Any = None,
+    lora: str | None = None,
     prompts: Path | str | None = None,
     rewards: Sequence[Any] | None = None,
     reward_options: Mapping[str, Mapping[str, Any]] | None = None,
@@ -54,6 +55,7 @@ def evaluate(
         calibration: a folder, a finished run, a repository id, or a ``Calibration``.
         pipeline: a name (see ``load_pipeline``) or a loaded pipeline; None for the calibration's
             base model.
+        lora: a LoRA that a named pipeline gets (see ``load_pipeline``); None for the calibration's.
         prompts: prompts that the search did not use: a file, a set's name, ``"compositional"``, or
             ``"shapes"`` for the held-out captions of the shipped world; None for these without the
             ones that chose the calibration or gave its figures, when it is the shipped pipeline.
@@ -84,6 +86,7 @@ def evaluate(
         "evaluation": {**counts, "step_multiples": tuple(step_multiples)},
     }
     run = {**_model(calibration, name), "device": device, "seed": seed}
+    run["lora"] = lora or (calibration.lora if pipe is None else None)
     config, objects = _config(calibration, rewards, reward_options or {}, run, sections)
     sets = PromptSets((), (), _test_prompts(calibration, prompts, num_prompts, seed))
     with closing(Session(config, sets, pipe=pipe, rewards=objects)) as session:

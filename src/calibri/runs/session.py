@@ -77,6 +77,7 @@ class Session:
     ) -> None:
         config = _with_whole_paths(config)
         if pipe is not None:  # which stays where it is
+            _check_no_lora(config)
             config = config.model_copy(update={"device": str(pipe.device)})
         _check_workers(config, alone=pipe is not None or bool(rewards))
         here = config.model_copy(update={"device": driver_device(config)})
@@ -160,6 +161,14 @@ def _with_whole_paths(config: RunConfig) -> RunConfig:
     if sites is not None:
         space = space.model_copy(update={"sites": str(Path(sites).absolute())})
     return config.model_copy(update={"rewards": resolve_files(config.rewards), "space": space})
+
+
+def _check_no_lora(config: RunConfig) -> None:
+    if config.lora is not None:
+        raise ConfigError(
+            f"A pipeline was given as an object and the LoRA '{config.lora}' by its name. Load it "
+            "onto the pipeline yourself (pipe.load_lora_weights), or name the pipeline, too."
+        )
 
 
 def _guards(config: RunConfig, measures: Measures) -> list[str]:

@@ -141,5 +141,9 @@ class Bench:
 
 def _configured_pipeline(config: RunConfig) -> Any:
     return load_pipeline(
-        config.pipeline, revision=config.revision, dtype=config.dtype, device=config.device
+        config.pipeline,
+        revision=config.revision,
+        lora=config.lora,
+        dtype=config.dtype,
+        device=config.device,
     )

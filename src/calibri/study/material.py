@@ -145,7 +145,7 @@ def from_calibration(
         check_own_prompts(str(pipe), prompts)
     texts = _prompt_texts(calibration, prompts, num_prompts, seed)
     if isinstance(pipe, str | Path):
-        pipe = load_pipeline(str(pipe), dtype=dtype, device=device)
+        pipe = load_pipeline(str(pipe), lora=calibration.lora, dtype=dtype, device=device)
     settings = settings_of(calibration, {})
 
     def sampled(steps: int, calibrated: bool) -> Callable[[], Iterator[Image.Image]]:

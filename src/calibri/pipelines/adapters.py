@@ -15,8 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from calibri.artifact.checkpoints import read_json
 from calibri.errors import CalibrationError, UnsupportedModelError, first_line
+from calibri.pipelines.stored import read_json
 
 # lora_A, lora_B of PEFT and diffusers, lora_down, lora_up of kohya's scripts; alpha of both.
 _MATRIX = re.compile(
@@ -33,6 +33,8 @@ _PREFIXES = (
 )
 _TEXT_ENCODERS = ("text_encoder", "lora_te", "te_", "conditioner.")
 _SETTINGS = "lora_adapter_metadata"
+# What diffusers and PEFT call the file of an adapter.
+ADAPTER_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,16 @@ def is_adapter(names: Collection[str]) -> bool:
     return any(word in name for name in names for word in words)
 
 
+def for_text_encoders(names: Collection[str]) -> list[str]:
+    """List the tensors of an adapter that are for text encoders."""
+    return sorted(name for name in names if name.startswith(_TEXT_ENCODERS))
+
+
 def adapter_file(path: Path) -> Path | None:
     """Find the adapter in a folder of one, or take the file; None when there is none."""
     if path.is_file():
         return path
-    for name in ("pytorch_lora_weights.safetensors", "adapter_model.safetensors"):
+    for name in ADAPTER_FILES:
         if (path / name).is_file():
             return path / name
     return None
@@ -99,7 +106,7 @@ def read_adapter(
     unknown = [name for name in tensors if not _layer(name, paths)]
     if unknown or not tensors:
         raise CalibrationError(
-            f"'{path}' is an adapter for another model: BASE has no layer for "
+            f"'{path}' is an adapter for another model: this one has no layer for "
             f"{', '.join(unknown[:3]) or 'any part of it'}. Pass the pipeline it was trained on."
         )
     return _joined(path, tensors, settings, paths, weights)
@@ -194,8 +201,8 @@ def _low_rank(
     numbers = math.prod(shape[1:])
     if not fits or (up.shape[0], down.shape[1]) != (shape[0], numbers) or up.shape[1] != len(down):
         raise CalibrationError(
-            f"'{path}' does not fit '{layer}' of BASE, which is {' x '.join(map(str, shape))}: a "
-            "matrix is missing or has another shape. Pass the pipeline it was trained on."
+            f"'{path}' does not fit '{layer}', which is {' x '.join(map(str, shape))}: a matrix is "
+            "missing or has another shape. Pass the pipeline it was trained on."
         )
     alpha = float(part["alpha"]) if "alpha" in part else _alpha(layer, settings, len(down))
     root = bool(settings.get("use_rslora"))
