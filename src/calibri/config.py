@@ -200,6 +200,7 @@ class SearchConfig(_Section):
         method: ``"calibri"`` returns the tail-averaged mean; ``"reference"`` is the paper's loop,
             which keeps the best sampled candidate, with the paper's values of what is not given;
             ``"gradient"`` follows the gradient of a differentiable reward through the sampler;
+            ``"grpo"`` the policy gradient of any reward (Flow-GRPO);
             ``"random"`` learns nothing and keeps the best candidate around the start, and
             ``"one_plus_one"`` keeps the better of a parent and a child: baselines.
         generations: budget.
@@ -218,9 +219,10 @@ class SearchConfig(_Section):
             ``bucket_size``, ``popsize`` (both unless that is given) and ``fidelity`` by it
             (``calibri.runs.probe.measure``); None for runs of 20,000 images and more.
         sigma0: first step size, in units of a gate; under guidance w a w-th of it.
-        learning_rate: of ``"gradient"``: size of a step of Adam, in units of a gate.
+        learning_rate: of ``"gradient"`` and ``"grpo"``: size of a step of Adam, in units of a gate.
         last_steps: of ``"gradient"``: steps of the sampler that carry the gradient, which bounds
             memory; None for all.
+        noise_level: of ``"grpo"``: of the noise in each step, see ``calibri.sampling.sde``.
         scale_bounds: allowed range of scalars.
         output_bounds: allowed range of output weights.
         tail: fraction of the generations so far whose means are averaged.
@@ -244,6 +246,7 @@ class SearchConfig(_Section):
     sigma0: float = Field(0.15, gt=0.0, le=2.0)
     learning_rate: float = Field(0.02, gt=0.0, le=1.0)
     last_steps: int | None = Field(None, ge=1)
+    noise_level: float = Field(0.7, gt=0.0, le=2.0)
     scale_bounds: tuple[float, float] = (-1.0, 2.0)
     output_bounds: tuple[float, float] = (-10.0, 10.0)
     tail: float = Field(0.25, gt=0.0, le=1.0)

@@ -38,6 +38,7 @@ from calibri.runs.loop import ValidatedSearch
 from calibri.runs.machines import machine
 from calibri.runs.notes import JournalNotes, plan_of
 from calibri.runs.objects import Given, configured
+from calibri.runs.policy import check_policy_search
 from calibri.runs.probe.cheaper import cheaper_fidelities, check_fidelity, size_notes
 from calibri.runs.probe.measure import (
     PHASE,
@@ -179,7 +180,9 @@ def check_search(session: Session) -> None:
     config = session.config.search
     check_start(session)
     check_probe(session.config, len(session.prompts.train))
-    if config.method_info.uses_gradients:
+    if config.method_info.by_policy:
+        check_policy_search(session)
+    elif config.method_info.uses_gradients:
         check_gradient(session, config.last_steps)
     check_fidelity(session)
 

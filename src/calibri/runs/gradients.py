@@ -152,7 +152,7 @@ class Gradients:
         records = self._evaluator.differentiate(
             phase, step, self._session.space.coefficients(vector), noises, names, self._last_steps
         )
-        slopes = {name: self._mean(name, records) for name in names}
+        slopes = {name: _mean(self._jacobian, name, records) for name in names}
         failed = np.isnan(next(iter(slopes.values())).scores)
         self._evaluator.dropped += int(failed.sum())
         for factor in self._session.space.factors:
@@ -177,21 +177,30 @@ class Gradients:
             for name, table in tables.items()
         }
 
-    def _mean(self, name: str, records: Sequence[Mapping[str, Any]]) -> Slope:
-        scores = np.concatenate([decode(record["scores"][name]) for record in records])
-        count = int(np.isfinite(scores).sum())
-        if not count:
-            raise RewardError(
-                f"Each of the {len(scores)} images of an update was dropped: the score of '{name}' "
-                "or its gradient was not finite. Check the reward and the pipeline."
-            )
-        total = np.sum([self._flat(record["gradients"][name]) for record in records], axis=0)
-        return Slope(scores, total / count)
 
-    def _flat(self, gradient: Any) -> Vector:
-        """From the scales of the sites to the flat vector."""
-        table = np.array(gradient)
-        axes = list(range(table.ndim))
-        return np.asarray(
-            np.tensordot(self._jacobian, table, axes=([axis + 1 for axis in axes], axes))
+def mean_slope(session: Session, name: str, records: Sequence[Mapping[str, Any]]) -> Slope:
+    """Average gradients with respect to scales, as gradients with respect to the flat vector.
+
+    Args:
+        session: has the space.
+        name: of a reward.
+        records: results of units, see ``Evaluator.differentiate``.
+
+    Raises:
+        RewardError: all images were dropped.
+    """
+    return _mean(jacobian(session.space, session.bench.scaler.sites), name, records)
+
+
+def _mean(jacobian: NDArray[np.float64], name: str, records: Sequence[Mapping[str, Any]]) -> Slope:
+    scores = np.concatenate([decode(record["scores"][name]) for record in records])
+    count = int(np.isfinite(scores).sum())
+    if not count:
+        raise RewardError(
+            f"Each of the {len(scores)} images of an update was dropped: the score of '{name}' or "
+            "its gradient was not finite. Check the reward and the pipeline."
         )
+    table = np.sum([np.array(record["gradients"][name]) for record in records], axis=0)
+    axes = list(range(table.ndim))
+    total = np.tensordot(jacobian, table, axes=([axis + 1 for axis in axes], axes))
+    return Slope(scores, np.asarray(total) / count)

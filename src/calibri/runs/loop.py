@@ -18,6 +18,7 @@ from calibri.runs.basis import make_search, share_shifts
 from calibri.runs.checkpoints import Checkpoints
 from calibri.runs.feedback import Compared, Feedback, Judge, Objective, Race, Slopes
 from calibri.runs.gradients import Gradients, images_beside
+from calibri.runs.policy import Policy
 from calibri.runs.session import Session
 from calibri.sampling import Noise
 from calibri.scoring import Evaluator
@@ -91,6 +92,8 @@ class SearchLoop(Iterator[Step]):
 
     def _make_judge(self, info: MethodInfo) -> Judge:
         original = self._session.space.start
+        if info.by_policy:
+            return Policy(self._session, self._evaluator, self._objective, self._config)
         if not info.uses_gradients:
             return Race(self._objective, original, self._config)
         gradients = Gradients(self._session, self._evaluator, self._config.last_steps)

@@ -12,6 +12,11 @@ from .scales.fold import fold_steps as fold_steps
 from .scales.layout import Layout as Layout
 from .scales.scaler import Scaler as Scaler
 from .scales.uncopied import Uncopied as Uncopied
+from .sde import NOISE_LEVEL as NOISE_LEVEL
+from .sde import Paths as Paths
+from .sde import Rollouts as Rollouts
+from .sde import Transition as Transition
+from .sde import check_policy as check_policy
 from .shift import change_shift as change_shift
 from .signatures import bins_sizes as bins_sizes
 from .signatures import call_arguments as call_arguments

@@ -258,6 +258,18 @@ class Sampler:
             )
         return images
 
+    def run_with_gradient(self, noises: Sequence[Noise], shift: float = 1.0) -> None:
+        """Run the steps of one batch with gradients, for who watches them; nothing is decoded.
+
+        Args:
+            noises: what to sample.
+            shift: factor on the shift of the scheduler.
+        """
+        arguments = self.arguments(noises) | {"output_type": "latent"}
+        run = inspect.unwrap(type(self.pipe).__call__)
+        with torch.enable_grad(), self._encoder.answering(), changed_shift(self.pipe, shift):
+            run(self.pipe, **arguments)
+
     @property
     def full(self) -> Fidelity:
         """What a fidelity is relative to, as configured."""

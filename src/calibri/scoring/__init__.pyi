@@ -16,3 +16,5 @@ from .ledger import MemoryRecords as MemoryRecords
 from .ledger import Records as Records
 from .measures import Measures as Measures
 from .plain_json import decode as decode
+from .policy import advantages as advantages
+from .policy import policy_loss as policy_loss

@@ -169,6 +169,38 @@ class Evaluator:
         ]
         return self._records((phase, step), units)
 
+    def explore(
+        self,
+        phase: str,
+        step: int,
+        candidate: Coefficients,
+        noises: Sequence[Noise],
+        measure: str,
+        noise_level: float,
+    ) -> list[Mapping[str, Any]]:
+        """Take policy gradients of a reward with respect to the scales of a candidate.
+
+        Args:
+            phase: part of the run, for the journal.
+            step: number within the phase.
+            candidate: where.
+            noises: (prompt, seed) pairs, those of a prompt side by side.
+            measure: name of a reward.
+            noise_level: of the noise in each step.
+
+        Returns:
+            As ``differentiate``.
+
+        Raises:
+            RewardError: a score is not finite, and the policy is not to drop it.
+        """
+        parts = cut([(0, noise) for noise in noises], self._batch_size)
+        units = [
+            make_unit([candidate], part, [measure], self._full, "policy", noise_level=noise_level)
+            for part in parts
+        ]
+        return self._records((phase, step), units)
+
     def pin(self, name: str, step: int, vectors: Sequence[Vector]) -> list[Vector]:
         """Keep vectors before they are scored, or give those of the journal, see ``Ledger``."""
         return self._ledger.pin(name, step, vectors)

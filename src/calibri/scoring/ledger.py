@@ -132,7 +132,7 @@ def _check_result(key: Key, record: Mapping[str, Any], unit: Unit) -> None:
         raise _wrong(key, "it does not say how long it took")
     for name in unit.measures:
         _check_scores(key, record, name, len(unit.rows))
-        if unit.kind == "gradients":
+        if unit.kind in ("gradients", "policy"):
             _check_gradient(key, record, name)
 
 

@@ -19,10 +19,11 @@ from calibri.prompts import Prompt
 from calibri.results import Fidelity
 from calibri.sampling import Noise
 
-Kind = Literal["scores", "images", "gradients"]
+Kind = Literal["scores", "images", "gradients", "policy"]
 # Index of a candidate, and what to sample with it.
 Row = tuple[int, Noise]
-# By kind: {"scores": ..}, {"images": ..} or {"scores": .., "gradients": ..}; see ``plain_json``.
+# By kind: {"scores": ..}, {"images": ..} or {"scores": .., "gradients": ..}, this of policies, too;
+# see ``plain_json``.
 # How it came about may stand beside that: "worker", its name, and "busy", its seconds, where there
 # are several; "attempts", how many workers it took, where one was lost; "retried", images that were
 # sampled again because a score failed; "batch_size", where fewer images fitted than configured.
@@ -39,8 +40,10 @@ class Unit:
         measures: names of what is measured or differentiated; none for images.
         fidelity: of every row.
         kind: ``"scores"`` of every row, the ``"images"`` themselves, or ``"gradients"`` of scores
-            with respect to the scales of the only candidate, summed over the rows.
+            with respect to the scales of the only candidate, summed over the rows; ``"policy"``
+            for policy gradients in place of these.
         last_steps: of gradients: steps of the sampler that carry one; None for all.
+        noise_level: of policies: of the noise in each step (``calibri.sampling.Rollouts``).
     """
 
     candidates: tuple[Coefficients, ...]
@@ -49,6 +52,7 @@ class Unit:
     fidelity: Fidelity
     kind: Kind = "scores"
     last_steps: int | None = None
+    noise_level: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Give everything as plain values; floats keep every bit."""
@@ -62,6 +66,8 @@ class Unit:
         other: dict[str, Any] = {}
         if self.kind != "scores":
             other = {"kind": self.kind, "last_steps": self.last_steps}
+        if self.noise_level is not None:
+            other["noise_level"] = self.noise_level
         if metadata := {
             n.prompt.id: dict(n.prompt.metadata) for _, n in self.rows if n.prompt.metadata
         }:
@@ -82,6 +88,7 @@ class Unit:
             Fidelity.model_validate(data["fidelity"]),
             data.get("kind", "scores"),
             data.get("last_steps"),
+            data.get("noise_level"),
         )
 
     @cached_property
@@ -123,6 +130,7 @@ def make_unit(
     fidelity: Fidelity,
     kind: Kind = "scores",
     last_steps: int | None = None,
+    noise_level: float | None = None,
 ) -> Unit:
     """Make a unit of some rows, with the candidates that they refer to and no others."""
     used = sorted({candidate for candidate, _ in rows})
@@ -134,4 +142,5 @@ def make_unit(
         fidelity,
         kind,
         last_steps,
+        noise_level,
     )

@@ -97,7 +97,9 @@ class MethodInfo:
             black-box generation, the prompts of a bucket, and the images that an update takes for
             each of them beside that of its candidate.
         defaults: values of other settings of the search that stand where none are given.
-        uses_gradients: it is told gradients; rewards that cannot be differentiated are refused.
+        uses_gradients: it is told gradients; rewards that cannot be differentiated are refused,
+            unless ``by_policy``.
+        by_policy: these are policy gradients, which any reward has.
         plain_basis: every number starts with a step of the same length, whatever it does.
         papers_space: what is left open of the search space is the paper's.
         measures_first: a large run may choose its images by a measurement before it.
@@ -109,6 +111,7 @@ class MethodInfo:
     updates: Callable[[int, int, int], int] = _one
     defaults: Mapping[str, Any] = field(default_factory=dict)
     uses_gradients: bool = False
+    by_policy: bool = False
     plain_basis: bool = False
     papers_space: bool = False
     measures_first: bool = False

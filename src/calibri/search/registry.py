@@ -10,7 +10,7 @@ from calibri.errors import ConfigError
 if TYPE_CHECKING:
     from calibri.search.method import MethodInfo
 
-METHODS = ("calibri", "reference", "gradient", "random", "one_plus_one")
+METHODS = ("calibri", "reference", "gradient", "grpo", "random", "one_plus_one")
 
 
 def method_info(name: str) -> MethodInfo:

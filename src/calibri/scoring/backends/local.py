@@ -10,6 +10,7 @@ from calibri.scoring.backends.executors import InOrder, make_executor
 from calibri.scoring.bench import Bench
 from calibri.scoring.gradients import Differentiator
 from calibri.scoring.plain_json import encode_images
+from calibri.scoring.policy import PolicyDifferentiator
 from calibri.scoring.units import Kind, Result, Unit
 
 
@@ -28,6 +29,10 @@ class Local:
     @cached_property
     def _differentiator(self) -> Differentiator:
         return Differentiator(self._bench)
+
+    @cached_property
+    def _policy(self) -> PolicyDifferentiator:
+        return PolicyDifferentiator(self._bench)
 
     def run(self, units: Iterable[tuple[int, Unit]]) -> Iterator[tuple[int, Result]]:
         """Yield the index of a unit and its result in the order of the units.
@@ -50,14 +55,17 @@ class Local:
             yield from self._executor.run(units)
         elif kind == "images":
             yield from ((index, self._images(unit)) for index, unit in units)
-        else:
+        elif kind == "gradients":
             yield from self._differentiator.run(units)
+        else:
+            yield from self._policy.run(units)
 
     def smaller_batch(self, kind: Kind) -> Result:
         """Say how many images were computed at once, where fewer fitted than configured."""
-        where = self._differentiator if kind == "gradients" else self._bench
+        where = {"gradients": "_differentiator", "policy": "_policy"}.get(kind, "_bench")
         wanted = self._bench.config.sampling.batch_size
-        return {"batch_size": where.batch_size} if where.batch_size < wanted else {}
+        fitted: int = getattr(self, where).batch_size
+        return {"batch_size": fitted} if fitted < wanted else {}
 
     def _images(self, unit: Unit) -> Result:
         return {"images": encode_images(self._executor.sample(unit, unit.rows).pixels)}
