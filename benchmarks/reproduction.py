@@ -25,6 +25,7 @@ from calibri.runs import settings_of
 PAGE = Path(__file__).parents[1] / "docs" / "reproduction.md"
 BEGIN, END = "<!-- begin of results -->", "<!-- end of results -->"
 _ORDER = list(EXPERIMENTS)
+_SEARCHES = 3  # of each kind, where no other number is asked for
 _PIPES = str.maketrans({"|": "\\|", "\n": " "})
 
 
@@ -44,12 +45,26 @@ def command(findings: Findings) -> str:
     """The command that gives the same figures, apart from what a machine decides."""
     words = ["calibri experiment", findings.experiment]
     usual = settings_of(RunConfig()) | _usual(findings.experiment)
-    for key, value in findings.settings.items():
+    settings = dict(findings.settings)
+    for name in _pipelines(findings) if "Pipelines" in findings.facts else ():
+        words.append(f"--pipeline {name}")
+        settings |= {key.removeprefix(f"{name}: "): v for key, v in settings.items()}
+        settings.pop("pipeline", None)
+    seeds = settings.get("searches: seeds")
+    if isinstance(seeds, list) and len(seeds) != _SEARCHES:
+        words.append(f"--searches {len(seeds)}")
+    for key, value in settings.items():
         # What a configuration leaves open of the space is resolved by the pipeline.
         is_open = usual.get(key) is None and key.startswith("space.")
         if key in usual and not is_open and value != usual[key]:
             words.append(f"--set {key}={_written(value)}")
     return " ".join(words)
+
+
+def _pipelines(findings: Findings) -> list[str]:
+    """Names of the pipelines, of which there are several in one experiment."""
+    facts = findings.facts
+    return facts["Pipelines"].split(", ") if "Pipelines" in facts else [facts.get("Pipeline", "")]
 
 
 def _usual(name: str) -> dict[str, object]:
@@ -101,7 +116,7 @@ def claims(all_findings: Sequence[Findings]) -> list[str]:
     rows = [
         [
             f"`{f.experiment}`",
-            f.facts.get("Pipeline", f.facts.get("Pipelines", "")),
+            ", ".join(_pipelines(f)),
             f"{f.paper}: {f.claim}".translate(_PIPES),
             f"**{f.answer}**: {f.verdict}".translate(_PIPES),
         ]
@@ -157,7 +172,8 @@ def main() -> None:
     images = {}
     for number, (findings, folder) in enumerate(found):
         if (folder / "figure.svg").exists():
-            name = f"{findings.experiment}-{slug(findings.facts.get('Pipeline', ''))}.svg"
+            what = slug(" ".join([findings.experiment, *_pipelines(findings)]))
+            name = f"{number + 1:02d}-{what}.svg"
             write_atomically(place / name, (folder / "figure.svg").read_bytes())
             images[number] = f"images/experiments/{name}"
     text = page(options.page.read_text(encoding="utf-8"), [f for f, _ in found], images)

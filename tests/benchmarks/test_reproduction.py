@@ -70,6 +70,25 @@ def test_a_command_names_what_is_not_usual_and_nothing_else():
     ]
 
 
+def test_a_command_names_how_many_searches_and_which_pipelines():
+    found = findings()
+    settings = {**found.settings, "searches: seeds": [20, 21]}
+    two = found.model_copy(update={"settings": settings})
+    assert command(two) == "calibri experiment granularity --searches 2"
+    several = findings("backbones").model_copy(
+        update={
+            "facts": {"Pipelines": "shapes, ./other"},
+            "settings": {
+                f"{name}: {key}": value
+                for name in ("shapes", "./other")
+                for key, value in {**settings, "pipeline": name, "search.generations": 7}.items()
+            },
+        }
+    )
+    expected = "--pipeline shapes --pipeline ./other --searches 2 --set search.generations=7"
+    assert command(several) == f"calibri experiment backbones {expected}"
+
+
 def test_a_table_has_a_cell_for_each_column():
     lines = table(Table(title="t", columns=["", "n"], rows=[["a", None], ["b", 2]]))
     assert lines[-2:] == ["| a |  |", "| b | 2 |"]

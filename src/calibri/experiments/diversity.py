@@ -93,7 +93,7 @@ def _keeps(change: Figure, before: float) -> bool | None:
 def _share(change: Figure, before: float) -> str:
     if before <= 0:
         return "some"
-    mean, low, high = (1 + x / before for x in (change.mean, change.low, change.high))
+    mean, low, high = (max(0.0, 1 + x / before) for x in (change.mean, change.low, change.high))
     return f"{mean:.0%} [{low:.0%}, {high:.0%}]"
 
 

@@ -154,7 +154,8 @@ def planned(session: Session, cells: Sequence[Cell]) -> tuple[list[Plan], dict[s
         except CalibriError as error:
             if not cell.optional:
                 raise
-            left_out[cell.label] = str(error)
+            # What to do about it is for who asked for that.
+            left_out[cell.label] = f"{str(error).partition('. ')[0].rstrip('.')}."
     dearest = max(plan.costs[-1] for plan in plans)
     return [plan.at_cost(dearest) for plan in plans], left_out
 

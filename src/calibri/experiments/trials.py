@@ -142,11 +142,13 @@ class Trials:
         ]
 
     def note(self) -> str:
-        """Say what was left out, and how many seeds there are."""
+        """Say how many seeds there are, which searches failed, and what was left out."""
         seeds = f"{len(self.seeds)} seed{'s' * (len(self.seeds) > 1)} of each search"
         alone = "" if len(self.seeds) > 1 else ", so that no interval allows for the seed's chance"
-        left = " ".join(f"Left out is '{k}': {reason}" for k, reason in self.left_out.items())
-        return f"There are {seeds}{alone}. {left}".strip()
+        none = sum(not any(c.chosen for c in f.search.checkpoints) for f in self.found)
+        nothing = f"{none} of {len(self.found)} found nothing better and return the original."
+        left = [f"Left out is '{k}': {reason}" for k, reason in self.left_out.items()]
+        return " ".join([f"There are {seeds}{alone}.", *([nothing] if none else []), *left])
 
 
 def cost_of(found: Found, checkpoint: Checkpoint) -> float:
