@@ -35,7 +35,12 @@ class Landscape:
 
     def run(self, units: Iterable[tuple[int, Unit]]) -> Iterator[tuple[int, Result]]:
         for index, unit in units:
-            yield index, self._gradients(unit) if unit.kind == "gradients" else self._scores(unit)
+            yield (
+                index,
+                self._gradients(unit)
+                if unit.kind in ("gradients", "policy")
+                else self._scores(unit),
+            )
 
     def close(self):
         pass

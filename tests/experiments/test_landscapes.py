@@ -12,6 +12,7 @@ from calibri.experiments.registry import EXPERIMENTS
 from calibri.pipelines import parameter_names
 from calibri.pipelines.sites.site import Site
 from calibri.shapes import PIPELINE_PATH
+from tests.loras import saved_by_peft
 from tests.tiny import FEW_PROMPTS, tiny_run
 
 SEARCHING = [name for name, (_, kind) in EXPERIMENTS.items() if kind == "searches"]
@@ -43,8 +44,12 @@ def cells(findings, table=0):
 
 @pytest.mark.parametrize("name", SEARCHING)
 def test_every_one_ends_in_tables_a_verdict_and_a_page(name, landscape, shipped, tmp_path):
-    count = {"evaluation__images_per_prompt": 2} if name == "diversity" else {}
-    findings = run(name, shipped, tmp_path / "out", **count)
+    values = {"evaluation__images_per_prompt": 2} if name in ("diversity", "alignment") else {}
+    pipeline = shipped
+    if name == "alignment":  # which loads the pipeline itself
+        pipeline = "shapes"
+        values["lora"] = str(saved_by_peft(shipped.transformer, tmp_path / "lora"))
+    findings = run(name, pipeline, tmp_path / "out", **values)
     assert findings.verdict
     assert findings.tables[0].rows
     for table in findings.tables:

@@ -113,7 +113,7 @@ def experiment(
     [bold]ablation[/bold] bypasses each block, [bold]sweep[/bold] finds the best scale of each.
     [bold]granularity[/bold], [bold]optimisers[/bold] and [bold]trajectory[/bold] search in several
     ways at equal cost; [bold]steps[/bold], [bold]ensemble[/bold], [bold]backbones[/bold],
-    [bold]rewards[/bold] and [bold]diversity[/bold] calibrate and compare.
+    [bold]alignment[/bold], [bold]rewards[/bold] and [bold]diversity[/bold] calibrate and compare.
     [bold]convergence[/bold] and [bold]cost[/bold] look at a finished run. The same command goes on
     where it was stopped.
 

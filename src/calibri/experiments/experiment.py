@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,27 +161,32 @@ def _backbones(
     output: Path | None,
     progress: Progress,
 ) -> Findings:
-    names = [setup.config.pipeline for setup in setups]
+    models = [
+        (label, replace(setup, config=config))
+        for setup in setups
+        for label, config in made.models(setup.config).items()
+    ]
+    names = [label for label, _ in models]
     settings: dict[str, object] = {}
     if len(set(names)) < len(names):
         raise ConfigError("A pipeline is given twice. Name each once.")
-    for setup in setups:  # all are loaded and checked before anything is sampled
+    for label, setup in models:  # all are loaded and checked before anything is sampled
         with closing(setup.session()) as session:
             plans, _ = planned(session, made.cells(setup.config, session))
             own = {**settings_of_session(session), **settings_of_plans(plans, seeds)}
-            settings |= {f"{setup.config.pipeline}: {key}": value for key, value in own.items()}
+            settings |= {f"{label}: {key}": value for key, value in own.items()}
     folder = open_folder(name, settings, output)
     with folder.lock(), stopping_politely(_AGAIN):
         progress.begin(folder.path, settings)
         looks, of_each = [], {}
-        for number, setup in enumerate(setups, start=1):
-            own_place = folder.path / f"{number}-{slug(setup.config.pipeline)}"
+        for number, (label, setup) in enumerate(models, start=1):
+            own_place = folder.path / f"{number}-{slug(label)}"
             own_place.mkdir(exist_ok=True)
             place = Place(own_place, folder.again, progress)
             with closing(setup.session()) as session:
                 plans, left_out = planned(session, made.cells(setup.config, session))
                 trials, own_facts = _tried(made, session, plans, left_out, seeds, place)
                 looks.append(made.look(session, trials))
-            of_each[setup.config.pipeline] = own_facts
+            of_each[label] = own_facts
         facts = facts_of_several(of_each)
         return keep(folder, made.heading, made.outcome(looks), settings, facts)

@@ -99,14 +99,20 @@ class Searches:
     with_diversity: bool = False
 
 
+def as_given(config: RunConfig) -> Mapping[str, RunConfig]:
+    """The pipeline of a configuration under its own name."""
+    return {config.pipeline: config}
+
+
 @dataclass(frozen=True)
 class Backbones:
-    """An experiment that does the same with several pipelines.
+    """An experiment that does the same with several models.
 
     Attributes:
         cells: as for ``Searches``, like what follows.
-        look: what the outcome needs to know of one pipeline.
+        look: what the outcome needs to know of one model.
         outcome: what all of them say.
+        models: configuration by label, of each configuration that is given.
     """
 
     heading: Heading
@@ -115,6 +121,7 @@ class Backbones:
     outcome: Callable[[Sequence[Any]], Outcome]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     conditions: Callable[[Session, Sequence[Found]], Sequence[Condition]] = returned
+    models: Callable[[RunConfig], Mapping[str, RunConfig]] = as_given
     with_diversity: bool = False
 
 

@@ -16,6 +16,7 @@ OPTIMISERS = {
     "calibri": "CMA-ES",
     "reference": "CMA-ES of the paper",
     "gradient": "gradient",
+    "grpo": "Flow-GRPO",
     "random": "random search",
     "one_plus_one": "(1+1)-ES",
 }

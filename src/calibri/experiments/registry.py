@@ -17,6 +17,7 @@ EXPERIMENTS: dict[str, tuple[str, Kind]] = {
     "steps": ("original and calibrated over the number of steps", "searches"),
     "ensemble": ("ensembles of 1 to 3 members, over steps and evaluations", "searches"),
     "backbones": ("several pipelines, calibrated at few steps or not", "searches"),
+    "alignment": ("the pipeline calibrated, aligned by a LoRA, and both", "searches"),
     "rewards": ("each reward as the objective, all of them as metrics", "searches"),
     "diversity": ("how much the images of a prompt differ, before and after", "searches"),
     "trajectory": ("knots, shift and guidance against constants, at equal cost", "searches"),

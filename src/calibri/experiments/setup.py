@@ -10,7 +10,7 @@ from calibri.config import RunConfig
 from calibri.errors import ConfigError, PromptError
 from calibri.experiments.kinds import Backbones, Grid, Searches
 from calibri.experiments.names import digest
-from calibri.pipelines import find_geometry, is_published
+from calibri.pipelines import find_geometry, is_published, lora_of
 from calibri.prompts import Prompt, PromptSets, prompt_sets, prompts_from
 from calibri.rewards import Mixture
 from calibri.runs import Given, Session, settings_of
@@ -98,4 +98,6 @@ def _check(config: RunConfig) -> None:
 def settings_of_session(session: Session) -> dict[str, object]:
     """Everything that decides the figures: the configuration, and the very prompts."""
     ids = "\n".join(prompt.id for prompt in session.prompts.test)
-    return {**settings_of(session.config), "prompts.digest": digest(ids)}
+    lora = lora_of(session.bench.pipe)
+    own = {} if lora is None else {"lora.digest": lora.digest}
+    return {**settings_of(session.config), "prompts.digest": digest(ids), **own}

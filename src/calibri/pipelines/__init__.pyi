@@ -18,6 +18,7 @@ from .geometries import Geometry as Geometry
 from .granularity import parameter_names as parameter_names
 from .loading import load_pipeline as load_pipeline
 from .lora import Lora as Lora
+from .lora import lora_digest as lora_digest
 from .lora import lora_of as lora_of
 from .modular import PLAIN_INDEX as PLAIN_INDEX
 from .modular import index_name as index_name

@@ -44,10 +44,12 @@ class Lora:
     Attributes:
         name: as it was given.
         digest: the first 16 hexadecimal digits of the SHA-256 of its file.
+        parameters: numbers in it.
     """
 
     name: str
     digest: str
+    parameters: int
 
 
 def lora_of(pipe: Any) -> Lora | None:
@@ -87,7 +89,20 @@ def merge_lora(pipe: Any, name: str, file: Path) -> None:
         )
     for own, change in changes.items():
         _add(weights[own], change)
-    setattr(transformer, _MERGED, Lora(name, _digest(file)))
+    count = sum(change.up.numel() + change.down.numel() for change in changes.values())
+    setattr(transformer, _MERGED, Lora(name, _digest(file), count))
+
+
+def lora_digest(name: str) -> str:
+    """Tell what is in a LoRA: 16 hexadecimal digits of the SHA-256 of its file.
+
+    Args:
+        name: see ``lora_file``.
+
+    Raises:
+        UnsupportedModelError: there is none.
+    """
+    return _digest(lora_file(name))
 
 
 @torch.no_grad()
