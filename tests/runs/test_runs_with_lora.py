@@ -52,7 +52,9 @@ def test_the_calibration_says_on_top_of_what_it_was_made(made, lora, run):
     assert made.lora == lora
     assert made.provenance["lora_digest"]
     assert lora in repr(made)
-    assert f"On top of the LoRA | {lora}" in (run[1] / "calibration" / "README.md").read_text()
+    card = (run[1] / "calibration" / "README.md").read_text()
+    assert f"On top of the LoRA | {lora}" in card
+    assert f'# Then its LoRA, "{lora}"' in card
 
 
 def test_one_without_a_lora_is_written_as_before(finished_run):

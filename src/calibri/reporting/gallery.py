@@ -87,6 +87,8 @@ def _entry(source: str) -> Entry:
     }
     if sampling.width and sampling.height:
         facts["Size"] = f"{sampling.width} \N{MULTIPLICATION SIGN} {sampling.height}"
+    if calibration.lora is not None:
+        facts["On top of"] = calibration.lora
     return Entry(
         model=calibration.base_model,
         facts=facts,
