@@ -205,9 +205,10 @@ class SearchConfig(_Section):
             ``"one_plus_one"`` keeps the better of a parent and a child: baselines.
         generations: budget.
         popsize: candidates per generation; None for 8 sqrt(n), or the paper's 4 + 3 ln n.
-        bucket_size: prompts of the first generation, the same for all candidates.
+        bucket_size: prompts of the first generation, the same for all candidates; of
+            ``"gradient"`` 4 where it is not given.
         bucket_growth: prompts of the last generation in units of ``bucket_size``; the bucket grows
-            by the same factor from generation to generation.
+            by the same factor from generation to generation; of ``"gradient"`` 4 likewise.
         race_first: share of a bucket that scores all candidates.
         race_keep: share of the candidates, the better ones there, that are scored on the rest of
             the bucket too; 1 scores all on all of it.

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from calibri.config import load_config
+from calibri.planning import updates_per_generation
 from calibri.progress import Progress
 from calibri.rewards.mixing import used_rewards
 from calibri.rewards.pickscore import PickScore
@@ -17,7 +18,7 @@ from calibri.rewards.weights import Checkpoint
 from calibri.runs.calibrate import calibrate, planned_images
 from calibri.runs.feedback import scale_prompts
 from calibri.runs.journal import read_journal
-from calibri.runs.loop import SearchLoop, ValidatedSearch, updates_per_generation
+from calibri.runs.loop import SearchLoop, ValidatedSearch
 from calibri.runs.session import Session
 from calibri.scoring.ledger import Ledger, MemoryRecords
 from tests.fakes import StopAfter
@@ -71,7 +72,7 @@ def search(records=None, progress=None, **values):
 
 
 def updates_of(config):
-    return updates_per_generation(config.search, dimension=23)
+    return updates_per_generation(config.search, 23)
 
 
 def test_a_reward_rises_and_the_record_says_by_how_much():
@@ -86,7 +87,8 @@ def test_a_reward_rises_and_the_record_says_by_how_much():
     assert all(generation.sigma == 0.02 for generation in result.generations)
     assert result.coefficients == dict(session.space.named(vector))
     # 3 updates and the original on one bucket, twice; two checkpoints and the original's.
-    assert result.images == 2 * (3 + 1) * 4 + 3 * 12
+    assert result.images == 2 * (3 * 3 + 1) * 4 + 3 * 12
+    assert result.images == sum(planned_images(session)[p] for p in ("search", "validation"))
     assert result.stopped == "the budget of 2 generations is used up"
 
 
@@ -146,7 +148,7 @@ def test_a_constraint_turns_a_search_that_breaks_it():
     assert np.abs(held - start).max() < 0.5 * np.abs(vector - start).max()
     # The original is scored on every bucket, not on that of a generation's last update alone, so
     # that there are fewer updates.
-    assert result.images == scale_prompts(session) + 2 * 2 * (4 + 4) + 3 * 12
+    assert result.images == scale_prompts(session) + 2 * 2 * (3 * 4 + 4) + 3 * 12
 
 
 @pytest.mark.parametrize("constraints", [(), ("anti-red >= 0.5 of baseline",)])
@@ -159,11 +161,11 @@ def test_a_generation_costs_no_more_than_the_candidates_of_a_race(shift, constra
         "search__popsize": 18,
     }
     session, _, result = search(**values)
-    planned = planned_images(session)["search"] - scale_prompts(session)
+    assert result.images == planned_images(session)["search"] + 2 * 12
     sampled = result.images - scale_prompts(session) - 2 * 12
     updates = 18 // (3 + 2 * shift + len(constraints))
-    assert sampled == 4 * (updates * (1 + 2 * shift + len(constraints)) + (not constraints))
-    assert sampled + 2 * 4 * updates <= planned
+    assert sampled == 4 * (updates * (3 + 2 * shift + len(constraints)) + (not constraints))
+    assert sampled <= 4 * (18 + 1)
 
 
 def test_a_search_of_the_shift_moves_it_and_resumes_bit_for_bit():

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from calibri.coefficients.space import SearchSpace
 from calibri.errors import ConfigError, RewardError, RunError, UnsupportedModelError
+from calibri.planning import images_beside
 from calibri.progress import Progress
 from calibri.results import DIVERSITY
 from calibri.rewards.mixing import used_rewards
 from calibri.rewards.registry import make_reward
 from calibri.rewards.reward import BatchedReward, DifferentiableReward, RewardInfo
-from calibri.runs.gradients import Gradients, images_beside, jacobian
+from calibri.runs.gradients import Gradients, jacobian
 from calibri.runs.session import Session
 from calibri.sampling.shift import changed_shift
 from calibri.scoring.ledger import Ledger, MemoryRecords
@@ -178,8 +179,8 @@ def test_the_slope_along_the_shift_is_that_of_the_mean_reward_around_it(shift):
     assert abs(found.gradient[-1]) > 1e-5
     np.testing.assert_allclose(found.scores.mean(), mean(vector), atol=1e-6)
     # Both sides are images like any others.
-    assert evaluator.images == 3 * len(noises)
-    assert images_beside(session) == 2
+    assert evaluator.images == (3 + 2) * len(noises)
+    assert images_beside(session.config) == 2
 
 
 def test_the_gradient_of_the_shapes_reward_agrees_with_finite_differences():
@@ -213,7 +214,8 @@ def test_scores_are_those_of_the_black_box(plain):
         "search", 0, [plain.space.coefficients(vector)], noises, plain.objective
     )
     np.testing.assert_allclose(found.scores, scores["weighing"][0], atol=1e-7)
-    assert evaluator.images == 10
+    # One with its gradient is counted as three.
+    assert evaluator.images == 5 * (3 + 1)
 
 
 @pytest.mark.parametrize("values", [{"knots": 1}, {"knots": 2}, {"output_weights": False}])
@@ -499,7 +501,7 @@ def test_units_in_the_journal_are_not_computed_again(plain, monkeypatch):
     monkeypatch.setattr(plain.bench.sampler, "sample_with_gradient", None)
     progress = Counting()
     found = gradient_of(plain, vector, noises, records=records, progress=progress)
-    assert progress.units == [(4, False)]
+    assert progress.units == [(3 * 4, False)]
     assert np.array_equal(found.gradient, expected.gradient)
     assert np.array_equal(found.scores, expected.scores)
     with pytest.raises(RunError, match="other candidates"):

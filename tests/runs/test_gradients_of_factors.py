@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from calibri.planning import images_beside
 from calibri.progress import Progress
 from calibri.rewards.reward import BatchedReward, RewardInfo
-from calibri.runs.gradients import Gradients, images_beside
+from calibri.runs.gradients import Gradients
 from calibri.runs.loop import SearchLoop
 from calibri.runs.session import Session
 from calibri.scoring.ledger import Ledger, MemoryRecords
@@ -71,7 +72,7 @@ def test_slopes_are_those_of_the_mean_reward_and_the_scales_are_differentiated_t
         assert abs(slope) > 1e-5
     # The other images are sampled with the same factors.
     assert found.scores.mean() == pytest.approx(mean(vector), abs=1e-6)
-    assert images_beside(session) == 4
+    assert images_beside(session.config) == 4
 
 
 def test_a_search_moves_both_and_resumes(session):

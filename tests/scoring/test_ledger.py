@@ -13,6 +13,7 @@ from calibri.prompts.files import make_prompts
 from calibri.results import FEATURES, Fidelity
 from calibri.sampling.sampler import Noise
 from calibri.scoring.ledger import Ledger, MemoryRecords
+from calibri.scoring.plain_json import encode_exact
 from calibri.scoring.units import make_unit
 
 CANDIDATE = Coefficients(
@@ -33,10 +34,14 @@ def kept(record):
     return Ledger(records)
 
 
+def slopes(rows):
+    return encode_exact(np.array(rows))
+
+
 def good(kind="scores"):
     record = {"kind": "unit", "phase": "search", "step": 0, "unit": 0, "seconds": 0.5}
     record |= {"digest": unit_of(kind).digest, "scores": {"m": [1.0, None]}}
-    return record | ({"gradients": {"m": [[0.5, -1.0]]}} if kind == "gradients" else {})
+    return record | ({"gradients": {"m": slopes([[0.5], [-1.0]])}} if kind == "gradients" else {})
 
 
 @pytest.mark.parametrize("kind", ["scores", "gradients"])
@@ -74,8 +79,12 @@ def test_what_was_kept_is_found(kind):
         {"scores": {"m": [10**400, 1.0]}},
         {"gradients": None},
         {"gradients": {"m": "steep"}},
-        {"gradients": {"m": [[1.0], [1.0, 2.0]]}},
-        {"gradients": {"m": [[None, 1.0]]}},
+        {"gradients": {"m": [[0.5], [-1.0]]}},
+        {"gradients": {"m": slopes([[0.5]])}},
+        {"gradients": {"m": slopes([0.5, -1.0])}},
+        {"gradients": {"m": slopes([[0.5], [np.inf]])}},
+        {"gradients": {"m": slopes([[0.5], [-1.0]]) | {"shape": [3, 1]}}},
+        {"gradients": {"m": slopes([[0.5], [-1.0]]) | {"float64": "?"}}},
     ],
 )
 def test_wrong_fields_are_told_in_words(change):

@@ -12,7 +12,7 @@ def gradients(count, size=5, seed=0):
     return np.random.default_rng(seed).normal(size=(count, size)) * np.logspace(-3, 2, size)
 
 
-def make(start, basis=None, bounds=None, rate=0.05):
+def make(start, basis=None, bounds=None, rate=0.05, **options):
     size = len(start)
     return AdamSearch(
         Setup(
@@ -24,7 +24,8 @@ def make(start, basis=None, bounds=None, rate=0.05):
             sigma0=0.0,
             learning_rate=rate,
             tail=1.0,
-        )
+        ),
+        **options,
     )
 
 
@@ -32,16 +33,53 @@ def tell(search, gradient):
     search.tell(search.ask(), np.asarray(gradient)[None])
 
 
-def test_every_step_is_that_of_torch():
-    search = make(np.ones(5))
+@pytest.mark.parametrize("clipped", [False, True])
+@pytest.mark.parametrize("momentum", [0.5, 0.9])
+def test_every_step_is_that_of_torch_where_lengths_are_alike(momentum, clipped):
+    search = make(np.ones(5), momentum=momentum, clipped=clipped)
     tensor = torch.ones(5, dtype=torch.float64, requires_grad=True)
-    adam = torch.optim.Adam([tensor], lr=0.05, maximize=True)
-    for step, gradient in enumerate(gradients(40), 1):
-        tell(search, gradient)
-        tensor.grad = torch.from_numpy(gradient)
+    adam = torch.optim.Adam([tensor], lr=0.05, betas=(momentum, 0.999), maximize=True)
+    for step, rows in enumerate(gradients(120).reshape(40, 3, 5), 1):
+        if clipped:
+            rows *= 2 / np.linalg.norm(rows, axis=1, keepdims=True)
+        search.tell(search.ask(), rows)
+        tensor.grad = torch.from_numpy(rows.mean(axis=0))
         adam.step()
-        np.testing.assert_allclose(search.mean, tensor.detach().numpy(), rtol=1e-10)
+        np.testing.assert_allclose(search.mean, tensor.detach().numpy(), rtol=1e-9)
         assert search.generation == step
+
+
+@pytest.mark.parametrize("factor", [1.0, 1e3, 1e12])
+def test_an_image_counts_no_more_however_long_its_gradient_is(factor):
+    rows = np.random.default_rng(2).normal(size=(7, 5))
+    rows[np.argsort(np.linalg.norm(rows, axis=1))[4:]] *= 1e3
+    ours, theirs = make(np.ones(5), clipped=True), make(np.ones(5), clipped=True)
+    ours.tell(ours.ask(), rows)
+    rows[np.argsort(np.linalg.norm(rows, axis=1))[4:]] *= factor
+    theirs.tell(theirs.ask(), rows)
+    np.testing.assert_allclose(ours.mean, theirs.mean, rtol=1e-9)
+
+
+def test_one_long_gradient_after_short_ones_turns_a_search_little():
+    search = make(np.zeros(2), momentum=0.5, clipped=True)
+    for _ in range(50):
+        tell(search, [1.0, 1e-3])
+    before = search.mean
+    tell(search, [-1e6, 0.0])
+    # It counts as a few of those before would, not as a million.
+    assert search.mean[0] - before[0] > -0.1
+    for _ in range(5):
+        tell(search, [1.0, 1e-3])
+    assert search.mean[0] > before[0]
+
+
+def test_images_without_a_gradient_do_not_silence_the_others():
+    search = make(np.ones(2), clipped=True)
+    for _ in range(3):
+        search.tell(search.ask(), np.array([[0.0, 0.0]] * 9 + [[1.0, -2.0]]))
+    np.testing.assert_allclose(search.mean, [1.15, 0.85], rtol=1e-6)
+    search.tell(search.ask(), np.zeros((4, 2)))
+    assert np.isfinite(search.mean).all()
 
 
 def test_the_first_step_has_the_length_of_the_rate_along_every_column():
@@ -79,8 +117,8 @@ def test_a_gradient_that_is_not_finite_is_refused_and_moves_nothing(bad):
     assert search.generation == 0
 
 
-@pytest.mark.parametrize("shape", [(2,), (2, 2), (1, 3)])
-def test_it_is_told_one_gradient(shape):
+@pytest.mark.parametrize("shape", [(2,), (0, 2), (1, 3), (1, 2, 2)])
+def test_it_is_told_gradients_of_images(shape):
     search = make(np.ones(2))
-    with pytest.raises(ValueError, match="one candidate and its gradient of 2 numbers"):
+    with pytest.raises(ValueError, match="one candidate and gradients of 2 numbers"):
         search.tell(search.ask(), np.zeros(shape))

@@ -8,6 +8,7 @@ from .columns import Place as Place
 from .columns import scaled_places as scaled_places
 from .factors import check_factors as check_factors
 from .resolution import Capabilities as Capabilities
+from .resolution import ResolvedConfig as ResolvedConfig
 from .resolution import build_space as build_space
 from .resolution import resolve as resolve
 from .space import FACTOR_BOUNDS as FACTOR_BOUNDS

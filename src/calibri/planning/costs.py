@@ -8,7 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from calibri.coefficients import Capabilities, SearchSpace, build_space, resolve
+from calibri.coefficients import (
+    Capabilities,
+    ResolvedConfig,
+    SearchSpace,
+    build_space,
+    resolve,
+)
 from calibri.config import RunConfig, validate_config
 from calibri.configure import ConfigLike, merge_config
 from calibri.errors import ConfigError
@@ -143,12 +149,14 @@ def plan(
     _check_prompts(config)
     networks = build_networks(geometry)
     guidance = _guidance(networks, config)
+    capabilities = _capabilities(networks, guidance)
+    config = resolve(config, capabilities)
     counted = _counted(config, geometry, networks, guidance)
     flops = counted.flops
     height, width = image_size(networks, config)
     chosen = _machine(machine, geometry)
     speeds = _measured(config, flops, guidance) if measured else _speeds(chosen, tflops)
-    paper, ours = _spaces(networks["transformer"], config, guidance)
+    paper, ours = _spaces(config, capabilities)
     components = _sizes(networks, config)
     return Plan(
         pipeline=config.pipeline,
@@ -231,21 +239,23 @@ def searched(networks: Mapping[str, nn.Module], config: RunConfig) -> SearchSpac
     Raises:
         CalibriError: the model has no such search.
     """
-    return _spaces(networks["transformer"], config, _guidance(networks, config))[1]
+    capabilities = _capabilities(networks, _guidance(networks, config))
+    return build_space(resolve(config, capabilities), capabilities)
 
 
-def _spaces(
-    transformer: nn.Module, config: RunConfig, guidance: float
-) -> tuple[SearchSpace, SearchSpace]:
-    """What the paper's procedure and ours search."""
+def _capabilities(networks: Mapping[str, nn.Module], guidance: float) -> Capabilities:
     # There is no scheduler to ask here: models whose operations can be counted follow a flow with
     # a shift.
+    transformer = networks["transformer"]
     known = networks_of(transformer)[0].knows_timesteps
-    capabilities = Capabilities(sites_of(transformer), guidance, known, known)
-    ours = resolve(config, capabilities)
-    papers = ours.space.model_copy(update={"output_knots": 1, "shift": False})
-    paper = ours.model_copy(update={"space": papers})
-    return build_space(paper, capabilities), build_space(ours, capabilities)
+    return Capabilities(sites_of(transformer), guidance, known, known)
+
+
+def _spaces(config: ResolvedConfig, capabilities: Capabilities) -> tuple[SearchSpace, SearchSpace]:
+    """What the paper's procedure and ours search."""
+    papers = config.space.model_copy(update={"output_knots": 1, "shift": False})
+    paper = config.model_copy(update={"space": papers})
+    return build_space(paper, capabilities), build_space(config, capabilities)
 
 
 def _machine(name: str | None, geometry: Geometry) -> Machine | None:

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from calibri.config import RunConfig, SearchConfig
 from calibri.pipelines import Geometry
 from calibri.planning.flops import ImageFlops
+from calibri.planning.generations import bucket_sizes, images_of_generations
 from calibri.planning.throughput import Speed
 from calibri.results import Record
 from calibri.rewards import Mixture, reward_cost, used_rewards
-from calibri.search import bucket_size, fewest_prompts, images_of_generation
+from calibri.search import fewest_prompts
 
 TERA, PETA = 1e12, 1e15
 # The authors' loop: 496 prompts, 16 a bucket, are scored before the first and every 10th iteration.
@@ -65,8 +66,10 @@ class Procedure(Record):
 def images_by_phase(config: RunConfig, size: int, scale_prompts: int = 0) -> dict[str, int]:
     """Count the images that a run will sample at most, by phase.
 
+    An image with its gradient is counted as three, as everywhere.
+
     Args:
-        config: of the run.
+        config: of the run, with nothing left open.
         size: numbers that are searched.
         scale_prompts: prompts on which the rewards of a mixture are scaled first.
     """
@@ -98,15 +101,10 @@ def diversity_prompts(config: RunConfig, size: int, scale_prompts: int = 0) -> i
 
 def _images_of_scores(config: RunConfig, size: int, scale_prompts: int = 0) -> dict[str, int]:
     search, evaluation = config.search, config.evaluation
-    popsize = search.population(size)
     settings = len(evaluation.original_multiples) + len(evaluation.calibrated_multiples)
     count = search.images_per_prompt
-    bucket = sum(
-        images_of_generation(popsize, prompts, search.race_first, search.race_keep)
-        for prompts in bucket_sizes(search)
-    )
     return {
-        "search": (bucket + scale_prompts) * count,
+        "search": images_of_generations(config, size) + scale_prompts * count,
         "validation": _checkpoints(search) * search.num_validation_prompts * count,
         "evaluation": settings * evaluation.num_prompts * evaluation.images_per_prompt,
     }
@@ -121,12 +119,6 @@ def measures_first(search: SearchConfig, planned_images: int) -> bool:
     """Say whether a run of so many images is to be measured first (``calibri.runs.probe``)."""
     wanted = planned_images >= WORTHWHILE_IMAGES if search.probe is None else search.probe
     return wanted and search.method_info.measures_first
-
-
-def bucket_sizes(search: SearchConfig) -> list[int]:
-    """Prompts of each generation."""
-    first, last, count = search.bucket_size, search.final_bucket_size, search.generations
-    return [bucket_size(first, last, generation, count) for generation in range(count)]
 
 
 class Counted:

@@ -95,7 +95,7 @@ class Feedback:
     """What one update says of its candidates.
 
     Attributes:
-        told: for ``SearchMethod.tell``, float64 (candidates,) or (candidates, n).
+        told: for ``SearchMethod.tell``, float64 (candidates,), or (images, n) of the one candidate.
         compare: sets them beside the original; it may have to be scored for that.
     """
 
@@ -179,8 +179,9 @@ class Slopes:
     def __call__(
         self, number: int, candidates: Sequence[Vector], noises: Sequence[Noise]
     ) -> Feedback:
-        """Tell the gradient at the one candidate; the original is scored when they are compared,
-        or where a constraint asks for it.
+        """Tell the gradients of images at the one candidate.
+
+        The original is scored when they are compared, or where a constraint asks for it.
 
         Raises:
             RewardError: a score or a gradient is not finite.
@@ -192,8 +193,9 @@ class Slopes:
         alone = {name: slope.scores[None] for name, slope in slopes.items()}
         tables = paired() if self._objective.is_constrained else alone
         weights = self._objective.derivatives(tables)
-        parts = [weights[name] * slope.gradient for name, slope in slopes.items()]
-        return Feedback(np.sum(parts, axis=0)[None], lambda: self._compare(paired()))
+        rows = np.sum([weights[name] * slope.gradients for name, slope in slopes.items()], axis=0)
+        told = rows[np.isfinite(rows).all(axis=1)]
+        return Feedback(told, lambda: self._compare(paired()))
 
     def _paired(
         self, number: int, noises: Sequence[Noise], slopes: Mapping[str, Slope]

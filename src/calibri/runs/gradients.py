@@ -33,15 +33,20 @@ _FACTOR_STEP = 0.1
 
 @dataclass(frozen=True)
 class Slope:
-    """The mean of a reward over images and how it changes with the vector.
+    """A reward of images and how it changes with the vector.
 
     Attributes:
         scores: float64 (noises,), NaN where an image was dropped.
-        gradient: of the mean of the others, float64 (n,).
+        gradients: of the score of each image, float64 (noises, n), NaN where it was dropped.
     """
 
     scores: Scores
-    gradient: Vector
+    gradients: NDArray[np.float64]
+
+    @property
+    def gradient(self) -> Vector:
+        """Gradient of the mean score of the images that were not dropped, float64 (n,)."""
+        return np.asarray(np.nanmean(self.gradients, axis=0))
 
 
 def jacobian(space: SearchSpace, sites: Sequence[Site]) -> NDArray[np.float64]:
@@ -56,14 +61,6 @@ def jacobian(space: SearchSpace, sites: Sequence[Site]) -> NDArray[np.float64]:
     origin = space.coefficients(zero).site_scales(sites)
     moved = [space.coefficients(zero + unit).site_scales(sites) for unit in np.eye(space.size)]
     return np.stack(moved) - origin
-
-
-def images_beside(session: Session) -> int:
-    """Count what an update samples without gradient for each image with one.
-
-    Both sides of every factor, and the original where a constraint compares with it.
-    """
-    return 2 * len(session.space.factors) + bool(session.mixture.constraints)
 
 
 def check_gradient(session: Session, last_steps: int | None = None) -> None:
@@ -135,13 +132,13 @@ class Gradients:
     def __call__(
         self, phase: str, step: int, vector: Vector, noises: Sequence[Noise]
     ) -> dict[str, Slope]:
-        """Differentiate the mean of every reward of the objective.
+        """Differentiate every reward of the objective.
 
         Args:
             phase: part of the run, for the journal.
             step: number within the phase.
             vector: where, float64 (n,).
-            noises: (prompt, seed) pairs to average over.
+            noises: (prompt, seed) pairs, an image of each.
 
         Raises:
             RewardError: a score or a gradient is not finite, and the policy is not to drop the
@@ -149,21 +146,22 @@ class Gradients:
             RunError: one image alone does not fit into memory.
         """
         names = self._session.objective
-        records = self._evaluator.differentiate(
-            phase, step, self._session.space.coefficients(vector), noises, names, self._last_steps
+        space = self._session.space
+        found = self._evaluator.differentiate(
+            phase, step, space.coefficients(vector), noises, names, self._last_steps
         )
-        slopes = {name: _mean(self._jacobian, name, records) for name in names}
+        slopes = {name: Slope(s, self._flat(name, s, table)) for name, (s, table) in found.items()}
         failed = np.isnan(next(iter(slopes.values())).scores)
         self._evaluator.dropped += int(failed.sum())
-        for factor in self._session.space.factors:
+        for factor in space.factors:
             for name, difference in self._differences(factor, step, vector, noises).items():
-                slopes[name].gradient[self._session.space.labels.index(factor)] = difference
+                slopes[name].gradients[:, space.labels.index(factor)] = difference
         return slopes
 
     def _differences(
         self, factor: Factor, step: int, vector: Vector, noises: Sequence[Noise]
-    ) -> dict[str, float]:
-        """Central differences of the mean of every reward, one-sided at a bound of the factor."""
+    ) -> dict[str, Scores]:
+        """Central differences of every reward, one-sided at a bound of the factor, (noises,)."""
         space = self._session.space
         place = space.labels.index(factor)
         sides = np.stack([vector, vector])
@@ -172,35 +170,49 @@ class Gradients:
         candidates = [space.coefficients(side) for side in sides]
         tables = self._evaluator.score(factor, step, candidates, noises, self._session.objective)
         width = sides[1, place] - sides[0, place]
-        return {
-            name: float(np.diff(np.nanmean(table, axis=1))[0] / width)
-            for name, table in tables.items()
-        }
+        return {name: np.diff(table, axis=0)[0] / width for name, table in tables.items()}
+
+    def _flat(self, name: str, scores: Scores, tables: NDArray[np.float64]) -> NDArray[np.float64]:
+        """From the scales of the sites to the flat vector, image by image."""
+        _check_some(name, scores)
+        gradients = _to_vector(self._jacobian, tables)
+        gradients[np.isnan(scores)] = np.nan
+        return gradients
 
 
-def mean_slope(session: Session, name: str, records: Sequence[Mapping[str, Any]]) -> Slope:
-    """Average gradients with respect to scales, as gradients with respect to the flat vector.
+def mean_gradient(
+    session: Session, name: str, records: Sequence[Mapping[str, Any]]
+) -> tuple[Scores, Vector]:
+    """Average policy gradients, as gradients with respect to the flat vector.
 
     Args:
         session: has the space.
         name: of a reward.
-        records: results of units, see ``Evaluator.differentiate``.
+        records: results of units, see ``Evaluator.explore``.
+
+    Returns:
+        Scores, float64 (images,), NaN where one was dropped, and the mean of the others' gradients,
+        float64 (n,).
 
     Raises:
         RewardError: all images were dropped.
     """
-    return _mean(jacobian(session.space, session.bench.scaler.sites), name, records)
-
-
-def _mean(jacobian: NDArray[np.float64], name: str, records: Sequence[Mapping[str, Any]]) -> Slope:
     scores = np.concatenate([decode(record["scores"][name]) for record in records])
-    count = int(np.isfinite(scores).sum())
-    if not count:
+    _check_some(name, scores)
+    table = np.sum([np.array(record["gradients"][name]) for record in records], axis=0)
+    slopes = jacobian(session.space, session.bench.scaler.sites)
+    return scores, _to_vector(slopes, table[None])[0] / int(np.isfinite(scores).sum())
+
+
+def _check_some(name: str, scores: Scores) -> None:
+    if np.isnan(scores).all():
         raise RewardError(
             f"Each of the {len(scores)} images of an update was dropped: the score of '{name}' or "
             "its gradient was not finite. Check the reward and the pipeline."
         )
-    table = np.sum([np.array(record["gradients"][name]) for record in records], axis=0)
-    axes = list(range(table.ndim))
-    total = np.tensordot(jacobian, table, axes=([axis + 1 for axis in axes], axes))
-    return Slope(scores, np.asarray(total) / count)
+
+
+def _to_vector(jacobian: NDArray[np.float64], tables: NDArray[np.float64]) -> NDArray[np.float64]:
+    """From scales of sites, (images, ...), to the flat vector, (images, n)."""
+    axes = list(range(1, tables.ndim))
+    return np.asarray(np.tensordot(tables, jacobian, axes=(axes, axes)))

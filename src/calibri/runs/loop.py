@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from calibri.arrays import Vector
 from calibri.config import SearchConfig
+from calibri.planning import images_beside, updates_per_generation
 from calibri.progress import Progress
 from calibri.prompts import Buckets
 from calibri.results import Generation, SearchResult
@@ -17,12 +18,12 @@ from calibri.rewards import Scale
 from calibri.runs.basis import make_search, share_shifts
 from calibri.runs.checkpoints import Checkpoints
 from calibri.runs.feedback import Compared, Feedback, Judge, Objective, Race, Slopes
-from calibri.runs.gradients import Gradients, images_beside
+from calibri.runs.gradients import Gradients
 from calibri.runs.policy import Policy
 from calibri.runs.session import Session
 from calibri.sampling import Noise
 from calibri.scoring import Evaluator
-from calibri.search import MethodInfo, bucket_size, images_of_generation
+from calibri.search import MethodInfo, bucket_size
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class SearchLoop(Iterator[Step]):
         self._judge = self._make_judge(info)
         own = session.config.model_copy(update={"search": self._config})
         self._method = make_search(session.space, own, session.start, method=info, basis=basis)
-        beside = images_beside(session)
+        beside = images_beside(session.config)
         self._updates = updates_per_generation(self._config, session.space.size, info, beside)
         self.generations: list[Generation] = []
 
@@ -148,23 +149,6 @@ class SearchLoop(Iterator[Step]):
         self.generations.append(generation)
         self._progress.generation(generation)
         return generation
-
-
-def updates_per_generation(
-    config: SearchConfig, dimension: int, method: MethodInfo | None = None, beside: int = 0
-) -> int:
-    """How often a method is told in a generation.
-
-    Args:
-        config: decides what a generation may cost.
-        dimension: numbers that are searched.
-        method: None for the configured one.
-        beside: what an update with a gradient samples without, see ``images_beside``.
-    """
-    info = method or config.method_info
-    size, popsize = config.final_bucket_size, config.popsize or info.popsize(dimension)
-    images = images_of_generation(popsize, size, config.race_first, config.race_keep) - size
-    return info.updates(images, size, beside)
 
 
 class ValidatedSearch:

@@ -11,7 +11,7 @@ from calibri.config import SearchConfig
 from calibri.errors import ConfigError
 from calibri.results import FULL
 from calibri.runs.feedback import Compared, Feedback, Objective
-from calibri.runs.gradients import mean_slope
+from calibri.runs.gradients import mean_gradient
 from calibri.runs.session import Session
 from calibri.sampling import Noise, Rollouts
 from calibri.scoring import Evaluator
@@ -100,18 +100,18 @@ class Policy:
             name,
             self._config.noise_level,
         )
-        slope = mean_slope(self._session, name, records)
-        self._evaluator.dropped += int(np.isnan(slope.scores).sum())
+        scores, gradient = mean_gradient(self._session, name, records)
+        self._evaluator.dropped += int(np.isnan(scores).sum())
 
         def compare() -> Compared:
             start = self._session.space.start
             original = self._objective.means(
                 self._objective.tables("search", number, [start], noises)
             )
-            mean = float(np.nanmean(slope.scores))
+            mean = float(np.nanmean(scores))
             return Compared(np.array([original[0], mean]), mean)
 
-        return Feedback(slope.gradient[None], compare)
+        return Feedback(gradient[None], compare)
 
     def _images_of(self, noise: Noise) -> list[Noise]:
         seeds = (derive_seed(noise.seed, "image", index) for index in range(self._group))

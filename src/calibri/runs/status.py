@@ -22,6 +22,7 @@ from calibri.errors import JournalError
 from calibri.results import Checkpoint, Generation, Record, RunPlan
 from calibri.runs.folder import Holder, RunFolder
 from calibri.runs.journal import NOTE, read_journal
+from calibri.search import IMAGES_PER_GRADIENT
 from calibri.signatures import typed
 
 State = Literal["running", "silent", "stopped", "finished"]
@@ -31,6 +32,7 @@ _PLANNED_AS = {
     "scales": "search",
     "race": "search",
     "gradient": "search",
+    "policy": "search",
     "guidance": "search",
     "shift": "search",
     "diversity": "validation",
@@ -115,7 +117,8 @@ class _Unit(BaseModel):
     @property
     def images(self) -> int:
         scores: Any = next(iter(self.scores.values()), [])
-        return len(scores) if isinstance(scores, list) else int(scores["shape"][0])
+        rows = len(scores) if isinstance(scores, list) else int(scores["shape"][0])
+        return rows * (IMAGES_PER_GRADIENT if self.phase == "gradient" else 1)
 
     @property
     def failed(self) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from calibri.arrays import Scores, Vector
@@ -21,7 +22,7 @@ from calibri.errors import NothingScoredError, RewardError
 from calibri.results import FULL, Computed, Fidelity
 from calibri.sampling import Noise
 from calibri.scoring.ledger import Ledger
-from calibri.scoring.plain_json import decode, decode_images
+from calibri.scoring.plain_json import decode, decode_exact, decode_images
 from calibri.scoring.units import Backend, Unit, cut, make_unit
 
 # Told of every finished unit: its images, and whether they are new.
@@ -54,7 +55,7 @@ class Evaluator:
 
     Attributes:
         batch_size: images that were computed at once where fewer fitted than ``batch_size``.
-        images: images scored so far.
+        images: images scored so far; one with its gradient is counted as three.
         seconds: time that they took, interruptions excluded.
         dropped: (prompt, seed) pairs left out so far because a score failed.
     """
@@ -144,7 +145,7 @@ class Evaluator:
         noises: Sequence[Noise],
         measures: Sequence[str],
         last_steps: int | None = None,
-    ) -> list[Mapping[str, Any]]:
+    ) -> dict[str, tuple[Scores, NDArray[np.float64]]]:
         """Differentiate rewards with respect to the scales of a candidate.
 
         Args:
@@ -157,8 +158,8 @@ class Evaluator:
                 all.
 
         Returns:
-            For each unit, name to ``"scores"`` of its rows and ``"gradients"`` summed over those
-            that are finite, in the shape of ``Coefficients.site_scales``.
+            For each measure, scores, float64 (noises,), NaN where one failed, and their gradients,
+            float64 (noises, ...) with the shape of ``Coefficients.site_scales``, 0 where it failed.
 
         Raises:
             RewardError: a score or a gradient is not finite, and the policy is not to drop it.
@@ -167,7 +168,14 @@ class Evaluator:
             make_unit([candidate], part, measures, self._full, "gradients", last_steps)
             for part in cut([(0, noise) for noise in noises], self._batch_size)
         ]
-        return self._records((phase, step), units)
+        records = self._records((phase, step), units)
+        return {
+            name: (
+                np.concatenate([decode(record["scores"][name]) for record in records]),
+                np.concatenate([decode_exact(record["gradients"][name]) for record in records]),
+            )
+            for name in measures
+        }
 
     def explore(
         self,
@@ -189,7 +197,8 @@ class Evaluator:
             noise_level: of the noise in each step.
 
         Returns:
-            As ``differentiate``.
+            For each unit, name to ``"scores"`` of its rows and ``"gradients"`` summed over those
+            that are finite, in the shape of ``Coefficients.site_scales``.
 
         Raises:
             RewardError: a score is not finite, and the policy is not to drop it.
@@ -238,7 +247,7 @@ class Evaluator:
         return [records[i] for i in range(len(units))]
 
     def _count(self, unit: Unit, record: Mapping[str, Any], *, new: bool) -> None:
-        self.images += len(unit.rows)
+        self.images += unit.images
         self.seconds += float(record["seconds"])
         if record.get("batch_size", self.batch_size) < self.batch_size:
             self.batch_size = record["batch_size"]
@@ -246,7 +255,7 @@ class Evaluator:
                 f"Only {self.batch_size} images fit into memory at once, not the "
                 f"{self._batch_size} of sampling.batch_size. The run takes longer for it."
             )
-        self._on_unit(len(unit.rows), new)
+        self._on_unit(unit.images, new)
 
 
 def _computed(unit: Unit, record: Mapping[str, Any]) -> Computed:
@@ -254,7 +263,7 @@ def _computed(unit: Unit, record: Mapping[str, Any]) -> Computed:
     columns = [scores for scores in record["scores"].values() if isinstance(scores, list)]
     return Computed(
         worker=record.get("worker", ""),
-        images=len(unit.rows),
+        images=unit.images,
         failed=sum(None in row for row in zip(*columns, strict=True)),
         retries=record.get("attempts", 1) - 1 + record.get("retried", 0),
     )

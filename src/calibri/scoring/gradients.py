@@ -14,7 +14,7 @@ from calibri.scoring.bench import Bench
 from calibri.scoring.device_swap import MOST_IMAGES, PIPELINE, REWARDS, DeviceSwap, in_parts
 from calibri.scoring.directions import Differentiated, directions, joined
 from calibri.scoring.pictures import Pictures
-from calibri.scoring.plain_json import encode
+from calibri.scoring.plain_json import encode, encode_exact
 from calibri.scoring.recomputation import Recomputation
 from calibri.scoring.units import Result, Unit
 
@@ -47,8 +47,8 @@ class Differentiator:
     def run(self, units: Iterable[tuple[int, Unit]]) -> Iterator[tuple[int, Result]]:
         """Yield the index of a unit and its result, in the order of the units.
 
-        A result holds the scores of every row, and the sum of their gradients with respect to the
-        scales, in the shape of ``Coefficients.site_scales``.
+        A result holds the scores of every row and their gradients with respect to the scales,
+        float64 (rows, ...) with the shape of ``Coefficients.site_scales``; 0 of a failed row.
 
         Raises:
             RewardError: a score or a gradient is not finite, and the policy is not to drop it.
@@ -103,7 +103,7 @@ class Differentiator:
         return {
             "scores": {name: encode(score) for name, score in scores.items()},
             "gradients": {
-                name: gradient[~failed].double().sum(dim=0).cpu().tolist()
+                name: encode_exact(_without(gradient, failed).double().cpu().numpy())
                 for name, (_, gradient) in values.items()
             },
         }
@@ -184,6 +184,10 @@ class Differentiator:
         measures, texts = self._bench.measures, [prompt.text for prompt in prompts]
         measures.remember(prompts)
         return {name: directions(measures, name, pixels, texts) for name in unit.measures}
+
+
+def _without(gradients: Tensor, failed: Tensor) -> Tensor:
+    return gradients.masked_fill(failed.view(-1, *[1] * (gradients.ndim - 1)), 0.0)
 
 
 def _is_finite(scores: Tensor, gradients: Tensor) -> Tensor:

@@ -132,7 +132,9 @@ def _check_result(key: Key, record: Mapping[str, Any], unit: Unit) -> None:
         raise _wrong(key, "it does not say how long it took")
     for name in unit.measures:
         _check_scores(key, record, name, len(unit.rows))
-        if unit.kind in ("gradients", "policy"):
+        if unit.kind == "gradients":
+            _check_gradients(key, record, name, len(unit.rows))
+        elif unit.kind == "policy":
             _check_gradient(key, record, name)
 
 
@@ -154,6 +156,15 @@ def _check_gradient(key: Key, record: Mapping[str, Any], name: str) -> None:
         raise _wrong(key, f"it has no gradient of '{name}'") from error
     if not finite:
         raise _wrong(key, f"its gradient of '{name}' is not finite")
+
+
+def _check_gradients(key: Key, record: Mapping[str, Any], name: str, rows: int) -> None:
+    try:
+        gradients = decode_exact(record["gradients"][name])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise _wrong(key, f"it has no gradients of '{name}'") from error
+    if gradients.ndim < 2 or len(gradients) != rows or not np.isfinite(gradients).all():
+        raise _wrong(key, f"its gradients of '{name}' are not {rows}, or not finite")
 
 
 def _wrong(key: object, what: str) -> JournalError:

@@ -18,6 +18,7 @@ from calibri.coefficients import Coefficients
 from calibri.prompts import Prompt
 from calibri.results import Fidelity
 from calibri.sampling import Noise
+from calibri.search import IMAGES_PER_GRADIENT
 
 Kind = Literal["scores", "images", "gradients", "policy"]
 # Index of a candidate, and what to sample with it.
@@ -40,8 +41,8 @@ class Unit:
         measures: names of what is measured or differentiated; none for images.
         fidelity: of every row.
         kind: ``"scores"`` of every row, the ``"images"`` themselves, or ``"gradients"`` of scores
-            with respect to the scales of the only candidate, summed over the rows; ``"policy"``
-            for policy gradients in place of these.
+            with respect to the scales of the only candidate, of every row; ``"policy"`` for policy
+            gradients in place of these, summed over the rows.
         last_steps: of gradients: steps of the sampler that carry one; None for all.
         noise_level: of policies: of the noise in each step (``calibri.sampling.Rollouts``).
     """
@@ -53,6 +54,11 @@ class Unit:
     kind: Kind = "scores"
     last_steps: int | None = None
     noise_level: float | None = None
+
+    @property
+    def images(self) -> int:
+        """What it costs in images: one with its gradient is counted as three."""
+        return len(self.rows) * (IMAGES_PER_GRADIENT if self.kind == "gradients" else 1)
 
     def to_json(self) -> dict[str, Any]:
         """Give everything as plain values; floats keep every bit."""
@@ -66,6 +72,8 @@ class Unit:
         other: dict[str, Any] = {}
         if self.kind != "scores":
             other = {"kind": self.kind, "last_steps": self.last_steps}
+        if self.kind == "gradients":
+            other["of"] = "every row"  # journals of before have their sum
         if self.noise_level is not None:
             other["noise_level"] = self.noise_level
         if metadata := {

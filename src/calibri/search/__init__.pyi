@@ -1,5 +1,6 @@
 from .buckets import bucket_size as bucket_size
 from .error_rate import fewest_prompts as fewest_prompts
+from .method import IMAGES_PER_GRADIENT as IMAGES_PER_GRADIENT
 from .method import MethodInfo as MethodInfo
 from .method import SearchMethod as SearchMethod
 from .method import Setup as Setup

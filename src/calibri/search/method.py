@@ -15,6 +15,11 @@ if TYPE_CHECKING:  # names of methods are read before numpy is wanted
     from calibri.arrays import Vector
 
 
+# What an image with its gradient costs in images without: one forward, and a backward of about two.
+# Whatever counts images counts it so: plan, progress and results.
+IMAGES_PER_GRADIENT = 3
+
+
 class SearchMethod(Protocol):
     """A search in progress; it maximises and knows nothing but vectors and what it is told.
 
@@ -42,10 +47,11 @@ class SearchMethod(Protocol):
         Args:
             candidates: each float64 (n,), as many as were asked for.
             feedback: score of each, float64 (k,), higher is better; of a method that uses gradients
-                the gradient of the score at each, float64 (k, n).
+                the gradients of the scores of any number of images at the only one, float64
+                (images, n).
 
         Raises:
-            ValueError: a number is not finite, or there is not one for each candidate.
+            ValueError: a number is not finite, or there are not as many as there should be.
         """
         ...
 

@@ -1,0 +1,62 @@
+"""What a generation samples, by any method of searching: counted here for plan and run alike."""
+
+from __future__ import annotations
+
+from calibri.config import RunConfig, SearchConfig
+from calibri.search import IMAGES_PER_GRADIENT, MethodInfo, bucket_size, images_of_generation
+
+
+def bucket_sizes(search: SearchConfig) -> list[int]:
+    """Prompts of each generation."""
+    first, last, count = search.bucket_size, search.final_bucket_size, search.generations
+    return [bucket_size(first, last, generation, count) for generation in range(count)]
+
+
+def images_beside(config: RunConfig) -> int:
+    """Count what an update by gradients samples without gradient for each image with one.
+
+    Both sides of every factor, and the original where a constraint compares with it.
+
+    Args:
+        config: of a run, with nothing left open.
+    """
+    factors = int(config.space.guidance) + int(bool(config.space.shift))
+    return 2 * factors + bool(config.rewards.constraints)
+
+
+def updates_per_generation(
+    search: SearchConfig, size: int, method: MethodInfo | None = None, beside: int = 0
+) -> int:
+    """How often a method is told in a generation.
+
+    Args:
+        search: decides what a generation may cost.
+        size: numbers that are searched.
+        method: None for the configured one.
+        beside: see ``images_beside``.
+    """
+    info = method or search.method_info
+    prompts, popsize = search.final_bucket_size, search.popsize or info.popsize(size)
+    images = images_of_generation(popsize, prompts, search.race_first, search.race_keep) - prompts
+    return info.updates(images, prompts, beside)
+
+
+def images_of_generations(config: RunConfig, size: int) -> int:
+    """Count the images of all generations; one with its gradient is counted as three.
+
+    Args:
+        config: of a run, with nothing left open.
+        size: numbers that are searched.
+    """
+    search = config.search
+    buckets = bucket_sizes(search)
+    if search.method_info.uses_gradients and not search.method_info.by_policy:
+        beside = images_beside(config)
+        updates = updates_per_generation(search, size, beside=beside)
+        # The original is scored on the last bucket of a generation, or on each for a constraint.
+        original = not config.rewards.constraints
+        images = sum(buckets) * (updates * (IMAGES_PER_GRADIENT + beside) + original)
+    else:
+        popsize, race = search.population(size), (search.race_first, search.race_keep)
+        images = sum(images_of_generation(popsize, prompts, *race) for prompts in buckets)
+    return images * search.images_per_prompt
