@@ -1,10 +1,10 @@
 """The search by gradients beside the black-box search at equal cost, shipped pipeline.
 
-A generation of either search costs about the same: for every three candidates of the black box the
-other makes one update, as an image with its gradient is counted as three images. What it takes in
-processor time, which other work on the machine does not change, is measured too. Both searches see
-the same prompts; what they return, the average of their last quarter, is scored on prompts and
-noise that no search saw, whether or not the validation would choose it.
+A search by gradients costs at most what the black box does in as many generations: an image with
+its gradient is counted as three images. What it takes in processor time, which other work on the
+machine does not change, is measured too. Each has the product's settings. What they return, the
+average of their last quarter, is scored on prompts and noise that no search saw, whether or not the
+validation would choose it.
 
     python -m benchmarks.gradient [--guidance 1 3] [--seeds 0 1 2] [--generations 4]
 
@@ -31,15 +31,14 @@ from calibri.runs import Session
 from calibri.runs.gradients import Gradients
 from calibri.runs.loop import ValidatedSearch
 from calibri.scoring import Ledger, MemoryRecords
-from calibri.search import method_info
 from calibri.statistics import bootstrap_mean, paired_difference
 
-METHODS = {"black box": method_info("calibri"), "gradient": method_info("gradient")}
+METHODS = {"black box": "calibri", "gradient": "gradient"}
 REWARDS = ("shapes", "shapes-judge")
 Gains = dict[str, NDArray[np.float64]]
 
 
-def make_session(guidance: float, seed: int, generations: int) -> Session:
+def make_session(method: str, guidance: float, seed: int, generations: int) -> Session:
     return Session(
         load_config(
             values={
@@ -50,10 +49,9 @@ def make_session(guidance: float, seed: int, generations: int) -> Session:
                 # The paper's space: a factor on the shift would have no gradient.
                 "space.output_knots": 1,
                 "space.shift": False,
+                "search.method": METHODS[method],
                 "search.generations": generations,
                 "search.popsize": 64,
-                "search.bucket_size": 8,
-                "search.bucket_growth": 2,
                 "search.validate_every": generations,
                 "search.num_validation_prompts": 32,
                 "evaluation.num_prompts": 128,
@@ -65,10 +63,10 @@ def make_session(guidance: float, seed: int, generations: int) -> Session:
 
 def run(method: str, guidance: float, seed: int, generations: int) -> dict[str, Any]:
     """Search once; scores on held-out prompts of the original and of what was found."""
-    session = make_session(guidance, seed, generations)
+    session = make_session(method, guidance, seed, generations)
     evaluator = session.evaluator(Ledger(MemoryRecords()))
     started = time.process_time()
-    search = ValidatedSearch(session, evaluator, Progress(), method=METHODS[method])
+    search = ValidatedSearch(session, evaluator, Progress())
     *_, last = search
     returned, result = search.result()
     seconds = time.process_time() - started
@@ -87,9 +85,19 @@ def run(method: str, guidance: float, seed: int, generations: int) -> dict[str, 
     }
 
 
+def searches(generations: int) -> dict[str, Any]:
+    """Settings of both searches, which kept figures must have."""
+    return {
+        method: load_config(
+            values={"search.method": name, "search.generations": generations}
+        ).search.model_dump(mode="json")
+        for method, name in METHODS.items()
+    }
+
+
 def cost_of_a_gradient(guidance: float, repeats: int = 3) -> list[float]:
     """Processor time of images with a gradient, in that of the same images without."""
-    session = make_session(guidance, 0, 1)
+    session = make_session("gradient", guidance, 0, 1)
     evaluator = session.evaluator(Ledger(MemoryRecords()))
     gradients, start = Gradients(session, evaluator), session.space.start
     noises = session.noises("cost", 0, session.prompts.train[:16])
@@ -154,9 +162,10 @@ def main() -> None:
     parser.add_argument("--generations", type=int, default=4)
     options = parser.parse_args()
     machine.quiet()
-    figures = machine.load("gradient") or {"generations": options.generations, "runs": {}}
-    if figures["generations"] != options.generations:
-        parser.error(f"Kept figures have {figures['generations']} generations; move them away.")
+    settings = {"generations": options.generations, "searches": searches(options.generations)}
+    figures = machine.load("gradient") or {**settings, "runs": {}}
+    if any(figures.get(name) != value for name, value in settings.items()):
+        parser.error("Kept figures are those of other settings or an earlier search; remove them.")
     with machine.threads(1):
         for guidance in options.guidance:
             if f"cost, guidance {guidance:g}" not in figures:

@@ -15,8 +15,10 @@ what it ships, since a mean needs none. A target is reached where a point of the
 one are not below it.
 
     python -m benchmarks.images_to_target [--seeds 0 1 2 3 4] [--generations 40]
+    python -m benchmarks.images_to_target --set search.method=gradient
 
-Every seed is kept when it is done; running again computes the missing ones.
+Every seed is kept when it is done; running again computes the missing ones. Another method than the
+default is kept in a file of its own.
 """
 
 from __future__ import annotations
@@ -274,6 +276,12 @@ def ends(seeds: dict[str, Any]) -> Table:
     return shown
 
 
+def name_of(config: RunConfig) -> str:
+    """Name of the kept figures."""
+    method = config.search.method
+    return NAME if method == RunConfig().search.method else f"{NAME}_{method}"
+
+
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     """Everything but the seed that decides the figures."""
     config = load_config(overrides=options.set)
@@ -295,7 +303,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     machine.quiet()
     console = Console(width=120)
     settings = settings_of(options)
-    kept = machine.load(NAME, options.folder) or {}
+    name = name_of(load_config(overrides=options.set))
+    kept = machine.load(name, options.folder) or {}
     seeds: dict[str, Any] = kept["seeds"] if kept.get("settings") == settings else {}
     for seed in options.seeds:
         if str(seed) in seeds:
@@ -305,7 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seeds[str(seed)] = run_seed(config, options.generations, options.every)
         seconds = time.perf_counter() - started
         figures = {"settings": settings, "seeds": seeds, "summary": summary(seeds)}
-        machine.save(NAME, figures, options.folder)
+        machine.save(name, figures, options.folder)
         console.print(f"seed {seed}: {seconds:.0f} s", style="dim")
     console.print(show(summary(seeds)), ends(seeds))
 

@@ -12,9 +12,10 @@ from calibri.cli.calibrate import calibrate
 from calibri.cli.display import byte_words, flop_words
 from calibri.cli.plan import _hours, memory_lines
 from calibri.cli.plan import plan as plan_words
-from calibri.config import RunConfig
+from calibri.config import RunConfig, SearchConfig
 from calibri.pipelines.blueprints import find_geometry
 from calibri.planning.costs import Plan, plan, with_defaults
+from calibri.planning.generations import bucket_sizes
 from calibri.planning.procedures import Hours
 from calibri.planning.throughput import Speed
 from calibri.runs.inspect import inspect
@@ -96,6 +97,15 @@ def test_plan_says_how_a_gradient_fits_beside_the_weights(resident, in_turns, te
     lines = memory_lines(planned.model_copy(update=changed))
     assert "keeps 10.0 GB" in lines[-2]
     assert lines[-1].endswith(text)
+
+
+def test_plan_counts_the_updates_of_a_search_by_gradients(calibri):
+    shown = calibri("plan", "--set", "search.method=gradient", "--set", "space.shift=true").stdout
+    by_gradients = plan(search={"method": "gradient"}, space={"shift": True}).procedures[1]
+    assert f"({by_gradients.updates} updates by gradients + the original) x 4 to 16" in shown
+    # Three of an image with its gradient, two for both sides of the shift; the original once.
+    prompts = sum(bucket_sizes(SearchConfig(method="gradient")))
+    assert by_gradients.images["search"] == prompts * (5 * by_gradients.updates + 1)
 
 
 @pytest.mark.parametrize(

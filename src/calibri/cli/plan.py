@@ -202,7 +202,9 @@ def _rows(planned: Plan) -> list[_Row]:
 
 def _candidates(procedure: Procedure) -> str:
     popsize = f"{procedure.popsize}"
-    if procedure.with_original:
+    if procedure.updates:
+        popsize = f"({procedure.updates} updates by gradients + the original)"
+    elif procedure.with_original:
         popsize = f"({popsize} + the original)"
     first, last = procedure.bucket_size, procedure.final_bucket_size
     prompts = f"{first}" if first == last else f"{first} to {last}"

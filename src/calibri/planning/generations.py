@@ -41,6 +41,19 @@ def updates_per_generation(
     return info.updates(images, prompts, beside)
 
 
+def gradient_updates(config: RunConfig, size: int) -> int:
+    """Count the updates of a generation by gradients of rewards; 0 where there are none.
+
+    Args:
+        config: of a run, with nothing left open.
+        size: numbers that are searched.
+    """
+    info = config.search.method_info
+    if not info.uses_gradients or info.by_policy:
+        return 0
+    return updates_per_generation(config.search, size, beside=images_beside(config))
+
+
 def images_of_generations(config: RunConfig, size: int) -> int:
     """Count the images of all generations; one with its gradient is counted as three.
 
@@ -50,12 +63,11 @@ def images_of_generations(config: RunConfig, size: int) -> int:
     """
     search = config.search
     buckets = bucket_sizes(search)
-    if search.method_info.uses_gradients and not search.method_info.by_policy:
-        beside = images_beside(config)
-        updates = updates_per_generation(search, size, beside=beside)
+    if updates := gradient_updates(config, size):
         # The original is scored on the last bucket of a generation, or on each for a constraint.
         original = not config.rewards.constraints
-        images = sum(buckets) * (updates * (IMAGES_PER_GRADIENT + beside) + original)
+        of_one = updates * (IMAGES_PER_GRADIENT + images_beside(config)) + original
+        images = sum(buckets) * of_one
     else:
         popsize, race = search.population(size), (search.race_first, search.race_keep)
         images = sum(images_of_generation(popsize, prompts, *race) for prompts in buckets)

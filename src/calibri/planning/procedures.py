@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from calibri.config import RunConfig, SearchConfig
 from calibri.pipelines import Geometry
 from calibri.planning.flops import ImageFlops
-from calibri.planning.generations import bucket_sizes, images_of_generations
+from calibri.planning.generations import bucket_sizes, gradient_updates, images_of_generations
 from calibri.planning.throughput import Speed
 from calibri.results import Record
 from calibri.rewards import Mixture, reward_cost, used_rewards
@@ -44,6 +44,7 @@ class Procedure(Record):
         parameters: numbers that are searched.
         bucket_size: prompts of the first generation.
         final_bucket_size: prompts of the last.
+        updates: of a generation by gradients, each on a bucket of its own; 0 of any other.
         with_original: the original model is scored beside the candidates of each generation.
         images: phase to images.
         petaflop: transformer, text encoders, VAE and rewards.
@@ -54,6 +55,7 @@ class Procedure(Record):
     parameters: int
     generations: int
     popsize: int
+    updates: int = 0
     bucket_size: int
     final_bucket_size: int
     with_original: bool
@@ -197,6 +199,7 @@ class Counted:
         petaflop = self._petaflop(images, _images_of_scores(self._config, size)["validation"])
         return Procedure(
             title="Calibri, as configured",
+            updates=gradient_updates(self._config, size),
             parameters=size,
             generations=search.generations,
             popsize=search.population(size),
