@@ -10,10 +10,10 @@ from calibri.errors import ConfigError
 from calibri.experiments.kinds import AS_THE_PAPER, Backbones, Heading, Outcome
 from calibri.experiments.measured import ORIGINAL
 from calibri.experiments.searching import Cell
-from calibri.experiments.trials import INTERVALS, Trials, judged, said, surely
+from calibri.experiments.trials import INTERVALS, Trials, judged, surely
 from calibri.pipelines import lora_of
 from calibri.reporting import Cell as TableCell
-from calibri.reporting import Table, forest_drawing
+from calibri.reporting import Table, forest_drawing, in_words
 from calibri.results import Figure
 from calibri.runs import Session
 from calibri.statistics import crossed_mean
@@ -94,10 +94,10 @@ def _outcome(models: Sequence[Model]) -> Outcome:
         # That it matches cannot be shown, only that it does not: then it is surely worse.
         answer=judged(surely(against) is not False, surely(added)),
         verdict=(
-            f"{own} changes by {said(gains[_CALIBRATED])} with {models[0].size:,} numbers "
-            f"calibrated and by {said(gains[ALIGNED])} with the LoRA of {models[1].lora_size:,}: "
-            f"{said(against)} for calibrating against aligning. Calibrating the aligned model "
-            f"changes it by {said(added)}."
+            f"{own} changes by {in_words(gains[_CALIBRATED])} with {models[0].size:,} numbers "
+            f"calibrated and by {in_words(gains[ALIGNED])} with the LoRA of {models[1].lora_size:,}: "
+            f"{in_words(against)} for calibrating against aligning. Calibrating the aligned model "
+            f"changes it by {in_words(added)}."
         ),
         method=(
             "The pipeline and the same under the LoRA are calibrated in the same way: same space, "
