@@ -7,7 +7,9 @@ from safetensors.torch import load_file
 
 import calibri
 from calibri.errors import ConfigError, RunError
+from calibri.experiments.alignment import _matches
 from calibri.pipelines.loading import load_pipeline
+from calibri.results import Figure
 from calibri.runs.session import Session
 from tests.loras import saved_by_peft
 from tests.tiny import tiny_run
@@ -83,3 +85,17 @@ def test_a_loaded_pipeline_is_refused(pipe, config, tmp_path):
     with pytest.raises(ConfigError, match="given as an object"):
         calibri.experiment("alignment", config, pipeline=pipe, output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def figure(low, high):
+    return Figure(mean=(low + high) / 2, low=low, high=high, n=9)
+
+
+@pytest.mark.parametrize(
+    ("against", "matches"),
+    [((0.1, 0.2), True), ((-0.005, 0.1), True), ((-0.1, 0.1), None), ((-0.2, -0.1), False)],
+)
+def test_calibrating_matches_with_nine_tenths_of_the_gain_of_aligning(against, matches):
+    assert _matches(figure(*against), figure(0.08, 0.12)) is matches
+    # Where aligning gains nothing there is no margin.
+    assert _matches(figure(-0.005, 0.1), figure(-0.1, 0.05)) is None
