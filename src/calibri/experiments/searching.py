@@ -17,7 +17,7 @@ from calibri.errors import CalibriError, ConfigError, RunError
 from calibri.experiments.measured import Place
 from calibri.experiments.names import digest, slug
 from calibri.files import plain_words, write_atomically
-from calibri.planning import bucket_sizes
+from calibri.planning import images_of_generations
 from calibri.progress import Progress
 from calibri.results import Computed, Record, SearchResult
 from calibri.runs import (
@@ -30,7 +30,6 @@ from calibri.runs import (
     settings_of,
 )
 from calibri.scoring import Ledger
-from calibri.search import images_of_generation
 
 
 @dataclass(frozen=True)
@@ -68,14 +67,10 @@ class Plan:
     def costs(self) -> list[float]:
         """Images of the generations so far after each, in images of the original model.
 
-        An image of an ensemble counts once for each member; those of checkpoints do not count.
+        An image of an ensemble counts once for each member, one with its gradient three times;
+        those of checkpoints do not count.
         """
-        search = self.config.search
-        popsize, count = search.population(self.size), search.images_per_prompt
-        images = (
-            images_of_generation(popsize, prompts, search.race_first, search.race_keep) * count
-            for prompts in bucket_sizes(search)
-        )
+        images = images_of_generations(self.config, self.size)
         return [self.evaluations * total for total in accumulate(images)]
 
     def at_cost(self, images: float) -> Plan:

@@ -54,21 +54,20 @@ def gradient_updates(config: RunConfig, size: int) -> int:
     return updates_per_generation(config.search, size, beside=images_beside(config))
 
 
-def images_of_generations(config: RunConfig, size: int) -> int:
-    """Count the images of all generations; one with its gradient is counted as three.
+def images_of_generations(config: RunConfig, size: int) -> list[int]:
+    """Count the images of each generation; one with its gradient is counted as three.
 
     Args:
         config: of a run, with nothing left open.
         size: numbers that are searched.
     """
     search = config.search
-    buckets = bucket_sizes(search)
-    if updates := gradient_updates(config, size):
-        # The original is scored on the last bucket of a generation, or on each for a constraint.
-        original = not config.rewards.constraints
-        of_one = updates * (IMAGES_PER_GRADIENT + images_beside(config)) + original
-        images = sum(buckets) * of_one
-    else:
-        popsize, race = search.population(size), (search.race_first, search.race_keep)
-        images = sum(images_of_generation(popsize, prompts, *race) for prompts in buckets)
-    return images * search.images_per_prompt
+    popsize, race = search.population(size), (search.race_first, search.race_keep)
+    updates, beside = gradient_updates(config, size), images_beside(config)
+    # The original is scored on the last bucket of a generation, or on each for a constraint.
+    by_gradients = updates * (IMAGES_PER_GRADIENT + beside) + (not config.rewards.constraints)
+    return [
+        (prompts * by_gradients if updates else images_of_generation(popsize, prompts, *race))
+        * search.images_per_prompt
+        for prompts in bucket_sizes(search)
+    ]

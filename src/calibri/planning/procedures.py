@@ -106,7 +106,7 @@ def _images_of_scores(config: RunConfig, size: int, scale_prompts: int = 0) -> d
     settings = len(evaluation.original_multiples) + len(evaluation.calibrated_multiples)
     count = search.images_per_prompt
     return {
-        "search": images_of_generations(config, size) + scale_prompts * count,
+        "search": sum(images_of_generations(config, size)) + scale_prompts * count,
         "validation": _checkpoints(search) * search.num_validation_prompts * count,
         "evaluation": settings * evaluation.num_prompts * evaluation.images_per_prompt,
     }

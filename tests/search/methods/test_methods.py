@@ -209,6 +209,6 @@ def test_every_file_is_a_registered_method():
 
 def test_an_unknown_method_is_refused_with_the_known_ones():
     with pytest.raises(
-        ConfigError, match=r"'genetic'.*calibri, reference, gradient, random, one_plus_one"
+        ConfigError, match=r"'genetic'.*calibri, reference, gradient, grpo, random, one_plus_one"
     ):
         method_info("genetic")
