@@ -2,7 +2,6 @@ from .activations import GradientMemory as GradientMemory
 from .costs import image_teraflop as image_teraflop
 from .costs import searched as searched
 from .costs import with_defaults as with_defaults
-from .generations import bucket_sizes as bucket_sizes
 from .generations import images_beside as images_beside
 from .generations import images_of_generations as images_of_generations
 from .generations import updates_per_generation as updates_per_generation
