@@ -55,9 +55,13 @@ def swept(session: Session) -> Coefficients:
 def differences(session: Session, coefficients: Coefficients) -> list[Comparison]:
     """Compare with the original at the same steps, on the test prompts."""
     evaluator = session.evaluator(Ledger(MemoryRecords()))
-    comparer = Comparer(session, evaluator, coefficients, session.prompts.test)
+    comparer = Comparer(session, evaluator, session.prompts.test)
     steps = session.config.sampling.num_inference_steps
-    return [c for c in comparer.run(Progress()).comparisons if c.num_inference_steps == steps]
+    return [
+        c
+        for c in comparer.run(coefficients, Progress()).comparisons
+        if c.num_inference_steps == steps
+    ]
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from calibri.runs.loop import ValidatedSearch
 from calibri.scoring import Evaluator, Ledger, MemoryRecords
 from calibri.scoring.ledger import Records
 from calibri.scoring.plain_json import encode
-from calibri.scoring.units import Result, Unit
+from calibri.scoring.units import Index, Result, Unit
 from calibri.seeds import derive_seed
 
 _FEATURE_SIZE = 64  # of the image tower of the shipped judge
@@ -34,7 +34,9 @@ class Instant:
     def __init__(self) -> None:
         self.units = 0
 
-    def run(self, units: Iterable[tuple[int, Unit]]) -> Iterator[tuple[int, Result]]:
+    def run(
+        self, units: Iterable[tuple[Index, Unit]], ahead: Iterable[tuple[Index, Unit]] = ()
+    ) -> Iterator[tuple[Index, Result]]:
         for index, unit in units:
             self.units += 1
             rng = np.random.default_rng(derive_seed(0, unit.digest))

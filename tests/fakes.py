@@ -43,7 +43,7 @@ class Instant:
     def __init__(self, score=1.0):
         self.score = score
 
-    def run(self, units):
+    def run(self, units, ahead=()):
         for index, unit in units:
             yield index, {"scores": {name: [self.score] * len(unit.rows) for name in unit.measures}}
 
@@ -54,11 +54,32 @@ class Instant:
 class Idle:
     """A back-end that takes no unit."""
 
-    def run(self, units):
+    def run(self, units, ahead=()):
         return iter(())
 
     def close(self):
         pass
+
+
+class Foresighted:
+    """A back-end on which workers that would idle finish so many of the units ahead in each call.
+
+    Keeps the keys of units: of all that were computed, and by call those asked for and ahead.
+    """
+
+    def __init__(self, backend, spare):
+        self.backend, self.spare = backend, spare
+        self.computed, self.calls = [], []
+
+    def run(self, units, ahead=()):
+        units, ahead = list(units), list(ahead)
+        self.calls.append(([key for key, _ in units], [key for key, _ in ahead]))
+        for key, result in self.backend.run([*units, *ahead[: self.spare()]]):
+            self.computed.append(key)
+            yield key, result
+
+    def close(self):
+        self.backend.close()
 
 
 def results_of(finished):

@@ -32,7 +32,7 @@ class Progress:
         """A unit is scored; ``new`` is False when it came from the journal."""
 
     def worked(self, unit: Computed) -> None:
-        """How a new unit was computed; told after ``unit``."""
+        """How a new unit was computed; told after ``unit``, or before where it was not due yet."""
 
     def generation(self, generation: Generation) -> None:
         """A generation of the search is complete."""

@@ -33,7 +33,9 @@ class Landscape:
         self._by_steps = by_steps
         self._diversity = diversity or (lambda table: 0.2)
 
-    def run(self, units: Iterable[tuple[int, Unit]]) -> Iterator[tuple[int, Result]]:
+    def run(
+        self, units: Iterable[tuple[int, Unit]], ahead: Iterable[tuple[int, Unit]] = ()
+    ) -> Iterator[tuple[int, Result]]:
         for index, unit in units:
             yield (
                 index,

@@ -36,7 +36,10 @@ class Told:
         self.missing, self.lost = [*missing], dict(lost)
         self.noise = np.random.default_rng(0).normal(size=(len(self.gains), PROMPTS)) * spread
 
-    def score(self, phase, step, candidates, noises, measures):
+    def expect(self, asked):
+        pass
+
+    def score(self, phase, step, candidates, noises, measures, fidelity):
         if phase == "diversity":
             return {name: np.ones((1, len(noises), FEATURES)) for name in measures}
         scores = self.gains[step] + self.noise[step][None]

@@ -60,7 +60,10 @@ class Sets:
         self.spread, self.shift = spread, shift
         self.images = 0
 
-    def score(self, phase, step, candidates, noises, measures):
+    def expect(self, asked):
+        pass
+
+    def score(self, phase, step, candidates, noises, measures, fidelity):
         self.images += len(noises)
         rng = np.random.default_rng(len(noises))
         scale = self.spread if step else 1.0

@@ -8,10 +8,10 @@ from calibri.pipelines.loading import load_pipeline
 from calibri.results import Fidelity
 from calibri.runs.journal import Journal
 from calibri.scoring.backends.local import Local
-from calibri.scoring.evaluator import Evaluator
+from calibri.scoring.evaluator import Asked, Evaluator
 from calibri.scoring.ledger import Ledger, MemoryRecords
 from calibri.scoring.units import make_unit
-from tests.fakes import FunctionMeasures, Idle, bench_of, brightness, corner
+from tests.fakes import Foresighted, FunctionMeasures, Idle, bench_of, brightness, corner
 from tests.scoring.sample_units import NOISES
 
 FULL = Fidelity(num_inference_steps=2)
@@ -49,10 +49,10 @@ def test_candidates_in_one_batch_equal_one_at_a_time(setup):
 class Smaller:
     """A back-end on which fewer images fit with every unit."""
 
-    def run(self, units):
-        for index, unit in units:
+    def run(self, units, ahead=()):
+        for number, (index, unit) in enumerate(units):
             scores = {name: [1.0] * len(unit.rows) for name in unit.measures}
-            yield index, {"scores": scores, "batch_size": 2 - min(index, 1)}
+            yield index, {"scores": scores, "batch_size": 2 - min(number, 1)}
 
 
 def test_a_batch_that_does_not_fit_is_said_once_and_again_from_the_journal(setup):
@@ -148,11 +148,11 @@ def test_an_evaluator_closes_its_backend():
 class Telling:
     """A back-end of two workers, one of which is lost over the first unit; an image fails."""
 
-    def run(self, units):
-        for index, unit in units:
+    def run(self, units, ahead=()):
+        for number, (index, unit) in enumerate(units):
             scores = {name: [1.0] * len(unit.rows) for name in unit.measures}
-            how = {"worker": f"cuda:{index % 2}", "busy": 2.0}
-            if index == 0:
+            how = {"worker": f"cuda:{number % 2}", "busy": 2.0}
+            if number == 0:
                 how |= {"attempts": 3, "retried": 1}
                 scores["m"][0] = scores["f"][0] = scores["f"][1] = None
             yield index, {"scores": scores, **how}
@@ -175,3 +175,34 @@ def test_one_worker_has_no_name(setup):
     evaluator._on_computed = told.append
     score(evaluator, setup[1])
     assert [(unit.worker, unit.images, unit.retries) for unit in told] == [("", 9, 0)]
+
+
+@pytest.mark.parametrize("spare", [0, 1, 3])
+def test_what_is_expected_changes_no_score_no_count_and_no_journal_but_its_order(setup, spare):
+    def play(backend, expects):
+        records, units, new = MemoryRecords(), [], []
+
+        def on_unit(images, is_new):
+            new.append(is_new)
+
+        evaluator = Evaluator(backend, 2, FULL, Ledger(records), on_unit, lambda text: None)
+        requests = [Asked("search", i, setup[1][i:], NOISES, ("m",)) for i in range(3)]
+        if expects:
+            for request in requests[::-1]:
+                evaluator.expect(request)
+        for request in requests:
+            table = evaluator.score(*request)["m"]
+            units.append((table.tolist(), evaluator.images, evaluator.seconds > 0))
+        assert all(new)
+        kept = {
+            (r["phase"], r["step"], r["unit"]): (r["digest"], r["scores"]) for r in records.records
+        }
+        assert len(kept) == len(records.records)
+        early = [r for r in records.records if "ahead" in r]
+        assert bool(early) == bool(expects and spare)
+        return units, kept
+
+    make(setup, MemoryRecords())  # gives the bench its measures
+    backend = Foresighted(Local(setup[0]), lambda: spare)
+    assert play(backend, True) == play(Local(setup[0]), False)
+    assert len(set(backend.computed)) == len(backend.computed)

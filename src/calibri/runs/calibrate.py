@@ -215,10 +215,11 @@ def _run(folder: RunFolder, session: Session, watchers: _Watchers) -> RunSummary
         progress.planned(plan_of(session, planned, session.config))
         ledger = Ledger(journal)
         with session.evaluator(ledger, progress, sum(planned.values())) as evaluator:
+            comparer = Comparer(session, evaluator, session.prompts.test)
+            comparer.expect()
             vector, search = _search(session, evaluator, progress)
             coefficients = session.space.coefficients(vector)
-            comparer = Comparer(session, evaluator, coefficients, session.prompts.test)
-            evaluation = comparer.run(progress)
+            evaluation = comparer.run(coefficients, progress)
             samples = _save_samples(folder, session, evaluator, coefficients, progress)
         summary = _summary(folder, session, search, evaluation, samples)
         _calibration(summary, session, coefficients).save_pretrained(folder.calibration_path)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibri.arrays import Scores, Vector
+from calibri.coefficients import Coefficients
 from calibri.config import RewardConfig
 from calibri.errors import RewardError
 from calibri.progress import Progress
@@ -16,7 +17,7 @@ from calibri.results import Checkpoint, Figure
 from calibri.rewards import Scale
 from calibri.runs.image_sets import ImageSetWatch
 from calibri.runs.session import Session
-from calibri.scoring import Evaluator, complete
+from calibri.scoring import Asked, Evaluator, complete
 from calibri.search import reached_plateau, select
 from calibri.seeds import derive_seed
 from calibri.statistics import paired_difference
@@ -58,10 +59,16 @@ class Checkpoints:
         self._baseline: _Measured | None = None
         self._scored: list[_Scored] = []
 
+    def expect(self) -> None:
+        """Say that the original model will be scored, whatever the search finds."""
+        self._expect(0, self._session.space.start)
+
     def add(self, vector: Vector, done: int, scales: Mapping[str, Scale]) -> None:
         """Score a vector after ``done`` generations."""
         session = self._session
+        self._expect(done, vector)
         if self._baseline is None:
+            self.expect()
             self._baseline = self._score(0, session.space.start)
         measured = self._score(done, vector)
         pairs, prompts = self._pairs(self._baseline.scores, measured.scores)
@@ -82,15 +89,25 @@ class Checkpoints:
         self._scored.append(_Scored(vector, checkpoint, difference))
         self._progress.checkpoint(checkpoint)
 
+    @property
+    def _rewards(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self._session.objective, *self._session.guards)))
+
+    def _asked(self, step: int, candidate: Coefficients) -> Asked:
+        measures = tuple(dict.fromkeys((*self._rewards, *self._watch.measures)))
+        return Asked("validation", step, [candidate], self._noises, measures)
+
+    def _expect(self, step: int, vector: Vector) -> None:
+        candidate = self._session.space.coefficients(vector)
+        self._watch.expect(step, candidate)
+        self._evaluator.expect(self._asked(step, candidate))
+
     def _score(self, step: int, vector: Vector) -> _Measured:
-        session = self._session
-        rewards = tuple(dict.fromkeys((*session.objective, *session.guards)))
-        measures = tuple(dict.fromkeys((*rewards, *self._watch.measures)))
-        candidate = session.space.coefficients(vector)
-        tables = self._evaluator.score("validation", step, [candidate], self._noises, measures)
+        candidate = self._session.space.coefficients(vector)
+        tables = self._evaluator.score(*self._asked(step, candidate))
         found = {name: table[0] for name, table in tables.items()}
         more = self._watch.more(step, candidate)
-        return _Measured({name: tables[name] for name in rewards}, (found, more))
+        return _Measured({name: tables[name] for name in self._rewards}, (found, more))
 
     def _pairs(
         self, baseline: Mapping[str, Scores], tables: Mapping[str, Scores]

@@ -26,7 +26,7 @@ from calibri.rewards import Mixture, Scale
 from calibri.runs.image_sets import ImageSetComparer
 from calibri.runs.session import Session
 from calibri.sampling import Noise
-from calibri.scoring import Evaluator, complete, frechet_distance
+from calibri.scoring import Asked, Evaluator, complete, frechet_distance
 from calibri.seeds import derive_seed
 from calibri.statistics import bootstrap_mean, paired_difference
 
@@ -52,32 +52,43 @@ class Comparer:
     Args:
         session: the model, its rewards and its held-out prompts.
         evaluator: samples and keeps scores.
-        coefficients: the calibration.
         prompts: held-out prompts.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        evaluator: Evaluator,
-        coefficients: Coefficients,
-        prompts: Sequence[Prompt],
-    ) -> None:
+    def __init__(self, session: Session, evaluator: Evaluator, prompts: Sequence[Prompt]) -> None:
         self._session = session
         self._evaluator = evaluator
-        self._coefficients = coefficients
         self._original = session.space.coefficients(session.space.start)
         self._prompts = prompts
         self._count = session.config.evaluation.images_per_prompt
         self._noises = session.noises("evaluation", 0, prompts, self._count)
         self._sets = ImageSetComparer(session, prompts, self._count)
 
-    def run(self, progress: Progress) -> Evaluation:
-        """Score every setting and compare them pairwise."""
+    def expect(self) -> None:
+        """Say that the original model will be scored, whatever a search finds."""
+        for step, setting in reversed(list(enumerate(self._settings()))):
+            if not setting.calibrated:
+                self._evaluator.expect(self._asked(step, setting, self._original))
+
+    def run(self, coefficients: Coefficients, progress: Progress) -> Evaluation:
+        """Score every setting and compare them pairwise.
+
+        Args:
+            coefficients: the calibration.
+            progress: is told of it.
+        """
         settings = self._settings()
         dropped = self._evaluator.dropped
         progress.phase("evaluation", len(settings) * len(self._noises))
-        scores = {setting: self._score(step, setting) for step, setting in enumerate(settings)}
+        asked = {
+            setting: self._asked(
+                step, setting, coefficients if setting.calibrated else self._original
+            )
+            for step, setting in enumerate(settings)
+        }
+        for each in reversed(asked.values()):
+            self._evaluator.expect(each)
+        scores = {setting: self._score(each) for setting, each in asked.items()}
         self._add_mixture(scores)
         session = self._session
         return Evaluation(
@@ -88,7 +99,7 @@ class Comparer:
             images_per_prompt=self._count,
             seed=session.config.seed,
             dropped=self._evaluator.dropped - dropped,
-            settings=[self._result(setting, scores[setting]) for setting in settings],
+            settings=[self._result(setting, scores[setting], coefficients) for setting in settings],
             comparisons=[
                 self._compare(name, scores[settings[0]], setting, scores[setting])
                 for setting in settings
@@ -138,25 +149,26 @@ class Comparer:
             *(_Setting(False, steps * multiple) for multiple in evaluation.original_multiples),
         ]
 
-    def _score(self, step: int, setting: _Setting) -> dict[str, Scores]:
+    def _asked(self, step: int, setting: _Setting, candidate: Coefficients) -> Asked:
         measures = list(self._session.bench.measures.rewards)
         if self._sets.are_together:
             measures.append(DIVERSITY)
         measures += [name for name in self._sets.measures if name not in measures]
-        candidate = self._coefficients if setting.calibrated else self._original
-        scores = self._evaluator.score(
-            "evaluation", step, [candidate], self._noises, measures, setting.fidelity
-        )
-        return {name: values[0] for name, values in scores.items()}
+        return Asked("evaluation", step, [candidate], self._noises, measures, setting.fidelity)
 
-    def _result(self, setting: _Setting, scores: dict[str, Scores]) -> SettingResult:
+    def _score(self, asked: Asked) -> dict[str, Scores]:
+        return {name: values[0] for name, values in self._evaluator.score(*asked).items()}
+
+    def _result(
+        self, setting: _Setting, scores: dict[str, Scores], coefficients: Coefficients
+    ) -> SettingResult:
         steps = setting.num_inference_steps
         return SettingResult(
             label=setting.label,
             calibrated=setting.calibrated,
             num_inference_steps=steps,
             guidance_scale=self._session.config.sampling.guidance_scale,
-            nfe=steps * len(self._coefficients.start_weights)
+            nfe=steps * len(coefficients.start_weights)
             if setting.calibrated
             else self._session.bench.sampler.nfe(steps),
             scores={

@@ -111,8 +111,8 @@ def _model(calibration: Calibration, name: str | None) -> dict[str, Any]:
 def _compared(session: Session, calibration: Calibration, progress: Progress) -> Evaluation:
     images = images_by_phase(session.config, session.space.size)["evaluation"]
     with session.evaluator(Ledger(MemoryRecords()), progress, images) as evaluator:
-        comparer = Comparer(session, evaluator, calibration.coefficients, session.prompts.test)
-        return comparer.run(progress)
+        comparer = Comparer(session, evaluator, session.prompts.test)
+        return comparer.run(calibration.coefficients, progress)
 
 
 def _resolved(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from calibri.rewards import Scale, scale_of
 from calibri.runs.gradients import Gradients, Slope
 from calibri.runs.session import Session
 from calibri.sampling import Noise
-from calibri.scoring import Evaluator
+from calibri.scoring import Asked, Evaluator
 from calibri.search import first_prompts, race_scores, survivors
 
 _SCALE_PROMPTS = 128
@@ -58,10 +59,21 @@ class Objective:
         self, phase: str, step: int, vectors: Sequence[Vector], noises: Sequence[Noise]
     ) -> dict[str, Scores]:
         """Scores of vectors by reward, float64 (vectors, noises)."""
+        return self._evaluator.score(*self._asked(phase, step, vectors, noises))
+
+    def expect(
+        self, phase: str, step: int, vectors: Sequence[Vector], noises: Sequence[Noise]
+    ) -> None:
+        """Say what ``tables`` will be asked (``Evaluator.expect``)."""
+        self._evaluator.expect(self._asked(phase, step, vectors, noises))
+
+    def _asked(
+        self, phase: str, step: int, vectors: Sequence[Vector], noises: Sequence[Noise]
+    ) -> Asked:
         candidates = [self._session.space.coefficients(vector) for vector in vectors]
-        measures = self._session.objective
-        fidelity = self._config.fidelity
-        return self._evaluator.score(phase, step, candidates, noises, measures, fidelity)
+        return Asked(
+            phase, step, candidates, noises, self._session.objective, self._config.fidelity
+        )
 
     def means(self, tables: Mapping[str, Scores]) -> Scores:
         """Mean objective of each row of the tables, float64 (rows,)."""
@@ -103,8 +115,18 @@ class Feedback:
     compare: Callable[[], Compared]
 
 
-Judge = Callable[[int, Sequence[Vector], Sequence[Noise]], Feedback]
-"""From the number of the update, its candidates and its bucket."""
+class Judge(Protocol):
+    """Says what an update finds of its candidates."""
+
+    def __call__(
+        self, number: int, candidates: Sequence[Vector], noises: Sequence[Noise]
+    ) -> Feedback:
+        """Judge the candidates of an update, by its number, on its bucket."""
+        ...
+
+    def expect(self, number: int, candidates: Sequence[Vector], noises: Sequence[Noise]) -> None:
+        """Say that it will be asked, so that workers that would idle begin."""
+        ...
 
 
 class Race:
@@ -132,13 +154,22 @@ class Race:
         told, compared = self._scores(number, candidates, noises)
         return Feedback(told, lambda: Compared(compared, float(told.max())))
 
+    def expect(self, number: int, candidates: Sequence[Vector], noises: Sequence[Noise]) -> None:
+        """Have the first prompts begun: who is scored on the rest depends on them."""
+        vectors = [self._original, *candidates]
+        self._objective.expect("search", number, vectors, noises[: self._first(noises)])
+
+    def _first(self, noises: Sequence[Noise]) -> int:
+        """Count the images of the prompts that score all candidates."""
+        config, count = self._config, self._config.images_per_prompt
+        return count * first_prompts(len(noises) // count, config.race_first, config.race_keep)
+
     def _scores(
         self, number: int, candidates: Sequence[Vector], noises: Sequence[Noise]
     ) -> tuple[Scores, Scores]:
         """Scores to tell; and those of the original and of who stayed, on the other prompts."""
         objective, config = self._objective, self._config
-        vectors, count = [self._original, *candidates], config.images_per_prompt
-        first = count * first_prompts(len(noises) // count, config.race_first, config.race_keep)
+        vectors, first = [self._original, *candidates], self._first(noises)
         try:
             before = objective.tables("search", number, vectors, noises[:first])
         except NothingScoredError:
@@ -196,6 +227,9 @@ class Slopes:
         rows = np.sum([weights[name] * slope.gradients for name, slope in slopes.items()], axis=0)
         told = rows[np.isfinite(rows).all(axis=1)]
         return Feedback(told, lambda: self._compare(paired()))
+
+    def expect(self, number: int, candidates: Sequence[Vector], noises: Sequence[Noise]) -> None:
+        """Begin nothing: the gradient at one candidate is a few units."""
 
     def _paired(
         self, number: int, noises: Sequence[Noise], slopes: Mapping[str, Slope]

@@ -18,7 +18,7 @@ from calibri.prompts import Prompt
 from calibri.results import DIVERSITY, FEATURES, Figure, ImageSets
 from calibri.runs.feedback import scale_prompts
 from calibri.runs.session import Session
-from calibri.scoring import Evaluator, feature_diversity, frechet_influence
+from calibri.scoring import Asked, Evaluator, feature_diversity, frechet_influence
 from calibri.seeds import derive_seed
 from calibri.statistics import bootstrap_mean, paired_difference
 
@@ -140,14 +140,20 @@ class ImageSetWatch:
             return ()
         return self._validation.measures
 
+    def expect(self, step: int, candidate: Coefficients) -> None:
+        """Say what ``more`` will be asked."""
+        if self._noises:
+            self._evaluator.expect(self._asked(step, candidate))
+
     def more(self, step: int, candidate: Coefficients) -> dict[str, Scores]:
         """Measure the images that are sampled beside the validation's."""
         if not self._noises:
             return {}
-        tables = self._evaluator.score(
-            "diversity", step, [candidate], self._noises, self._pairs.measures
-        )
+        tables = self._evaluator.score(*self._asked(step, candidate))
         return {name: table[0] for name, table in tables.items()}
+
+    def _asked(self, step: int, candidate: Coefficients) -> Asked:
+        return Asked("diversity", step, [candidate], self._noises, self._pairs.measures)
 
     def compare(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,13 @@ class Step:
     def images(self) -> int:
         """Images that the search has taken so far."""
         return self.generation.images
+
+
+class _Begun(NamedTuple):
+    """An update that has candidates and a bucket, and no scores yet."""
+
+    candidates: list[Vector]
+    noises: list[Noise]
 
 
 class SearchLoop(Iterator[Step]):
@@ -89,6 +97,7 @@ class SearchLoop(Iterator[Step]):
         self._method = make_search(session.space, own, session.start, method=info, basis=basis)
         beside = images_beside(session.config)
         self._updates = updates_per_generation(self._config, session.space.size, info, beside)
+        self._begun: _Begun | None = None
         self.generations: list[Generation] = []
 
     def _make_judge(self, info: MethodInfo) -> Judge:
@@ -121,10 +130,22 @@ class SearchLoop(Iterator[Step]):
         generation = self._record(feedback.compare())
         return Step(self._method.result(), generation)
 
-    def _update(self, number: int) -> Feedback:
+    def expect(self) -> None:
+        """Have the next generation begun by workers that would idle; its results wait for it."""
+        if not self.is_finished:
+            number = len(self.generations) * self._updates
+            self._begun = self._begin(number)
+            self._judge.expect(number, *self._begun)
+
+    def _begin(self, number: int) -> _Begun:
         asked = share_shifts(self._session.space, self._method.ask())
         candidates = self._evaluator.pin("search", number, asked)
-        feedback = self._judge(number, candidates, self._bucket(number))
+        return _Begun(candidates, self._bucket(number))
+
+    def _update(self, number: int) -> Feedback:
+        candidates, noises = self._begun or self._begin(number)
+        self._begun = None
+        feedback = self._judge(number, candidates, noises)
         self._method.tell(candidates, feedback.told)
         return feedback
 
@@ -191,6 +212,7 @@ class ValidatedSearch:
 
     def __iter__(self) -> Iterator[Step]:
         """Go on with the search."""
+        self._checkpoints.expect()
         while not self._stopped:
             step = next(self._loop)
             if self._loop.is_finished:
@@ -198,6 +220,7 @@ class ValidatedSearch:
             done = len(self._loop.generations)
             if self._stopped or done % self._config.validate_every == 0:
                 (vector,) = self._evaluator.pin("validation", done, [step.vector])
+                self._loop.expect()  # a checkpoint is computed beside the next generation
                 self._checkpoints.add(vector, done, self._loop.scales)
                 self._stopped = self._stopped or self._checkpoints.stop_reason
             yield step

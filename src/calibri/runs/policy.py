@@ -113,6 +113,9 @@ class Policy:
 
         return Feedback(gradient[None], compare)
 
+    def expect(self, number: int, candidates: Sequence[Vector], noises: Sequence[Noise]) -> None:
+        """Begin nothing: the images of one candidate are a few units."""
+
     def _images_of(self, noise: Noise) -> list[Noise]:
         seeds = (derive_seed(noise.seed, "image", index) for index in range(self._group))
         return [Noise(noise.prompt, seed) for seed in seeds]

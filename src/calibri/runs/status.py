@@ -50,7 +50,7 @@ class RunStatus(Record):
             ``"silent"``: a process on another machine says that it works on the run and has
             written nothing for long, so that nobody here can tell.
         known_by: how the state is known, in words.
-        phase: of the newest unit.
+        phase: of the newest unit that was waited for.
         generations: done.
         generations_planned: budget.
         generation: the newest.
@@ -109,6 +109,7 @@ class _Unit(BaseModel):
     attempts: int = 1
     retried: int = 0
     batch_size: int | None = None
+    ahead: bool = False
 
     @property
     def planned_as(self) -> str:
@@ -163,7 +164,7 @@ def _status(
 ) -> RunStatus:
     plan = _newest(notes, "plan", RunPlan)
     state, known_by = _state(folder, units)
-    done = _images(units)
+    done, phase = _images(units), _phase(units)
     recent = _recent(units)
     return RunStatus(
         name=folder.path.resolve().name,
@@ -171,7 +172,7 @@ def _status(
         objective=config.rewards.objective,
         state=state,
         known_by=known_by,
-        phase=units[-1].planned_as if units else None,
+        phase=phase,
         generations=sum(note.event == "generation" for note in notes),
         generations_planned=plan.generations if plan else config.search.generations,
         generation=_newest(notes, "generation", Generation),
@@ -180,7 +181,7 @@ def _status(
         images_planned=plan.images if plan else {},
         images_per_second=_pace(recent),
         workers=_by_worker(recent),
-        seconds_left=0.0 if state == "finished" else _left(config, plan, done, recent),
+        seconds_left=0.0 if state == "finished" else _left(config, plan, done, recent, phase),
         hours=sum(unit.seconds for unit in units) / 3600,
         device_hours=sum(unit.busy or unit.seconds for unit in units) / 3600,
         device=plan.device if plan else None,
@@ -231,6 +232,11 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
+def _phase(units: Sequence[_Unit]) -> str | None:
+    """Where the run is: workers that would idle compute units of later phases before."""
+    return next((unit.planned_as for unit in reversed(units) if not unit.ahead), None)
+
+
 def _images(units: Sequence[_Unit]) -> dict[str, int]:
     found: Counter[str] = Counter()
     for unit in units:
@@ -264,7 +270,11 @@ def _by_worker(units: Sequence[_Unit]) -> dict[str, float]:
 
 
 def _left(
-    config: RunConfig, plan: RunPlan | None, done: Mapping[str, int], recent: Sequence[_Unit]
+    config: RunConfig,
+    plan: RunPlan | None,
+    done: Mapping[str, int],
+    recent: Sequence[_Unit],
+    phase: str | None,
 ) -> float | None:
     """Estimate from the recent pace, in work rather than images: final figures take more steps."""
     cost = _costs(config, plan)
@@ -272,10 +282,10 @@ def _left(
     if plan is None or not work:
         return None
     # A search may end before its budget, and its images are counted at most.
-    phases = ["evaluation"] if "evaluation" in done else list(plan.images)
+    phases = ["evaluation"] if phase == "evaluation" else list(plan.images)
     left = sum(
-        max(0, plan.images.get(phase, 0) - done.get(phase, 0)) * cost.get(phase, 1.0)
-        for phase in phases
+        max(0, plan.images.get(name, 0) - done.get(name, 0)) * cost.get(name, 1.0)
+        for name in phases
     )
     return left * sum(unit.seconds for unit in recent) / work
 

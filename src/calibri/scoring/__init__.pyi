@@ -3,6 +3,7 @@ from .backends.choice import driver_device as driver_device
 from .backends.choice import make_backend as make_backend
 from .backends.local import Local as Local
 from .bench import Bench as Bench
+from .evaluator import Asked as Asked
 from .evaluator import Evaluator as Evaluator
 from .evaluator import OnUnit as OnUnit
 from .evaluator import complete as complete

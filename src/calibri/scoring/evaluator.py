@@ -2,14 +2,15 @@
 
 A unit mixes rows of several candidates in one batch and is the grain of the journal: a unit found
 there is never computed again, so an interrupted run and an undisturbed one end the same, whatever
-the number of workers.
+the number of workers. What will be asked for whatever happens until then can be computed before, by
+workers that would idle: it is in the journal when it is asked for, and counted then.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from calibri.coefficients import Coefficients
 from calibri.errors import NothingScoredError, RewardError
 from calibri.results import FULL, Computed, Fidelity
 from calibri.sampling import Noise
-from calibri.scoring.ledger import Ledger
+from calibri.scoring.ledger import Key, Ledger
 from calibri.scoring.plain_json import decode, decode_exact, decode_images
 from calibri.scoring.units import Backend, Unit, cut, make_unit
 
@@ -35,6 +36,17 @@ OnComputed = Callable[[Computed], None]
 
 # Told what a person should know, in words.
 OnMessage = Callable[[str], None]
+
+
+class Asked(NamedTuple):
+    """What scores are asked of an evaluator: the arguments of ``Evaluator.score``."""
+
+    phase: str
+    step: int
+    candidates: Sequence[Coefficients]
+    noises: Sequence[Noise]
+    measures: Sequence[str]
+    fidelity: Fidelity = FULL
 
 
 def ignore(images: int, new: bool) -> None:
@@ -81,6 +93,8 @@ class Evaluator:
         self.images = 0
         self.seconds = 0.0
         self.dropped = 0
+        self._ahead: dict[Key, Unit] = {}
+        self._early: set[Key] = set()  # computed here, and not asked for yet
 
     def __enter__(self) -> Evaluator:
         return self
@@ -116,12 +130,8 @@ class Evaluator:
             RewardError: a measure returned a number that is not finite, and the policy is not to
                 drop it; ``NothingScoredError`` when it is, and nothing would be left.
         """
-        rows = [(c, noise) for c in range(len(candidates)) for noise in noises]
-        units = [
-            make_unit(candidates, part, measures, self._full.updated(fidelity))
-            for part in cut(rows, self._batch_size)
-        ]
-        records = self._records((phase, step), units)
+        asked = Asked(phase, step, candidates, noises, measures, fidelity)
+        records = self._records(self._units(asked))
         joined = {
             name: np.concatenate([decode(record["scores"][name]) for record in records])
             for name in measures
@@ -136,6 +146,27 @@ class Evaluator:
                 "of them could not be scored. Check the reward and the pipeline."
             )
         return tables
+
+    def expect(self, asked: Asked) -> None:
+        """Say what ``score`` will be asked, so that workers that would idle compute it before.
+
+        What is expected last comes first. Nothing depends on it but time: figures count images when
+        they are asked for, and what fails before is tried again then.
+        """
+        units = self._units(asked)
+        missing = {key: u for key, u in units.items() if self._ledger.find(key, u) is None}
+        self._ahead = missing | self._ahead
+
+    def _units(self, asked: Asked) -> dict[Key, Unit]:
+        rows = [(c, noise) for c in range(len(asked.candidates)) for noise in asked.noises]
+        parts = cut(rows, self._batch_size)
+        fidelity = self._full.updated(asked.fidelity)
+        return {
+            (asked.phase, asked.step, i): make_unit(
+                asked.candidates, part, asked.measures, fidelity
+            )
+            for i, part in enumerate(parts)
+        }
 
     def differentiate(
         self,
@@ -164,11 +195,14 @@ class Evaluator:
         Raises:
             RewardError: a score or a gradient is not finite, and the policy is not to drop it.
         """
-        units = [
-            make_unit([candidate], part, measures, self._full, "gradients", last_steps)
-            for part in cut([(0, noise) for noise in noises], self._batch_size)
-        ]
-        records = self._records((phase, step), units)
+        parts = cut([(0, noise) for noise in noises], self._batch_size)
+        units = {
+            (phase, step, i): make_unit(
+                [candidate], part, measures, self._full, "gradients", last_steps
+            )
+            for i, part in enumerate(parts)
+        }
+        records = self._records(units)
         return {
             name: (
                 np.concatenate([decode(record["scores"][name]) for record in records]),
@@ -204,11 +238,13 @@ class Evaluator:
             RewardError: a score is not finite, and the policy is not to drop it.
         """
         parts = cut([(0, noise) for noise in noises], self._batch_size)
-        units = [
-            make_unit([candidate], part, [measure], self._full, "policy", noise_level=noise_level)
-            for part in parts
-        ]
-        return self._records((phase, step), units)
+        units = {
+            (phase, step, i): make_unit(
+                [candidate], part, [measure], self._full, "policy", noise_level=noise_level
+            )
+            for i, part in enumerate(parts)
+        }
+        return self._records(units)
 
     def pin(self, name: str, step: int, vectors: Sequence[Vector]) -> list[Vector]:
         """Keep vectors before they are scored, or give those of the journal, see ``Ledger``."""
@@ -228,23 +264,37 @@ class Evaluator:
             self._backend, candidate, noises, self._full.updated(fidelity), self._batch_size
         )
 
-    def _records(self, key: tuple[str, int], units: Sequence[Unit]) -> list[Mapping[str, Any]]:
+    def _records(self, units: Mapping[Key, Unit]) -> list[Mapping[str, Any]]:
         """Find units in the ledger and compute the others."""
-        found = {i: self._ledger.find((*key, i), u) for i, u in enumerate(units)}
-        missing = [(i, units[i]) for i, record in found.items() if record is None]
-        records = {i: record for i, record in found.items() if record is not None}
-        for i, record in records.items():
-            self._count(units[i], record, new=False)
+        found = {key: self._ledger.find(key, unit) for key, unit in units.items()}
+        records = {key: record for key, record in found.items() if record is not None}
+        for key, record in records.items():
+            self._count(units[key], record, new=key in self._early)
+        for key in units:
+            self._ahead.pop(key, None)
+        missing = {key: units[key] for key in units if key not in records}
         before = time.perf_counter()
-        for i, result in self._backend.run(missing):
+        for key, result in self._backend.run(missing.items(), self._ahead.items()):
             now = time.perf_counter()
-            when = {"seconds": now - before, "at": round(time.time(), 3)}
-            records[i] = {"digest": units[i].digest, **result, **when}
+            records[key] = self._keep(key, missing, {**result, "seconds": now - before})
             before = now
-            self._ledger.add((*key, i), records[i])
-            self._count(units[i], records[i], new=True)
-            self._on_computed(_computed(units[i], records[i]))
-        return [records[i] for i in range(len(units))]
+        return [records[key] for key in units]
+
+    def _keep(
+        self, key: Key, asked: Mapping[Key, Unit], result: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """Keep what came of a unit that was asked for, or of one ahead."""
+        early = key not in asked
+        unit = self._ahead.pop(key) if early else asked[key]
+        record = {"digest": unit.digest, **result, "at": round(time.time(), 3)}
+        record |= {"ahead": True} if early else {}
+        self._ledger.add(key, record)
+        if early:
+            self._early.add(key)
+        else:
+            self._count(unit, record, new=True)
+        self._on_computed(_computed(unit, record))
+        return record
 
     def _count(self, unit: Unit, record: Mapping[str, Any], *, new: bool) -> None:
         self.images += unit.images

@@ -23,6 +23,8 @@ from calibri.search import IMAGES_PER_GRADIENT
 Kind = Literal["scores", "images", "gradients", "policy"]
 # Index of a candidate, and what to sample with it.
 Row = tuple[int, Noise]
+# What a back-end is to call a unit: anything that can be the key of a dictionary.
+Index = Any
 # By kind: {"scores": ..}, {"images": ..} or {"scores": .., "gradients": ..}, this of policies, too;
 # see ``plain_json``.
 # How it came about may stand beside that: "worker", its name, and "busy", its seconds, where there
@@ -109,8 +111,16 @@ class Unit:
 class Backend(Protocol):
     """Computes units, here or elsewhere."""
 
-    def run(self, units: Iterable[tuple[int, Unit]]) -> Iterator[tuple[int, Result]]:
-        """Yield the index of a unit and its result as units are finished, in any order."""
+    def run(
+        self, units: Iterable[tuple[Index, Unit]], ahead: Iterable[tuple[Index, Unit]] = ()
+    ) -> Iterator[tuple[Index, Result]]:
+        """Yield the index of a unit and its result as units are finished, in any order.
+
+        Args:
+            units: all of which are waited for.
+            ahead: may be computed, first those that come first, by workers that would idle, until
+                the next call; what comes of them is yielded in this call or the next that has them.
+        """
         ...
 
     def close(self) -> None:

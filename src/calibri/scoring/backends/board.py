@@ -6,15 +6,15 @@ import collections
 import contextlib
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 from calibri.errors import CalibriError, RunError
-from calibri.scoring.units import Result, Unit
+from calibri.scoring.units import Index, Result, Unit
 
-# Index of a unit and what came of it; None where the state of the board changed otherwise.
-Event = tuple[int, Result] | CalibriError | None
+# A unit by its index and what came of it; None where the state of the board changed otherwise.
+Event = tuple[Index, Unit, Result] | CalibriError | None
 
 _ATTEMPTS = 3
 # A unit that takes so many times as long as its worker's others has an end that nobody knows.
@@ -39,15 +39,13 @@ class Task:
     """One unit in the hands of one worker.
 
     Attributes:
-        call: number of the call that the unit is of.
-        index: of the unit in it.
+        index: of the unit.
         unit: what is computed.
         worker: by whom.
         started: seconds on the monotonic clock.
     """
 
-    call: int
-    index: int
+    index: Index
     unit: Unit
     worker: object
     started: float
@@ -57,7 +55,9 @@ class Board:
     """The units of one call after another, shared by the threads of all workers.
 
     Idle workers compute the last units of a call once more where that is expected to end it sooner:
-    the first result counts.
+    the first result counts. Where it is not, they compute what is ahead of the call: units that
+    nobody waits for yet. What they have begun of these is nobody's loss when the call ends: the
+    next one that waits for them, or has them ahead too, gets what comes of it.
     """
 
     def __init__(self) -> None:
@@ -65,33 +65,56 @@ class Board:
         self._closed = False
         self._fatal: CalibriError | None = None
         self._said: collections.deque[str] = collections.deque()
-        self._call = 0
-        self._reset([])
-
-    def _reset(self, units: Iterable[tuple[int, Unit]]) -> None:
-        self._todo = collections.deque(units)
-        self._ending = False
-        self._flying: dict[int, list[Task]] = {}
-        self._lost: collections.Counter[int] = collections.Counter()
-        self._put_back: collections.Counter[int] = collections.Counter()
-        self._last: dict[object, float] = {}  # seconds of each worker's last unit
-        self._total = 0.0
+        self._flying: dict[Index, list[Task]] = {}
         self._events: SimpleQueue[Event] = SimpleQueue()
+        self._spoilt: set[Index] = set()  # failed while nobody waited for them
+        self.begin([])
 
-    def begin(self, units: Iterable[tuple[int, Unit]]) -> None:
-        """Replace what is left of the last call by the units of another."""
+    def begin(
+        self, units: Iterable[tuple[Index, Unit]], ahead: Iterable[tuple[Index, Unit]] = ()
+    ) -> None:
+        """Replace what is left of the last call by the units of another.
+
+        Args:
+            units: all of which are waited for.
+            ahead: for workers that would idle, until the next call.
+        """
+        awaited = dict(units)
+        wanted = dict(ahead) | awaited
         with self._changed:
-            self._call += 1
-            self._reset(units)
+            self._awaited = awaited.keys()
+            begun = self._keep(wanted)
+            self._todo = collections.deque(i for i in awaited.items() if i[0] not in begun)
+            spare = wanted.keys() - awaited.keys() - begun - self._spoilt
+            self._ahead = collections.deque(i for i in wanted.items() if i[0] in spare)
+            self._ending = False
+            self._lost: collections.Counter[Index] = collections.Counter()
+            self._put_back: collections.Counter[Index] = collections.Counter()
+            self._last: dict[object, float] = {}  # seconds of each worker's last awaited unit
+            self._total = 0.0
             if self._fatal is not None:
                 self._give_up(self._fatal)
             self._changed.notify_all()
+
+    def _keep(self, wanted: Mapping[Index, Unit]) -> set[Index]:
+        """Forget what is being computed or finished except for these units; say which are left."""
+
+        def is_wanted(index: Index, unit: Unit) -> bool:
+            return wanted.get(index) == unit  # another call's may have the same index
+
+        flying = {i: tasks for i, tasks in self._flying.items() if is_wanted(i, tasks[0].unit)}
+        events = [event for event in self._new_events(wait=False) if isinstance(event, tuple)]
+        finished = [event for event in events if is_wanted(*event[:2])]
+        for event in finished:
+            self._events.put(event)
+        self._flying = flying
+        return {*flying, *(index for index, _, _ in finished)}
 
     def close(self) -> None:
         """Let every thread that waits for a unit go."""
         with self._changed:
             self._closed = True
-            self._todo.clear()
+            self._clear()
             self._changed.notify_all()
 
     @property
@@ -108,9 +131,10 @@ class Board:
     def is_busy(self) -> bool:
         """Whether something is still to come of this call."""
         with self._changed:
-            return bool(self._todo or self._flying) or not self._events.empty()
+            flying = any(index in self._awaited for index in self._flying)
+            return bool(self._todo) or flying or not self._events.empty()
 
-    def taken(self) -> Iterator[tuple[int, Unit]]:
+    def taken(self) -> Iterator[tuple[Index, Unit]]:
         """Take units until none are left, for a back-end that says itself when one is finished."""
         with contextlib.suppress(IndexError):
             while True:
@@ -130,13 +154,15 @@ class Board:
     def _next(self, worker: object) -> Task | None:
         now = time.monotonic()
         if self._todo:
-            return Task(self._call, *self._todo.popleft(), worker, now)
+            return Task(*self._todo.popleft(), worker, now)
         late = self._worth_copying(worker, now)
-        return None if late is None else Task(self._call, late.index, late.unit, worker, now)
+        if late is not None:
+            return Task(late.index, late.unit, worker, now)
+        return Task(*self._ahead.popleft(), worker, now) if self._ahead else None
 
     def _worth_copying(self, worker: object, now: float) -> Task | None:
         """Find the unit in flight that would be finished sooner by an idle worker."""
-        single = [tasks[0] for tasks in self._flying.values() if len(tasks) == 1]
+        single = self._single()
         if not single or not self._last:
             return None
 
@@ -147,6 +173,11 @@ class Board:
         longest = max(single, key=rest)
         return longest if rest(longest) > self._expected(worker) else None
 
+    def _single(self) -> list[Task]:
+        """What is waited for and in the hands of one worker only."""
+        flying = self._flying.items()
+        return [tasks[0] for i, tasks in flying if len(tasks) == 1 and i in self._awaited]
+
     def _expected(self, worker: object) -> float:
         """Seconds that a worker needs for a unit; those of one call are of one kind."""
         return self._last.get(worker, self._total / max(1, len(self._last)))
@@ -155,26 +186,27 @@ class Board:
         """Seconds until another unit in flight may be worth copying."""
         if not self._last:
             return None
-        ends = [
-            tasks[0].started + _LATE * self._expected(tasks[0].worker)
-            for tasks in self._flying.values()
-            if len(tasks) == 1
-        ]
+        ends = [t.started + _LATE * self._expected(t.worker) for t in self._single()]
         return max(0.01, min(ends) - time.monotonic()) if ends else None
 
     def finish(self, task: Task, outcome: Result | CalibriError) -> None:
-        """Take what came of a unit, unless a copy of it was sooner or its call is over."""
+        """Take what came of a unit, unless a copy of it was sooner or nobody wants it any more."""
         with self._changed:
-            if task.call != self._call or task.index not in self._flying:
+            if task not in self._flying.get(task.index, []):
                 return
             del self._flying[task.index]
+            is_awaited = task.index in self._awaited
             if isinstance(outcome, CalibriError):
-                self._give_up(outcome)
+                if is_awaited:
+                    self._give_up(outcome)
+                else:
+                    self._spoilt.add(task.index)
                 return
             seconds = time.monotonic() - task.started
-            self._total += seconds - self._last.get(task.worker, 0.0)
-            self._last[task.worker] = seconds
-            self._events.put((task.index, {**outcome, **self._how(task, seconds)}))
+            if is_awaited:
+                self._total += seconds - self._last.get(task.worker, 0.0)
+                self._last[task.worker] = seconds
+            self._events.put((task.index, task.unit, {**outcome, **self._how(task, seconds)}))
             if not self._todo:
                 self._changed.notify_all()
 
@@ -192,25 +224,31 @@ class Board:
         """
         with self._changed:
             tasks = self._flying.get(task.index, [])
-            if self._closed or task.call != self._call or task not in tasks:
+            if self._closed or task not in tasks:
                 return
             tasks.remove(task)
-            self._put_back[task.index] += 1
-            self._lost[task.index] += not lost.blameless
             if not tasks:
                 del self._flying[task.index]
-                if not self._ending:
-                    self._todo.appendleft((task.index, task.unit))
-            if self._lost[task.index] == _ATTEMPTS:
-                self._give_up(_died_of(task.unit, str(lost)))
+            if task.index in self._awaited:
+                self._again(task, lost, alone=not tasks)
+            elif not lost.blameless:
+                self._spoilt.add(task.index)
             self._events.put(None)
             self._changed.notify_all()
+
+    def _again(self, task: Task, lost: WorkerLost, *, alone: bool) -> None:
+        self._put_back[task.index] += 1
+        self._lost[task.index] += not lost.blameless
+        if alone and not self._ending:
+            self._todo.appendleft((task.index, task.unit))
+        if self._lost[task.index] == _ATTEMPTS:
+            self._give_up(_died_of(task.unit, str(lost)))
 
     def drop(self) -> None:
         """Give no more units of this call to anyone."""
         with self._changed:
             self._ending = True
-            self._todo.clear()
+            self._clear()
 
     def fail(self, error: CalibriError) -> None:
         """End this call and all later ones."""
@@ -220,8 +258,12 @@ class Board:
 
     def _give_up(self, error: CalibriError) -> None:
         self._ending = True
-        self._todo.clear()
+        self._clear()
         self._events.put(error)
+
+    def _clear(self) -> None:
+        self._todo.clear()
+        self._ahead.clear()
 
     def say(self, text: str) -> None:
         """Keep something that a person should know until the thread of the run asks for it."""
@@ -234,8 +276,22 @@ class Board:
             while True:
                 yield self._said.popleft()
 
-    def arrived(self, *, wait: bool) -> Iterator[Event]:
-        """Take what has come of units, at least one if told to wait."""
+    def results(
+        self, failed: list[CalibriError] | None = None, *, wait: bool
+    ) -> Iterator[tuple[Index, Result]]:
+        """Take the results that have come, waiting for some change of the board if told to.
+
+        Args:
+            failed: gets the errors that have come.
+            wait: whether to wait.
+        """
+        for event in self._new_events(wait=wait):
+            if isinstance(event, tuple):
+                yield event[0], event[2]
+            elif event is not None and failed is not None:
+                failed.append(event)
+
+    def _new_events(self, *, wait: bool) -> Iterator[Event]:
         with contextlib.suppress(Empty):
             yield self._events.get(block=wait)
             while True:

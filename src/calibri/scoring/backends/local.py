@@ -11,7 +11,7 @@ from calibri.scoring.bench import Bench
 from calibri.scoring.gradients import Differentiator
 from calibri.scoring.plain_json import encode_images
 from calibri.scoring.policy import PolicyDifferentiator
-from calibri.scoring.units import Kind, Result, Unit
+from calibri.scoring.units import Index, Kind, Result, Unit
 
 
 class Local:
@@ -34,8 +34,10 @@ class Local:
     def _policy(self) -> PolicyDifferentiator:
         return PolicyDifferentiator(self._bench)
 
-    def run(self, units: Iterable[tuple[int, Unit]]) -> Iterator[tuple[int, Result]]:
-        """Yield the index of a unit and its result in the order of the units.
+    def run(
+        self, units: Iterable[tuple[Index, Unit]], ahead: Iterable[tuple[Index, Unit]] = ()
+    ) -> Iterator[tuple[Index, Result]]:
+        """Yield the index of a unit and its result in the order of the units; none ahead.
 
         A result says how many images were computed at once where fewer fitted than configured.
 
@@ -49,8 +51,8 @@ class Local:
                 yield index, result | self.smaller_batch(kind)
 
     def _results(
-        self, kind: Kind, units: Iterable[tuple[int, Unit]]
-    ) -> Iterator[tuple[int, Result]]:
+        self, kind: Kind, units: Iterable[tuple[Index, Unit]]
+    ) -> Iterator[tuple[Index, Result]]:
         if kind == "scores":
             yield from self._executor.run(units)
         elif kind == "images":

@@ -25,7 +25,7 @@ from calibri.scoring.backends.ray_calls import Calls
 from calibri.scoring.backends.ray_connection import connection
 from calibri.scoring.backends.ray_workers import Judge, Judges, Lane, Member, UnitWorker
 from calibri.scoring.backends.workers import Workers
-from calibri.scoring.units import Result, Unit
+from calibri.scoring.units import Index, Result, Unit
 
 # Seconds between two looks at the nodes, and without any worker before a run gives up.
 _LOOK = 1.0
@@ -99,9 +99,11 @@ class RayCluster:
     def _ask_for_room(self, workers: int, judges: int) -> None:
         self.calls.request([self._needs] * workers + [self._judge_needs] * judges)
 
-    def run(self, units: Iterable[tuple[int, Unit]]) -> Iterator[tuple[int, Result]]:
-        """Yield the index of a unit and its result as units are finished, in any order."""
-        return self._workers.run(units)
+    def run(
+        self, units: Iterable[tuple[Index, Unit]], ahead: Iterable[tuple[Index, Unit]] = ()
+    ) -> Iterator[tuple[Index, Result]]:
+        """Yield the index of a unit and its result as units are finished, see ``Workers``."""
+        return self._workers.run(units, ahead)
 
     def _watch(self) -> None:
         """Have a worker wherever there is room, until all is over."""

@@ -17,9 +17,9 @@ import torch
 
 from calibri.errors import CalibriError, RunError
 from calibri.scoring.backends.board import Board, Task, WorkerLost
-from calibri.scoring.units import Backend, Result, Unit
+from calibri.scoring.units import Backend, Index, Result, Unit
 
-_Finished = tuple[int, Result]
+_Finished = tuple[Index, Result]
 # Seconds in which threads hear of the end of their workers; one that computes is not waited for.
 _FAREWELL = 5.0
 
@@ -121,14 +121,21 @@ class Workers:
             outcome = _in_words(error)
         self.board.finish(task, outcome)
 
-    def run(self, units: Iterable[tuple[int, Unit]]) -> Iterator[_Finished]:
+    def run(
+        self, units: Iterable[tuple[Index, Unit]], ahead: Iterable[tuple[Index, Unit]] = ()
+    ) -> Iterator[_Finished]:
         """Yield the index of a unit and its result as units are finished, in any order.
+
+        Args:
+            units: all of which are waited for.
+            ahead: the others compute them rather than idle, also after this call; see ``Backend``.
+                What fails of them is forgotten, until it is waited for.
 
         Raises:
             CalibriError: what a unit raised, once those in progress are finished and yielded.
         """
         board = self.board
-        board.begin(units)
+        board.begin(units, ahead)
         here: Iterator[_Finished] | None = None
         failed: list[CalibriError] = []
         while True:
@@ -144,7 +151,7 @@ class Workers:
                 failed.append(error)
             except BaseException:  # a fault here or Ctrl-C: keep what the others have finished
                 board.drop()
-                yield from (e for e in board.arrived(wait=False) if isinstance(e, tuple))
+                yield from board.results(wait=False)
                 raise
             if made is None:
                 here = None
@@ -155,11 +162,7 @@ class Workers:
             raise failed[0]
 
     def _elsewhere(self, failed: list[CalibriError], *, wait: bool) -> Iterator[_Finished]:
-        for event in self.board.arrived(wait=wait):
-            if isinstance(event, tuple):
-                yield event
-            elif event is not None:
-                failed.append(event)
+        yield from self.board.results(failed, wait=wait)
         for text in self.board.said():
             self._on_message(text)
 
