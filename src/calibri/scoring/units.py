@@ -118,8 +118,8 @@ class Backend(Protocol):
 
         Args:
             units: all of which are waited for.
-            ahead: may be computed, first those that come first, by workers that would idle, until
-                the next call; what comes of them is yielded in this call or the next that has them.
+            ahead: may be computed, first those that come first, by workers that would idle; what
+                comes of them is yielded in this call or the next that has them.
         """
         ...
 

@@ -3,7 +3,6 @@
 import random
 import threading
 import time
-from collections import defaultdict
 
 import pytest
 from hypothesis import given, settings
@@ -211,57 +210,6 @@ def test_results_say_who_computed_them_and_how_many_were_lost_over_them():
     pool.close()
 
 
-class Gated(Elsewhere):
-    """Computes a unit when the test lets it."""
-
-    def __init__(self):
-        self.gates, self.begun = defaultdict(threading.Event), []
-
-    def compute(self, unit):
-        self.begun.append(unit.number)
-        assert self.gates[unit.number].wait(10)
-        return unit.result
-
-    def let(self, *numbers):
-        for number in numbers:
-            self.gates[number].set()
-
-
-def until(is_true):
-    end = time.monotonic() + 10
-    while not is_true():
-        assert time.monotonic() < end
-        time.sleep(0.002)
-
-
-def test_what_is_ahead_is_computed_by_who_would_idle_goes_on_between_calls_and_is_not_done_twice():
-    one, other = Gated(), Gated()
-    pool = Workers(None, [one, other], 1)
-    units = dict(numbered(8))
-    first = {i: units[i] for i in (0, 1)}
-    later = {i: units[i] for i in (2, 3, 4)}
-    # Units take long enough for 1 not to be late while 2 is taken.
-    threading.Timer(0.5, lambda: [worker.let(0) for worker in (one, other)]).start()
-    running = pool.run(first.items(), later.items())
-    assert next(running)[0] == 0
-    idle, busy = (one, other) if 0 in one.begun else (other, one)
-    until(lambda: 2 in idle.begun)  # nobody waits for it, and 1 is still being computed
-    busy.let(1)
-    assert [i for i, _ in running] == [1]
-    until(lambda: len({*one.begun, *other.begun}) == 4)  # 3 was begun after the call
-    for worker in (one, other):
-        worker.let(2, 4)
-    until(lambda: len({*one.begun, *other.begun}) == 5)
-    # It is waited for now: what is finished comes at once, what is in hand is gone on with.
-    rest = pool.run(later.items())
-    assert next(rest)[0] in (2, 4)
-    for worker in (one, other):
-        worker.let(3)
-    assert sorted(i for i, _ in rest) in ([2, 3], [3, 4])
-    assert sorted(one.begun + other.begun) == [0, 1, 2, 3, 4]
-    pool.close()
-
-
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 99), st.integers(1, 6), st.sampled_from([0.0, 0.004]))),
@@ -279,47 +227,4 @@ def test_every_unit_has_its_result_once_whatever_is_ahead_of_it(team, calls):
             found[index] = result
         assert found.keys() >= set(range(asked))
     assert found == {i: units[i].result for i in found}
-    pool.close()
-
-
-def test_what_fails_ahead_is_nobody_s_loss_until_it_is_waited_for():
-    class Fragile(Elsewhere):
-        def __init__(self):
-            self.failed = 0
-
-        def compute(self, unit):
-            if unit.number == 1:
-                time.sleep(0.2)  # so that the other worker idles
-            if unit.number == 2:
-                self.failed += 1
-                raise RewardError("no number")
-            if unit.number == 3:
-                self.failed += 1
-                raise WorkerLost("out of memory")
-            return unit.result
-
-    team = [Fragile(), Fragile()]
-    pool = Workers(None, team, 1)
-    units = dict(numbered(6))
-    ahead = {i: units[i] for i in (2, 3, 4)}
-    assert {i for i, _ in pool.run([(0, units[0]), (1, units[1])], ahead.items())} >= {0, 1}
-    assert dict(pool.run([(5, units[5])], ahead.items())).keys() >= {5}
-    assert sum(worker.failed for worker in team) == 2  # neither is begun again
-    with pytest.raises(RewardError, match="no number"):
-        dict(pool.run([(2, units[2])]))
-    with pytest.raises(RunError, match="died 3 times"):
-        dict(pool.run([(3, units[3])]))
-    pool.close()
-
-
-def test_what_is_ahead_no_more_is_forgotten():
-    worker = Gated()
-    pool = Workers(None, [worker], 1)
-    units = dict(numbered(4))
-    worker.let(0)
-    assert dict(pool.run([(0, units[0])], [(1, units[1])])).keys() == {0}
-    until(lambda: 1 in worker.begun)
-    worker.let(1, 2)
-    assert dict(pool.run([(2, units[2])])) == {2: units[2].result}
-    assert worker.begun == [0, 1, 2]
     pool.close()

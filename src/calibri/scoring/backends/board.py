@@ -19,6 +19,9 @@ Event = tuple[Index, Unit, Result] | CalibriError | None
 _ATTEMPTS = 3
 # A unit that takes so many times as long as its worker's others has an end that nobody knows.
 _LATE = 2.0
+# What is shorter, in units of the call, is no gap to begin a unit in that nobody waits for: a
+# quarter keeps 64 workers busiest (benchmarks/scaling.py).
+_GAP = 0.25
 
 
 class WorkerLost(Exception):  # noqa: N818 - what happened to a worker, never shown as an error
@@ -55,9 +58,9 @@ class Board:
     """The units of one call after another, shared by the threads of all workers.
 
     Idle workers compute the last units of a call once more where that is expected to end it sooner:
-    the first result counts. Where it is not, they compute what is ahead of the call: units that
-    nobody waits for yet. What they have begun of these is nobody's loss when the call ends: the
-    next one that waits for them, or has them ahead too, gets what comes of it.
+    the first result counts. Where it is not, and the call is to last a while, they compute what is
+    ahead of it: units that nobody waits for yet. What they have begun of these is not lost when the
+    call ends: the next one that waits for them, or has them ahead too, gets what comes of it.
     """
 
     def __init__(self) -> None:
@@ -158,20 +161,29 @@ class Board:
         late = self._worth_copying(worker, now)
         if late is not None:
             return Task(late.index, late.unit, worker, now)
-        return Task(*self._ahead.popleft(), worker, now) if self._ahead else None
+        if self._ahead and self._is_gap(worker, now):
+            return Task(*self._ahead.popleft(), worker, now)
+        return None
 
     def _worth_copying(self, worker: object, now: float) -> Task | None:
         """Find the unit in flight that would be finished sooner by an idle worker."""
         single = self._single()
         if not single or not self._last:
             return None
+        longest = max(single, key=lambda task: self._rest(task, now))
+        return longest if self._rest(longest, now) > self._expected(worker) else None
 
-        def rest(task: Task) -> float:
-            expected, elapsed = self._expected(task.worker), now - task.started
-            return expected - elapsed if elapsed < _LATE * expected else float("inf")
+    def _is_gap(self, worker: object, now: float) -> bool:
+        """Whether what is waited for will take a while."""
+        flying = self._flying.items()
+        rests = [self._rest(tasks[0], now) for i, tasks in flying if i in self._awaited]
+        known = bool(self._last)
+        return any(not known or rest > _GAP * self._expected(worker) for rest in rests)
 
-        longest = max(single, key=rest)
-        return longest if rest(longest) > self._expected(worker) else None
+    def _rest(self, task: Task, now: float) -> float:
+        """Seconds until a unit is expected to be finished; without end where it is late."""
+        expected, elapsed = self._expected(task.worker), now - task.started
+        return expected - elapsed if elapsed < _LATE * expected else float("inf")
 
     def _single(self) -> list[Task]:
         """What is waited for and in the hands of one worker only."""

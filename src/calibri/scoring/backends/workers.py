@@ -128,8 +128,8 @@ class Workers:
 
         Args:
             units: all of which are waited for.
-            ahead: the others compute them rather than idle, also after this call; see ``Backend``.
-                What fails of them is forgotten, until it is waited for.
+            ahead: the others compute them rather than idle, see ``Backend``. What fails of them is
+                forgotten until it is waited for.
 
         Raises:
             CalibriError: what a unit raised, once those in progress are finished and yielded.
