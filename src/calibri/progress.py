@@ -43,6 +43,9 @@ class Progress:
     def message(self, text: str) -> None:
         """Something a person should read."""
 
+    def page(self, url: str) -> None:
+        """A cluster shows the work of the run on a page of its own, until the run ends."""
+
     def finish(self, summary: RunSummary) -> None:
         """The run has its results."""
 
@@ -91,6 +94,10 @@ class Together(Progress):
     def message(self, text: str) -> None:
         """Pass it on."""
         self._tell("message", text)
+
+    def page(self, url: str) -> None:
+        """Pass it on."""
+        self._tell("page", url)
 
     def finish(self, summary: RunSummary) -> None:
         """Pass it on."""

@@ -67,3 +67,9 @@ def test_what_is_no_run_is_said(calibri, run, tmp_path, given):
     result = calibri("status", given)
     assert result.exit_code == 5
     assert result.stderr.startswith("Error: ")
+
+
+def test_the_page_of_a_cluster_has_a_line(calibri, run, monkeypatch):
+    found = status(run).model_copy(update={"page": "http://head:8265/#/jobs/01000000"})
+    monkeypatch.setattr("calibri.cli.status._read", lambda path: found)
+    assert "http://head:8265/#/jobs/01000000" in calibri("status", run).stdout

@@ -18,6 +18,7 @@ from calibri.progress import Progress
 from calibri.runs.calibrate import calibrate, resume
 from calibri.runs.folder import RunFolder
 from calibri.runs.journal import Journal, read_journal
+from calibri.runs.notes import JournalNotes
 from calibri.runs.status import status
 from tests.fakes import StopAfter
 from tests.tiny import tiny_run
@@ -251,3 +252,35 @@ def test_no_torch_is_loaded(watched):
         "sys.exit(bool({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code, watched[1].path]).returncode == 0
+
+
+def rewritten(path, records):
+    (path / "journal.jsonl").unlink()
+    with Journal.open(path / "journal.jsonl") as journal:
+        for record in records:
+            journal.append(record)
+    return status(path)
+
+
+def test_units_that_were_computed_early_count_as_done_and_begin_no_phase(copy):
+    records = read_journal(copy / "journal.jsonl")
+    early = next(r for r in records if r.get("phase") == "evaluation")
+    searched = [r for r in records if r.get("phase") != "evaluation"]
+    before = rewritten(copy, searched)
+    after = rewritten(copy, [*searched, {**early, "ahead": True}])
+    assert (before.phase, after.phase) == ("validation", "validation")
+    done = before.images | {"evaluation": len(early["scores"]["shapes"])}
+    assert after.images == done
+    assert after.seconds_left > 0
+    assert rewritten(copy, [*searched, early]).phase == "evaluation"
+
+
+def test_the_page_of_a_cluster_is_shown_while_the_run_goes_on(copy):
+    assert status(copy).page is None
+    with Journal.open(copy / "journal.jsonl") as journal:
+        notes = JournalNotes(journal)
+        notes.page("http://head:8265/#/jobs/01000000")
+        notes.page("http://head:8265/#/jobs/02000000")
+    assert status(copy).page is None
+    hold(copy, os.getpid(), socket.gethostname())
+    assert status(copy).page == "http://head:8265/#/jobs/02000000"

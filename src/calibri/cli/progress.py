@@ -72,6 +72,10 @@ class _Watcher(Progress):
         """Count who computed a unit, and what went wrong."""
         self._tally.worked(unit)
 
+    def page(self, url: str) -> None:
+        """Say where a cluster shows the work."""
+        self.message(f"The cluster shows its work at {url}")
+
     def _speed(self) -> str:
         """Images per second of all workers and of each; nothing where there is only one."""
         workers = self._tally.workers()

@@ -106,6 +106,7 @@ def _rows(found: RunStatus) -> dict[str, str]:
         "cost so far": _cost(found),
         "trouble": trouble_words(found.failed_images, found.retries),
         "batch": f"{found.batch_size} images",
+        "page": found.page or "",
     }
 
 

@@ -38,7 +38,11 @@ class JournalNotes(Progress):
         value = plan.model_dump(mode="json")
         if value not in self._plans:
             self._plans.append(value)
-            self._write("plan", None, plan)
+            self._write("plan", None, value)
+
+    def page(self, url: str) -> None:
+        """Note where a cluster shows the work."""
+        self._write("page", None, {"url": url})
 
     def generation(self, generation: Generation) -> None:
         """Note a generation."""
@@ -51,16 +55,16 @@ class JournalNotes(Progress):
     def _once(self, event: str, step: int, value: Record) -> None:
         if (event, step) not in self._known:
             self._known.add((event, step))
-            self._write(event, step, value)
+            self._write(event, step, value.model_dump(mode="json"))
 
-    def _write(self, event: str, step: int | None, value: Record) -> None:
+    def _write(self, event: str, step: int | None, value: Mapping[str, object]) -> None:
         self._journal.append(
             {
                 "kind": NOTE,
                 "event": event,
                 "step": step,
                 "at": round(time.time(), 3),
-                "value": value.model_dump(mode="json"),
+                "value": value,
             }
         )
 

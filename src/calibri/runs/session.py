@@ -118,7 +118,7 @@ class Session:
             images: about as many will be sampled; decides how many workers pay off.
         """
         told = progress or Progress()
-        backend = make_backend(self.bench, self.config, images, told.message)
+        backend = make_backend(self.bench, self.config, images, told.message, told.page)
         size = self.config.sampling.batch_size
         full = self.bench.sampler.full
         return Evaluator(backend, size, full, ledger, told.unit, told.message, told.worked)

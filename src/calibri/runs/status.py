@@ -70,6 +70,7 @@ class RunStatus(Record):
             sampled again because a score failed.
         batch_size: images computed at once.
         written: when the newest unit was finished, ISO 8601 in UTC.
+        page: address of the page on which a cluster shows the work, while the run goes on.
     """
 
     name: str
@@ -95,6 +96,7 @@ class RunStatus(Record):
     retries: int
     batch_size: int
     written: str | None
+    page: str | None
 
 
 class _Unit(BaseModel):
@@ -190,12 +192,18 @@ def _status(
         retries=sum(unit.attempts - 1 + unit.retried for unit in units),
         batch_size=_batch_size(units, config.sampling.batch_size),
         written=_iso(units[-1].at) if units else None,
+        page=_page(notes) if state in ("running", "silent") else None,
     )
 
 
 def _newest(notes: Sequence[_Note], event: str, kind: type[Any]) -> Any:
     values = [note.value for note in notes if note.event == event]
     return kind.model_validate(values[-1]) if values else None
+
+
+def _page(notes: Sequence[_Note]) -> str | None:
+    urls = [str(note.value["url"]) for note in notes if note.event == "page"]
+    return urls[-1] if urls else None
 
 
 def _state(folder: RunFolder, units: Sequence[_Unit]) -> tuple[State, str]:

@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import pytest
 
-from calibri.errors import CalibriError, ConfigError
+from calibri.errors import CalibriError, ConfigError, RewardError
 from calibri.scoring.backends.local import Local
 from calibri.scoring.backends.nodes import Needs
 from calibri.scoring.backends.ray_calls import Calls
@@ -20,6 +20,7 @@ from calibri.scoring.backends.ray_cluster import RayCluster
 from calibri.scoring.backends.ray_connection import connection
 from calibri.scoring.units import make_unit
 from tests.fakes import results_of
+from tests.rewards.server.serving import serving
 from tests.scoring.ray_nodes import Nodes
 from tests.scoring.sample_units import at, configured, units_of
 
@@ -39,10 +40,10 @@ def backend_of(nodes):
     """Makes back-ends, which are closed before the cluster is."""
     with contextlib.ExitStack() as stack:
 
-        def make(said=None, options=(), **rewards):
+        def make(said=None, ray=(), **rewards):
             config = configured("ray", **rewards)
-            ray = config.sampling.ray.model_copy(update=dict(options))
-            sampling = config.sampling.model_copy(update={"ray": ray})
+            settings = config.sampling.ray.model_copy(update=dict(ray))
+            sampling = config.sampling.model_copy(update={"ray": settings})
             config = config.model_copy(update={"sampling": sampling})
             made = RayCluster(config, 1, ([] if said is None else said).append)
             return stack.enter_context(contextlib.closing(made))
@@ -163,6 +164,70 @@ def test_a_node_without_a_model_is_named_and_the_others_go_on(
         results_of(backend.run(named * 20))
 
 
+NEEDS_MEMORY = """
+import os
+import signal
+from calibri.rewards import RewardInfo
+
+class Mine:
+    info = RewardInfo("mine", "1", unit="none")
+
+    def score(self, images, prompts):
+        if os.environ.get("SMALL_NODE"):
+            os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does
+        return images.float().mean(dim=(1, 2, 3))
+"""
+
+
+def test_a_node_whose_workers_are_killed_for_want_of_memory_is_named_and_left_out(
+    tmp_path, session, candidates, nodes, backend_of
+):
+    (tmp_path / "mine.py").write_text(NEEDS_MEMORY)
+    name = f"{tmp_path / 'mine.py'}:Mine"
+    nodes.add(num_cpus=1, env={"SMALL_NODE": "1"})
+    nodes.add(num_cpus=1)
+    said = []
+    backend = backend_of(said, objective=name, held_out=[])
+    units = [
+        (i, make_unit(candidates, unit.rows, (name,), at(2))) for i, unit in many(candidates, 12)
+    ]
+    found = []
+    for finished in backend.run(units):
+        found.append(finished)
+        time.sleep(0.2)  # long enough for three workers to start and die
+    assert sorted(index for index, _ in found) == [index for index, _ in units]
+    (words,) = [text for text in said if "gets no more units" in text]
+    assert "perhaps for want of memory" in words
+
+
+def test_a_reward_server_that_dies_ends_the_call_in_words_and_nothing_is_lost(
+    candidates, nodes, backend_of
+):
+    nodes.add(num_cpus=2)
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(serving())
+        address = server.server_address[1]
+        url = f"http://127.0.0.1:{address}"
+        options = {"remote": {"url": url, "attempts": 2}}
+        backend = backend_of(objective="remote", held_out=[], options=options)
+        rows = units_of(candidates)
+        units = [(i, make_unit(candidates, unit.rows, ("remote",), at(2))) for i, unit in rows]
+        found, finished = {}, backend.run(units)
+        for index, result in finished:
+            found[index] = result
+            if len(found) == 3:
+                stack.close()
+                break
+        with pytest.raises(RewardError, match=f"127.0.0.1:{address}"):
+            found.update(finished)
+    assert 3 <= len(found) < len(units)
+    with serving(port=address):
+        missing = [(index, unit) for index, unit in units if index not in found]
+        found.update(backend.run(missing))
+    assert found.keys() == dict(units).keys()
+    assert all(result["scores"]["remote"] for result in found.values())
+
+
 def test_another_version_on_a_node_is_refused_with_both_named(
     candidates, nodes, other_calibri, backend_of
 ):
@@ -194,7 +259,7 @@ def test_a_cluster_without_room_is_told_at_once(backend_of):
 
 
 def test_a_cluster_that_grows_when_asked_is_waited_for(session, candidates, nodes, backend_of):
-    backend = backend_of(options={"workers": 1})
+    backend = backend_of(ray={"workers": 1})
     time.sleep(2)
     nodes.add(num_cpus=4)
     units = units_of(candidates)
@@ -228,7 +293,7 @@ def test_failing_scores_are_measured_again_where_rewards_are_apart(
     (tmp_path / "mine.py").write_text(FAILS_ONCE)
     name = f"{tmp_path / 'mine.py'}:Mine"
     nodes.add(num_cpus=2)
-    backend = backend_of(options={"reward_workers": 1}, objective=name, held_out=[])
+    backend = backend_of(ray={"reward_workers": 1}, objective=name, held_out=[])
     unit = make_unit(candidates, units_of(candidates)[0][1].rows, (name,), at(2))
     assert results_of(backend.run([(0, unit)])) == {0: {"scores": {name: [2.0, 1.0]}, "retried": 1}}
 

@@ -76,3 +76,18 @@ def test_versions_that_differ_are_both_named():
     del here["calibri"]
     with pytest.raises(ConfigError, match="calibri .* here and none there"):
         check_versions(here, "n1")
+
+
+@pytest.mark.parametrize("dashboard", ["", None, "10.0.0.1:8265"])
+def test_the_page_is_that_of_this_program_where_there_is_a_dashboard(monkeypatch, dashboard):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    context = types.SimpleNamespace(get_job_id=lambda: "02000000")
+    ray = types.SimpleNamespace(
+        is_initialized=lambda: False,
+        init=lambda **options: types.SimpleNamespace(dashboard_url=dashboard),
+        get_runtime_context=lambda: context,
+        shutdown=lambda: None,
+    )
+    monkeypatch.setattr(ray_connection, "import_ray", lambda: ray)
+    with ray_connection.connection() as (_, page):
+        assert page == ("http://10.0.0.1:8265/#/jobs/02000000" if dashboard else None)

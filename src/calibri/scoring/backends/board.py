@@ -262,10 +262,17 @@ class Board:
             self._ending = True
             self._clear()
 
-    def fail(self, error: CalibriError) -> None:
-        """End this call and all later ones."""
+    def fail(self, error: CalibriError, *, at_once: bool = False) -> None:
+        """End this call and all later ones.
+
+        Args:
+            error: why.
+            at_once: nothing will come of what is in progress.
+        """
         with self._changed:
             self._fatal = error
+            if at_once:
+                self._flying.clear()
             self._give_up(error)
 
     def _give_up(self, error: CalibriError) -> None:

@@ -91,6 +91,7 @@ def make_backend(
     config: RunConfig,
     images: int,
     on_message: Callable[[str], None] = lambda text: None,
+    on_page: Callable[[str], None] = lambda url: None,
 ) -> Backend:
     """Compute units on a bench, and in as many other processes as are configured or pay off.
 
@@ -99,6 +100,7 @@ def make_backend(
         config: what the other processes make their benches of.
         images: about as many will be sampled.
         on_message: told what a person should know of the workers.
+        on_page: told the address of a page on which a cluster shows them.
 
     Raises:
         ConfigError: there are fewer GPUs than workers, or no Ray cluster with room for one.
@@ -106,7 +108,8 @@ def make_backend(
     workers = config.sampling.workers
     if workers == "ray":
         pool = choose_pool("cpu", _pipeline_bytes(bench.pipe), images, None)
-        return RayCluster(config, pool.threads or torch.get_num_threads(), on_message)
+        threads = pool.threads or torch.get_num_threads()
+        return RayCluster(config, threads, on_message, on_page)
     asked = workers if bench.is_configured else 1
     pool = choose_pool(str(bench.device), _pipeline_bytes(bench.pipe), images, asked)
     if pool.threads is None:

@@ -30,6 +30,10 @@ class Calls:
         """Ask no more: Ray would start a new cluster for it."""
         self._closed = True
 
+    def head(self) -> str:
+        """Say where the head of the cluster is, host:port."""
+        return str(self._ray.get_runtime_context().gcs_address)
+
     def nodes(self) -> list[Node]:
         """List the nodes that are alive."""
         return [

@@ -22,7 +22,7 @@ from calibri.scoring.backends.board import WorkerLost
 from calibri.scoring.backends.nodes import Needs, Node, place
 from calibri.scoring.backends.pace import Pace
 from calibri.scoring.backends.ray_calls import Calls
-from calibri.scoring.backends.ray_connection import connection
+from calibri.scoring.backends.ray_connection import connection, reach
 from calibri.scoring.backends.ray_workers import Judge, Judges, Lane, Member, UnitWorker
 from calibri.scoring.backends.workers import Workers
 from calibri.scoring.units import Index, Result, Unit
@@ -30,7 +30,11 @@ from calibri.scoring.units import Index, Result, Unit
 # Seconds between two looks at the nodes, and without any worker before a run gives up.
 _LOOK = 1.0
 _WITHOUT = 1800.0
-# Deaths of a node's workers while they load, after which it gets no more.
+# Seconds without an answer of the head after which it is gone: Ray ends this process after 60.
+_HEADLESS = 20.0
+# Seconds in which Ray may take leave of a cluster without a head.
+_FAREWELL = 5.0
+# Deaths of a node's workers before one has computed a unit, after which it gets no more.
 _DEATHS = 3
 
 
@@ -41,6 +45,7 @@ class RayCluster:
         config: of the run.
         threads: of torch in each worker.
         on_message: told what a person should know.
+        on_page: told the address of a page on which the cluster shows this work.
 
     Attributes:
         calls: what is asked of Ray.
@@ -51,21 +56,26 @@ class RayCluster:
     """
 
     def __init__(
-        self, config: RunConfig, threads: int, on_message: Callable[[str], None] = print
+        self,
+        config: RunConfig,
+        threads: int,
+        on_message: Callable[[str], None] = print,
+        on_page: Callable[[str], None] = print,
     ) -> None:
         self._config, self._threads = config, threads
         self._options = config.sampling.ray
         self._stack = contextlib.ExitStack()
-        ray, pages = self._stack.enter_context(connection())
+        ray, page = self._stack.enter_context(connection())
         self.calls = Calls(ray)
         self.pace = Pace()
         self._lock = threading.Lock()
         self._crew: list[Member] = []
-        self._loaded: set[Member] = set()
+        self._proven: set[Member] = set()
         self._refused: dict[str, CalibriError] = {}
         self._deaths: Counter[str] = Counter()
         self._numbers = itertools.count(1)
         self._closed = threading.Event()
+        self._headless = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._workers = Workers(None, [], threads, on_message)
         self._judges = Judges(self)
@@ -74,8 +84,8 @@ class RayCluster:
         except BaseException:
             self.close()
             raise
-        if pages is not None:
-            self._workers.board.say(f"The cluster shows its work at http://{pages}")
+        if page is not None:
+            on_page(page)
 
     def _start(self, nodes: list[Node]) -> None:
         self._needs = needs_of(self._config, self._threads, nodes)
@@ -91,6 +101,7 @@ class RayCluster:
             )
         self._alone_since = time.monotonic()
         self._watcher.start()
+        threading.Thread(target=self._watch_head, args=(self.calls.head(),), daemon=True).start()
 
     def _beside_judges(self) -> str:
         count = self._options.reward_workers
@@ -114,6 +125,19 @@ class RayCluster:
             except Exception as error:
                 self._workers.board.fail(RunError(f"The Ray cluster cannot be asked: {error!r}."))
                 return
+
+    def _watch_head(self, address: str) -> None:
+        """End the run in words when the head is gone; what is asked of Ray then hangs."""
+        heard = time.monotonic()
+        while not self._closed.wait(_LOOK):
+            try:
+                reach(address)
+                heard = time.monotonic()
+            except OSError as error:
+                if time.monotonic() - heard > _HEADLESS:
+                    self._headless.set()
+                    self._workers.board.fail(_without_head(address, error), at_once=True)
+                    return
 
     def _hire(self) -> None:
         """Start workers where there is room; those for rewards, without which none goes on, first.
@@ -189,11 +213,15 @@ class RayCluster:
 
     def opened(self, member: Member) -> None:
         """Note that a worker has loaded its models."""
-        with self._lock:
-            self._loaded.add(member)
-            self._deaths.pop(member.node.id, None)
         if isinstance(member, Judge):
+            self.proved(member)
             self._judges.add(member)
+
+    def proved(self, member: Member) -> None:
+        """Note that a worker has what it takes to compute units."""
+        with self._lock:
+            self._proven.add(member)
+            self._deaths.pop(member.node.id, None)
 
     def refuse(self, member: Member, error: CalibriError) -> None:
         """Start no more workers on a node, and say why."""
@@ -209,24 +237,27 @@ class RayCluster:
         """Note that a worker is dead; another takes its place where there is room."""
         node = member.node
         with self._lock:
-            was_loaded = member in self._loaded
+            was_proven = member in self._proven
             self._remove(member)
-            self._deaths[node.id] += not was_loaded and not lost.blameless
+            self._deaths[node.id] += not was_proven and not lost.blameless
             dies = self._deaths[node.id] >= _DEATHS
         if isinstance(member, Judge):
             self._workers.board.say(f"A worker for rewards was lost, others do its work: {lost}.")
         if dies and not self._closed.is_set():
-            words = f"Its workers die while they load the models: {lost}."
+            words = f"Its workers die before their first unit is done: {lost}."
             self.refuse(member, RunError(words))
 
     def _remove(self, member: Member) -> None:
-        self._loaded.discard(member)
+        self._proven.discard(member)
         if member in self._crew:
             self._crew.remove(member)
 
     def close(self) -> None:
         """End all actors, and the cluster if it was started here."""
         self._closed.set()
+        if self._headless.is_set():
+            self._abandon()
+            return
         if self._watcher.is_alive():
             self._watcher.join()
         if self._options.workers is not None:
@@ -237,6 +268,23 @@ class RayCluster:
         self._workers.close()
         self.calls.close()
         self._stack.close()
+
+    def _abandon(self) -> None:
+        """Leave a cluster whose head is gone, whose processes end by themselves."""
+        self.calls.close()
+        self._judges.close()
+        self._workers.close()
+        leaving = threading.Thread(target=self._stack.pop_all().close, daemon=True)
+        leaving.start()
+        leaving.join(_FAREWELL)
+
+
+def _without_head(address: str, error: OSError) -> RunError:
+    return RunError(
+        f"The head of the Ray cluster at {address} has not answered for {_HEADLESS:.0f} seconds "
+        f"({error}), and with it the cluster is gone. Everything finished before is kept; resume "
+        "the run when there is a cluster again."
+    )
 
 
 def _open(judge: Judge) -> None:

@@ -55,12 +55,22 @@ def check_connection() -> None:
     if not host or not port.isdigit() or int(port) > 65535:
         raise ConfigError(f"{ADDRESS} is '{address}'. It should be the host:port of the head node.")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS).close()
+        reach(address)
     except OSError as error:
         raise ConfigError(
             f"No Ray cluster answers at {ADDRESS} '{address}': {error}. Is its head running, and "
             f"is the port open? Unset {ADDRESS} to start Ray on this machine alone."
         ) from error
+
+
+def reach(address: str) -> None:
+    """Open a connection to a head and close it.
+
+    Raises:
+        OSError: nothing answers there within seconds.
+    """
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS).close()
 
 
 @contextlib.contextmanager
@@ -70,7 +80,7 @@ def connection() -> Iterator[tuple[Any, str | None]]:
     A program that has joined a cluster itself stays in it.
 
     Yields:
-        The module ``ray``, and the address of the cluster's own pages where it has some.
+        The module ``ray``, and the address of the cluster's page of this program where it has one.
 
     Raises:
         ConfigError: there is none.
@@ -92,9 +102,15 @@ def connection() -> Iterator[tuple[Any, str | None]]:
                 f"({sys.version.split()[0]}, Ray {ray.__version__} here)."
             ) from error
     try:
-        yield ray, context.dashboard_url or None
+        yield ray, _page(ray, context.dashboard_url)
     finally:
         ray.shutdown()
+
+
+def _page(ray: Any, dashboard: str | None) -> str | None:
+    if not dashboard:
+        return None
+    return f"http://{dashboard}/#/jobs/{ray.get_runtime_context().get_job_id()}"
 
 
 @contextlib.contextmanager

@@ -35,6 +35,9 @@ class Crew(Protocol):
     def opened(self, member: Member) -> None:
         """Note that a worker has loaded its models."""
 
+    def proved(self, member: Member) -> None:
+        """Note that a worker has computed a unit, so its node has what that takes."""
+
     def refuse(self, member: Member, error: CalibriError) -> None:
         """Use the node of a worker no more."""
 
@@ -62,6 +65,7 @@ class Member:
         self.name = f"{node.name} {crew.number()}"
         self._actor = self._calls.start(kind, needs, node)
         self._was_open = False
+        self._fate = WorkerLost("it is gone", blameless=True)
         self._heard = 0.0
         self.settled = threading.Event()  # it can be used, or never will
 
@@ -74,7 +78,7 @@ class Member:
         try:
             if self._was_open:
                 self.stop()
-                raise WorkerLost("it is gone", blameless=True)
+                raise self._fate
             self._was_open = True
             check_versions(self.ask("versions", timeout=None), self.node.name)
             self.ask("load", *self._greeting, timeout=self._crew.pace.first)
@@ -159,9 +163,17 @@ class UnitWorker(Member):
             if not isinstance(error, NoMemoryError) and self._has_computed:
                 raise
             self._leave_out(error)
-        if self._has_computed:  # the first took the loading of rewards too
+        except WorkerLost as lost:
+            if self._has_computed:
+                raise
+            # The first unit loads rewards and needs all memory: its death is laid to the node.
+            self._fate = lost
+            raise WorkerLost(str(lost), blameless=True) from lost
+        if self._has_computed:
             self._crew.pace.add(time.monotonic() - started)
-        self._has_computed = True
+        else:
+            self._has_computed = True
+            self._crew.proved(self)
         return result
 
     def _computed(self, unit: Unit) -> Result:
