@@ -3,8 +3,9 @@
     python -m benchmarks.scaling
 
 A generation ends when its last unit does, and so do its race and its checkpoint: with many workers
-much of a cluster waits. Sizes of generations are those of the configuration; times of units vary as
-those in ``benchmarks/results/unit_times.json``, scaled to the jitter asked for. Deterministic.
+much of a cluster waits. Sizes of generations, checkpoints and final figures are those of the
+configuration; times of units vary as those in ``benchmarks/results/unit_times.json``, scaled to the
+jitter asked for. Deterministic.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import itertools
 import json
 import statistics
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,17 @@ from rich.table import Table
 
 from benchmarks.machine import RESULTS
 from benchmarks.scheduling import Cluster, Simulation, Unit
-from calibri.config import SearchConfig
+from calibri.config import EvaluationConfig, SearchConfig
 from calibri.runs.journal import read_journal
 from calibri.search import bucket_size, first_prompts, num_survivors
 
-SEEDS = 1
+SEED = 0
 WORKERS = (8, 64, 512)
 FLUX_SECONDS = 339 / 320  # FLUX.1-dev at 512 px, 15 steps, on an H100 (docs/cost.md)
 RECORDED = RESULTS / "unit_times.json"
+# Seconds of the driver for a unit: 760 a second went to actors on the same two cores, as
+# ``benchmarks.cluster`` recorded (docs/cluster.md).
+DISPATCH = 1 / 760
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,14 @@ class Sizes:
         parameters: numbers that are searched.
         unit: images that go through the pipeline together.
         seconds: of an image on the reference GPU.
-        with_original: whether the original model is scored in every generation.
+        evaluation: the final figures.
+        with_original: whether the original model is scored in every generation and at checkpoints.
     """
 
     search: SearchConfig
     parameters: int
     unit: int
+    evaluation: EvaluationConfig = EvaluationConfig()
     seconds: float = FLUX_SECONDS
     with_original: bool = True
 
@@ -58,49 +64,67 @@ class Measures:
 
     Attributes:
         copies: idle workers compute the last units once more.
-        overlap: the units of a checkpoint fill the gaps of the next generation.
-        early: those of the original model of the next generation fill those of this one.
+        beside: the first units of the next generation fill the gap at the end of a checkpoint.
+        figures: the final figures of the original fill gaps, from the first generation on.
+        later: a checkpoint fills gaps until the next one is due; its verdict comes as late.
         share: of the units of a generation, with which the search goes on.
         static: fixed shares of every set of units instead of a queue.
     """
 
     copies: bool = False
-    overlap: bool = False
-    early: bool = False
+    beside: bool = False
+    figures: bool = False
+    later: bool = False
     share: float = 1.0
     static: bool = False
 
 
 @dataclass(frozen=True)
 class Generation:
-    """Units that are waited for together: all candidates, those that stayed, a checkpoint.
-
-    ``original`` are units of the original model, which depend on no candidate.
-    """
+    """Units that are waited for together: all vectors, those that stayed, the checkpoint if any."""
 
     first: list[Unit]
     rest: list[Unit]
-    original: list[Unit]
     validation: list[Unit]
+
+
+@dataclass(frozen=True)
+class Run:
+    """All units of a run.
+
+    Attributes:
+        generations: of its search.
+        original: final figures of the original, by the multiple of the steps.
+        calibrated: those of the calibration.
+    """
+
+    generations: list[Generation] = field(default_factory=list)
+    original: list[list[Unit]] = field(default_factory=list)
+    calibrated: list[list[Unit]] = field(default_factory=list)
+
+    @property
+    def units(self) -> Iterator[Unit]:
+        """All of them."""
+        for generation in self.generations:
+            yield from (*generation.first, *generation.rest, *generation.validation)
+        yield from itertools.chain(*self.original, *self.calibrated)
 
     @property
     def cost(self) -> float:
         """Seconds on the reference GPU."""
-        units = (*self.first, *self.rest, *self.original, *self.validation)
-        return sum(unit.cost for unit in units)
+        return sum(unit.cost for unit in self.units)
 
 
-def generations(sizes: Sizes) -> list[Generation]:
-    """Units of a run from its first generation to its last checkpoint."""
-    search, numbers = sizes.search, itertools.count()
+def plan(sizes: Sizes) -> Run:
+    """Lay out a run from its first generation to its last figure."""
+    search, evaluation, numbers = sizes.search, sizes.evaluation, itertools.count()
 
-    def units(images: int) -> list[Unit]:
-        counts = [sizes.unit] * (images // sizes.unit) + [images % sizes.unit] * bool(
-            images % sizes.unit
-        )
-        return [Unit(next(numbers), count * sizes.seconds) for count in counts]
+    def units(images: int, steps: int = 1) -> list[Unit]:
+        rest = images % sizes.unit
+        counts = [sizes.unit] * (images // sizes.unit) + [rest] * bool(rest)
+        return [Unit(next(numbers), count * steps * sizes.seconds) for count in counts]
 
-    popsize, found = search.population(sizes.parameters), []
+    run, popsize = Run(), search.population(sizes.parameters)
     for number in range(search.generations):
         last = search.final_bucket_size
         bucket = bucket_size(search.bucket_size, last, number, search.generations)
@@ -108,76 +132,93 @@ def generations(sizes: Sizes) -> list[Generation]:
         kept = num_survivors(popsize, search.race_keep)
         done = number + 1
         validated = done % search.validate_every == 0 or done == search.generations
-        # The first checkpoint scores the original model, too.
-        vectors = validated + (validated and done <= search.validate_every)
-        found.append(
-            Generation(
-                first=units(popsize * first),
-                rest=units(kept * (bucket - first)),
-                original=units(bucket * sizes.with_original),
-                validation=units(vectors * search.num_validation_prompts),
-            )
+        # The first checkpoint scores the original too.
+        vectors = validated + (validated and sizes.with_original and done <= search.validate_every)
+        generation = Generation(
+            first=units((popsize + sizes.with_original) * first),
+            rest=units((kept + sizes.with_original) * (bucket - first)),
+            validation=units(vectors * search.num_validation_prompts),
         )
-    return found
+        run.generations.append(generation)
+    images = evaluation.num_prompts * evaluation.images_per_prompt
+    for steps in evaluation.original_multiples:
+        run.original.append(units(images, steps))
+    for steps in evaluation.calibrated_multiples:
+        run.calibrated.append(units(images, steps))
+    return run
 
 
-def seconds(plan: list[Generation], cluster: Cluster, measures: Measures, seed: int) -> float:
-    """Simulate a run and say how long it takes."""
+def seconds(plan: Run, cluster: Cluster, measures: Measures, seed: int) -> tuple[float, float]:
+    """Simulate a run.
+
+    Returns:
+        Seconds until the last generation is told, and until the last figure is there.
+    """
     run = Simulation(cluster, seed, copies=measures.copies, static=measures.static)
-    checkpoints: list[Unit] = []
-    for number, generation in enumerate(plan):
-        run.hurry(generation.original)
-        begun = measures.early and number > 0
-        own = [] if begun else generation.original
-        run.submit([*own, *generation.first])
-        if measures.early and number + 1 < len(plan):
-            run.submit(plan[number + 1].original, urgent=False)
+    for units in reversed(plan.original) if measures.figures else ():
+        run.submit(units, urgent=False)
+    checkpoint: list[Unit] = []
+    for number, generation in enumerate(plan.generations):
+        run.request(generation.first)
         run.wait(generation.first, 1.0 if generation.rest else measures.share)
-        run.submit(generation.rest)
-        run.wait([*generation.rest, *generation.original], measures.share)
-        run.submit(generation.validation, urgent=not measures.overlap)
-        if measures.overlap:
-            checkpoints += generation.validation
+        run.request(generation.rest)
+        run.wait(generation.rest, measures.share)
+        searched = run.now
+        if not generation.validation:
+            continue
+        if measures.later:
+            run.request(checkpoint)
+            run.wait(checkpoint)
+            run.submit(generation.validation, urgent=False)
         else:
+            following = plan.generations[number + 1 : number + 2]
+            for other in following if measures.beside else ():
+                run.submit(other.first, urgent=False)
+            run.request(generation.validation)
             run.wait(generation.validation)
-    run.hurry(checkpoints)
-    run.wait(checkpoints)
-    return run.now
+        checkpoint = generation.validation
+    run.request(checkpoint)
+    run.wait(checkpoint)
+    sets = [*plan.calibrated, *plan.original]
+    for units in [list(itertools.chain(*sets))] if measures.figures else sets:
+        run.request(units)
+        run.wait(units)
+    return searched, run.now
 
 
-def efficiency(plan: list[Generation], cluster: Cluster, taken: float) -> float:
+def efficiency(plan: Run, cluster: Cluster, taken: float) -> float:
     """Share of the cluster that did what had to be done."""
-    return sum(generation.cost for generation in plan) / sum(cluster.speeds) / taken
+    return plan.cost / sum(cluster.speeds) / taken
 
 
 QUEUE = Measures()
-ALL = Measures(copies=True, overlap=True, early=True)
+OURS = Measures(copies=True, beside=True, figures=True)
 WAYS: Mapping[str, Measures] = {
     "static shards, as the paper's": Measures(static=True),
     "a queue": QUEUE,
     "+ copies of the last units": replace(QUEUE, copies=True),
-    "+ checkpoints beside the search": replace(QUEUE, overlap=True),
-    "+ the next original early": replace(QUEUE, early=True),
-    "+ all three": ALL,
-    "+ all three, tell at 90%": replace(ALL, share=0.9),
+    "+ the next generation begun beside a checkpoint": replace(QUEUE, beside=True),
+    "+ final figures of the original in gaps": replace(QUEUE, figures=True),
+    "all three, as Calibri does": OURS,
+    "not built: verdicts a checkpoint late": replace(OURS, later=True),
+    "not built: told at 90%": replace(OURS, share=0.9),
 }
 
 _DEFAULT = SearchConfig()
 # The authors' loop scores 496 prompts every tenth generation (docs/cost.md).
 _PAPER = SearchConfig(method="reference", num_validation_prompts=496)
+_LARGE = _DEFAULT.model_copy(update={"bucket_size": 64, "generations": 5})
 RUNS: Mapping[str, Sizes] = {
     "FLUX.1-dev, gate, as configured": Sizes(_DEFAULT, 115, 1),
     "FLUX.1-dev, gate, units of 4 images": Sizes(_DEFAULT, 115, 4),
-    "FLUX.1-dev, gate, 8 times the prompts, 5 generations": Sizes(
-        _DEFAULT.model_copy(update={"bucket_size": 64, "generations": 5}), 115, 1
-    ),
+    "FLUX.1-dev, gate, 8 times the prompts, 5 generations": Sizes(_LARGE, 115, 1),
     "FLUX.1-dev, gate, the paper's procedure": Sizes(_PAPER, 115, 1, with_original=False),
 }
 
 
-def clusters(count: int, times: tuple[float, ...]) -> dict[str, Cluster]:
+def clusters(count: int) -> dict[str, Cluster]:
     """The same number of workers under several conditions."""
-    even = Cluster((1.0,) * count, times, 0.05)
+    even = Cluster((1.0,) * count, recorded(), 0.05, dispatch=DISPATCH)
     rough = replace(even, jitter=0.3)
     mixed = (1.0, 0.45) * (count // 2)  # an H100 and an A100 (docs/cost.md)
     return {
@@ -194,30 +235,56 @@ def recorded() -> tuple[float, ...]:
     return tuple(json.loads(RECORDED.read_text())["times"])
 
 
-def rows(run: str, ways: Mapping[str, Measures] = WAYS) -> Iterator[dict[str, Any]]:
-    """Simulate a run in every way, on clusters of every size and condition."""
-    plan = generations(RUNS[run])
+@dataclass(frozen=True)
+class Part:
+    """What is simulated together."""
+
+    run: str
+    workers: int
+    conditions: tuple[str, ...]
+    ways: tuple[str, ...]
+
+
+def parts() -> Iterator[Part]:
+    """List all that is simulated: less where nothing is to be seen."""
+    small, coarse, large, paper = RUNS
+    every, even, rough = tuple(clusters(2)), "5% jitter", "30% jitter"
+    static, queue, *_, ours, _, early = WAYS
+    few = (static, queue, ours, early)
+    yield Part(small, 8, (even,), few)
+    yield Part(small, 64, every, tuple(WAYS))
+    yield Part(small, 512, (even, rough, "all of it"), few)
+    yield Part(coarse, 64, (even, rough), (queue, ours))
+    yield Part(coarse, 512, (even,), (queue, ours))
+    yield Part(large, 64, (even, "all of it"), (queue, ours))
+    yield Part(large, 512, every, few)
     for count in WORKERS:
-        for condition, cluster in clusters(count, recorded()).items():
-            for way, measures in ways.items():
-                taken = [seconds(plan, cluster, measures, seed) for seed in range(SEEDS)]
-                share = statistics.fmean(efficiency(plan, cluster, t) for t in taken)
-                yield {
-                    "run": run,
-                    "workers": count,
-                    "condition": condition,
-                    "way": way,
-                    "efficiency": round(share, 3),
-                    "hours": round(statistics.fmean(taken) / 3600, 4),
-                }
+        yield Part(paper, count, (even,), (static,))
 
 
-def table(run: str, count: int, found: list[dict[str, Any]]) -> Table:
-    """Lay out the efficiencies of so many workers: a line for each way."""
-    shown = Table("", title=f"{run}, {count} workers")
-    for condition in dict.fromkeys(row["condition"] for row in found):
+def rows(part: Part) -> Iterator[dict[str, Any]]:
+    """Simulate a part."""
+    laid_out = plan(RUNS[part.run])
+    for condition, way in itertools.product(part.conditions, part.ways):
+        cluster = clusters(part.workers)[condition]
+        searched, taken = seconds(laid_out, cluster, WAYS[way], SEED)
+        yield {
+            "run": part.run,
+            "workers": part.workers,
+            "condition": condition,
+            "way": way,
+            "efficiency": round(efficiency(laid_out, cluster, taken), 3),
+            "search_hours": round(searched / 3600, 4),
+            "hours": round(taken / 3600, 4),
+        }
+
+
+def table(part: Part, found: list[dict[str, Any]]) -> Table:
+    """Lay out the efficiencies of a part: a line for each way."""
+    shown = Table("", title=f"{part.run}, {part.workers} workers")
+    for condition in part.conditions:
         shown.add_column(condition, justify="right")
-    for way in dict.fromkeys(row["way"] for row in found):
+    for way in part.ways:
         shown.add_row(way, *(f"{row['efficiency']:.2f}" for row in found if row["way"] == way))
     return shown
 
@@ -244,10 +311,11 @@ def main() -> None:
     if options.record:
         RECORDED.write_text(json.dumps(record(options.record), indent=1) + "\n")
         return
-    found = [row for run in RUNS for row in rows(run)]
-    for run, count in itertools.product(RUNS, WORKERS):
-        kept = [row for row in found if (row["run"], row["workers"]) == (run, count)]
-        Console(width=120).print(table(run, count, kept))
+    found: list[dict[str, Any]] = []
+    for part in parts():
+        more = list(rows(part))
+        Console(width=120).print(table(part, more))
+        found += more
     (RESULTS / "scaling.json").write_text(json.dumps(found, indent=1) + "\n")
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from calibri.seeds import derive_seed
 
+_GAP = 0.25  # of a unit; a shorter wait is not filled
 _LATE = 2.0  # a unit that takes so many times as long as expected has an end that nobody knows
 
 
@@ -37,7 +38,7 @@ class Cluster:
     jitter: float = 0.0
     lost_each: float = math.inf
     away: float = 120.0
-    dispatch: float = 0.002
+    dispatch: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Simulation:
         workers = range(len(cluster.speeds))
         self.now = 0.0
         self.done: set[int] = set()
+        self._known: set[int] = set()
         self._urgent: deque[Unit] = deque()
         self._background: deque[Unit] = deque()
         self._own: list[deque[Unit]] = [deque() for _ in workers]
@@ -104,20 +106,24 @@ class Simulation:
             self._lose_later(worker)
 
     def submit(self, units: Sequence[Unit], *, urgent: bool = True) -> None:
-        """Queue units, behind all others of their kind; what is not urgent fills gaps."""
+        """Queue units: urgent ones behind the others, what fills gaps before the others."""
         if self._static:
             for place, unit in enumerate(units):
                 worker = place % len(self._own)
                 self._own[worker].append(unit)
                 self._stocked.add(worker)
+        elif urgent:
+            self._urgent.extend(units)
         else:
-            (self._urgent if urgent else self._background).extend(units)
+            self._background.extendleft(reversed(units))
+        self._known |= {unit.number for unit in units}
 
-    def hurry(self, units: Collection[Unit]) -> None:
-        """Move units that were to fill gaps to the urgent ones, as far as nobody has begun them."""
+    def request(self, units: Collection[Unit]) -> None:
+        """Make units urgent, whether they were to fill gaps or are new; not if they are begun."""
         numbers = {unit.number for unit in units}
-        self._urgent.extend(unit for unit in self._background if unit.number in numbers)
+        waiting = [unit for unit in self._background if unit.number in numbers]
         self._background = deque(u for u in self._background if u.number not in numbers)
+        self.submit([*waiting, *(unit for unit in units if unit.number not in self._known)])
 
     def wait(self, units: Collection[Unit], share: float = 1.0) -> None:
         """Let time pass until a share of the units is finished."""
@@ -141,7 +147,9 @@ class Simulation:
             return
         while self._idle:
             worker = self._fastest_idle()
-            unit = self._next() or self._worth_copying(worker)
+            unit = (
+                self._next(self._urgent) or self._worth_copying(worker) or self._gap_filler(worker)
+            )
             if unit is None:
                 return
             self._start(worker, unit)
@@ -151,12 +159,20 @@ class Simulation:
             heapq.heappop(self._order)
         return self._order[0][1]
 
-    def _next(self) -> Unit | None:
-        for queue in (self._urgent, self._background):
-            while queue:
-                unit = queue.popleft()
-                if unit.number not in self.done:
-                    return unit
+    def _gap_filler(self, worker: int) -> Unit | None:
+        """Find a unit that nobody waits for, where what is waited for will take a while."""
+        speed = self._cluster.speeds[worker]
+        awaited = (t for t in self._tasks.values() if t.unit.number in self._awaited)
+        is_gap = self._background and any(
+            self._rest(task) > _GAP * task.unit.cost / speed for task in awaited
+        )
+        return self._next(self._background) if is_gap else None
+
+    def _next(self, queue: deque[Unit]) -> Unit | None:
+        while queue:
+            unit = queue.popleft()
+            if unit.number not in self.done:
+                return unit
         return None
 
     def _worth_copying(self, worker: int) -> Unit | None:

@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 
@@ -66,14 +67,14 @@ def test_a_copy_saves_waiting_for_a_slow_worker():
 
 
 def test_what_is_not_urgent_fills_gaps_and_delays_nothing_that_is_waiting():
-    run = Simulation(Cluster((1.0, 1.0), dispatch=0.0))
+    run = Simulation(Cluster((1.0, 1.0)))
     filler = [Unit(number, 0.6) for number in range(10, 14)]
     urgent = units_of([1.0, 1.0, 1.0])
     run.submit(filler, urgent=False)
     run.submit(urgent)
     run.wait(urgent)
     assert (run.now, run.done) == (2.0, {0, 1, 2, 10})
-    run.hurry(filler)
+    run.request(filler)
     run.wait(filler)
     assert run.now == pytest.approx(2.8)
 
@@ -96,28 +97,35 @@ def test_units_are_those_of_the_configuration(name):
     sizes = scaling.RUNS[name]
     config = RunConfig.model_validate({"search": sizes.search, "rewards": {"guard": "off"}})
     images = images_by_phase(config, sizes.parameters)
-    plan = scaling.generations(sizes)
-    total = sum(generation.cost for generation in plan) / sizes.seconds
-    assert round(total) == images["search"] + images["validation"]
-    numbers = [u.number for g in plan for u in (*g.first, *g.rest, *g.original, *g.validation)]
+    plan = scaling.plan(sizes)
+    figures = [*itertools.chain(*plan.original, *plan.calibrated)]
+    steps = config.evaluation.step_multiples_sampled
+    work = images["search"] + images["validation"] + images["evaluation"] * sum(steps) / len(steps)
+    assert round(plan.cost / sizes.seconds) == work
+    assert len(figures) * sizes.unit == images["evaluation"]
+    numbers = [unit.number for unit in plan.units]
     assert len(set(numbers)) == len(numbers)
 
 
 @pytest.mark.parametrize("way", scaling.WAYS)
 def test_one_worker_is_always_busy(way):
-    plan = scaling.generations(scaling.RUNS["FLUX.1-dev, gate, units of 4 images"])
-    cluster = Cluster((1.0,), dispatch=0.0)
-    found = scaling.seconds(plan, cluster, scaling.WAYS[way], 0)
+    plan = scaling.plan(scaling.RUNS["FLUX.1-dev, gate, units of 4 images"])
+    cluster = Cluster((1.0,))
+    searched, found = scaling.seconds(plan, cluster, scaling.WAYS[way], 0)
+    assert searched < found
     assert scaling.efficiency(plan, cluster, found) == pytest.approx(1.0)
 
 
 def test_the_kept_figures_are_what_is_simulated():
     kept = json.loads((scaling.RESULTS / "scaling.json").read_text())
     run = "FLUX.1-dev, gate, units of 4 images"
-    plan, times = scaling.generations(scaling.RUNS[run]), scaling.recorded()
-    for row in kept:
-        if (row["run"], row["workers"], row["condition"]) == (run, 64, "all of it"):
-            cluster = scaling.clusters(64, times)["all of it"]
-            measures = scaling.WAYS[row["way"]]
-            found = [scaling.seconds(plan, cluster, measures, s) for s in range(scaling.SEEDS)]
-            assert round(sum(found) / len(found) / 3600, 4) == row["hours"]
+    plan = scaling.plan(scaling.RUNS[run])
+    cluster = scaling.clusters(64)["30% jitter"]
+    rows = [r for r in kept if (r["run"], r["workers"], r["condition"]) == (run, 64, "30% jitter")]
+    assert len(rows) == 2
+    for row in rows:
+        searched, taken = scaling.seconds(plan, cluster, scaling.WAYS[row["way"]], scaling.SEED)
+        assert (round(searched / 3600, 4), round(taken / 3600, 4)) == (
+            row["search_hours"],
+            row["hours"],
+        )
