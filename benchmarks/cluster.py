@@ -2,7 +2,8 @@
 
 Actors answer at once, so that all that is timed is the way to them and back; the scheduler, the
 calls and the units are those of a run. Actors share this machine's cores with the driver, which a
-cluster's do not.
+cluster's do not. What hundreds of workers ask of the scheduler is measured with threads that rest
+in place of actors.
 
     python -m benchmarks.cluster --workers 2 8
 """
@@ -10,22 +11,30 @@ cluster's do not.
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from unittest import mock
 
 import numpy as np
 
 from benchmarks.machine import Row
+from calibri.coefficients import SearchSpace
 from calibri.config import RunConfig, load_config
-from calibri.prompts import PromptSets, make_prompts
+from calibri.pipelines import build_networks, find_geometry
+from calibri.planning import searched, with_defaults
+from calibri.prompts import Prompt, PromptSets, make_prompts
+from calibri.results import Fidelity
 from calibri.runs import Session
+from calibri.sampling import Noise
 from calibri.scoring.backends import ray_cluster, ray_connection, ray_workers
 from calibri.scoring.backends.ray_actors import Actor
+from calibri.scoring.backends.workers import Workers
 from calibri.scoring.units import Result, Unit, make_unit
+
+FLUX = "flux.1-dev"
+_PROMPT = "A photo of a red fox that reads a newspaper in the window of a night train, film grain"
 
 
 class InstantActor(Actor):
@@ -35,7 +44,29 @@ class InstantActor(Actor):
         """Load nothing."""
 
     def compute(self, unit: Mapping[str, Any]) -> Result:
-        return {"scores": {name: [0.5] * len(unit["rows"]) for name in unit["measures"]}}
+        return result_of(unit["measures"], len(unit["rows"]))
+
+
+def result_of(measures: Sequence[str], rows: int) -> Result:
+    """Scores with as many digits as real ones."""
+    return {"scores": {name: [0.1234567890123456] * rows for name in measures}}
+
+
+class Resting:
+    """A worker as the scheduler sees one that is far away: it takes its time and no CPU."""
+
+    def __init__(self, seconds: float, name: str) -> None:
+        self.seconds, self.name = seconds, name
+
+    def open(self) -> None:
+        """Be there."""
+
+    def compute(self, unit: Unit) -> Result:
+        time.sleep(self.seconds)
+        return result_of(unit.measures, len(unit.rows))
+
+    def stop(self) -> None:
+        """Go."""
 
 
 def configuration(workers: int) -> RunConfig:
@@ -81,26 +112,70 @@ def measured(workers: int, work: list[Unit]) -> dict[str, float]:
     }
 
 
+def flux_unit() -> Unit:
+    """One image of FLUX.1-dev, searched by gates."""
+    geometry = find_geometry(FLUX, None)
+    given = {"pipeline": FLUX, "space.granularity": "gate", "rewards.objective": "hpsv3"}
+    config = with_defaults(load_config(values=given), geometry)
+    space: SearchSpace = searched(build_networks(geometry), config)
+    vector = space.start + 0.1 * np.random.default_rng(0).normal(size=space.size)
+    noise = Noise(Prompt("0" * 16, _PROMPT, {}), 2**62 + 1)
+    return make_unit([space.coefficients(vector)], [(0, noise)], ("hpsv3",), Fidelity())
+
+
+def sizes(unit: Unit) -> tuple[int, int]:
+    """Bytes of a unit on its way to an actor, and of its result on the way back."""
+    pickle = ray_connection.import_ray().cloudpickle
+    result = result_of(unit.measures, len(unit.rows))
+    return len(pickle.dumps(unit.to_json())), len(pickle.dumps(result))
+
+
+def scheduled(workers: int, seconds: float, work: list[Unit]) -> dict[str, float]:
+    """Have the scheduler serve so many workers that need so long for a unit."""
+    team = [Resting(seconds, f"worker {number}") for number in range(workers)]
+    pool = Workers(None, team, 1)
+    try:
+        cpu, started = time.process_time(), time.perf_counter()
+        assert len(dict(pool.run(enumerate(work)))) == len(work)
+        taken = time.perf_counter() - started
+        cpu = time.process_time() - cpu
+    finally:
+        pool.close()
+    ideal = seconds * -(-len(work) // workers)
+    return {"busy": ideal / taken, "cpu": 1000 * cpu / len(work)}
+
+
 def rows(counts: list[int], number: int) -> list[Row]:
     work = units(number)
-    size = np.mean([len(json.dumps(unit.to_json())) for unit in work[:100]])
-    found = [Row("R1", "bytes of a unit of 32 images as JSON", f"{size:,.0f}")]
+    found = []
+    for words, unit in (("32 images, shipped pipeline", work[0]), ("an image, FLUX", flux_unit())):
+        task, result = sizes(unit)
+        found.append(Row("R1", f"bytes of a unit, {words}: task, result", f"{task:,}, {result:,}"))
     ray = ray_connection.import_ray()
     for count in counts:
         ray.init(address="local", num_cpus=count, include_dashboard=False, log_to_driver=False)
-        figures = measured(count, work)
-        ray.shutdown()
+        try:
+            timed = measured(count, work)
+        finally:
+            ray.shutdown()
         found += [
-            Row("R2", f"units a second, {count} instant actors", f"{figures['rate']:.0f}"),
-            Row("R3", f"driver CPU a unit, {count} actors, ms", f"{figures['cpu']:.2f}"),
-            Row(
-                "R4",
-                f"way of a unit and back, {count} actors, ms",
-                f"{figures['latency']:.2f}",
-            ),
+            Row("R2", f"units a second, {count} instant actors", f"{timed['rate']:.0f}"),
+            Row("R3", f"driver CPU a unit, {count} actors, ms", f"{timed['cpu']:.2f}"),
+            Row("R4", f"way of a unit and back, {count} actors, ms", f"{timed['latency']:.2f}"),
         ]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return [*found, Row("R5", "memory of the driver at most, MB", f"{peak:.0f}")]
+    found.append(Row("R5", "memory of the driver at most, MB", f"{peak:.0f}"))
+    for count in (64, 512):
+        served = scheduled(count, 1.0, units(4 * count))
+        found += [
+            Row(
+                "R6",
+                f"share of {count} workers kept busy, 4 rounds of 1 s",
+                f"{served['busy']:.2f}",
+            ),
+            Row("R7", f"CPU of the scheduler a unit, {count} workers, ms", f"{served['cpu']:.2f}"),
+        ]
+    return found
 
 
 def main() -> None:
