@@ -36,7 +36,7 @@ def test_the_reference_takes_the_papers_values_unless_told_otherwise():
 def test_every_search_method_can_be_configured(name):
     search = load_config(values={"search.method": name}).search
     assert search.method_info.name == name
-    assert search.population(58) == {"reference": 16}.get(name, 64)
+    assert search.population(58) == {"reference": 16, "grpo": 24}.get(name, 64)
     assert search.model_copy(update={"popsize": 5}).population(58) == 5
 
 
@@ -44,7 +44,7 @@ def test_every_search_method_can_be_configured(name):
 def test_an_unknown_search_method_is_refused_with_the_known_ones(name):
     with pytest.raises(ConfigError) as error:
         validate_config({"search": {"method": name}})
-    known = "'calibri', 'reference', 'gradient', 'random'" if isinstance(name, str) else "string"
+    known = ", ".join(map(repr, METHODS)) if isinstance(name, str) else "string"
     assert known in str(error.value)
     assert "search.method: Input should be" in str(error.value)
     assert f"got {name!r}" in str(error.value)

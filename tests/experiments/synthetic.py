@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from calibri.results import DIVERSITY, FEATURES
-from calibri.scoring.plain_json import encode
+from calibri.scoring.plain_json import encode, encode_exact
 from calibri.scoring.units import Result, Unit
 from calibri.seeds import derive_seed
 
@@ -37,12 +37,7 @@ class Landscape:
         self, units: Iterable[tuple[int, Unit]], ahead: Iterable[tuple[int, Unit]] = ()
     ) -> Iterator[tuple[int, Result]]:
         for index, unit in units:
-            yield (
-                index,
-                self._gradients(unit)
-                if unit.kind in ("gradients", "policy")
-                else self._scores(unit),
-            )
+            yield index, self._scores(unit) if unit.kind == "scores" else self._gradients(unit)
 
     def close(self):
         pass
@@ -78,6 +73,12 @@ class Landscape:
             name: -2 * _SHARPNESS * (table - self._best.get(name, 1.2)) / table.size
             for name in unit.measures
         }
-        count = len(unit.rows)
-        gradients = {name: (count * slope).tolist() for name, slope in slopes.items()}
+        give = self._of_each if unit.kind == "gradients" else self._in_all
+        gradients = {name: give(slope, len(unit.rows)) for name, slope in slopes.items()}
         return {**self._scores(unit), "gradients": gradients}
+
+    def _of_each(self, slope, count):
+        return encode_exact(np.stack([slope] * count))
+
+    def _in_all(self, slope, count):
+        return (count * slope).tolist()

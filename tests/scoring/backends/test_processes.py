@@ -143,7 +143,7 @@ def test_one_process_leaves_the_others_their_share(candidates):
             taken["there"].append(unit)
             return {}
 
-    units = units_of(candidates) * 4
+    units = list(enumerate(unit for _, unit in units_of(candidates) * 4))
     assert len(list(Workers(Greedy(), [Other(), Other()], 1).run(units))) == len(units)
     assert len(taken["there"]) >= len(units) // 2
 
