@@ -99,7 +99,8 @@ def connection() -> Iterator[tuple[Any, str | None]]:
             raise ConfigError(
                 f"Ray cannot be used with the address '{address}': {first_line(error)}. This "
                 "machine must be a node of the cluster, and have its versions of Ray and of Python "
-                f"({sys.version.split()[0]}, Ray {ray.__version__} here)."
+                f"({sys.version.split()[0]}, Ray {ray.__version__} here). If the head said that it "
+                "asks for a token, as newer versions of Ray do, set RAY_AUTH_MODE=token here, too."
             ) from error
     try:
         yield ray, _page(ray, context.dashboard_url)
