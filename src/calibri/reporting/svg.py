@@ -10,7 +10,8 @@ from markupsafe import Markup, escape
 
 from calibri.reporting.text import clean, decimals_for, number
 
-MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 46.0, 12.0, 10.0, 34.0
+# On the left there is room for "-0.0005".
+MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 54.0, 12.0, 10.0, 34.0
 _LABEL_WIDTH = 60.0
 
 
