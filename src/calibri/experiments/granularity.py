@@ -17,7 +17,7 @@ from calibri.experiments.trials import (
     surely,
 )
 from calibri.pipelines import parameter_names
-from calibri.reporting import Table, curve_drawing, in_words
+from calibri.reporting import Table, in_words
 from calibri.results import Figure
 from calibri.runs import Session
 
@@ -53,14 +53,7 @@ def _outcome(session: Session, trials: Trials) -> Outcome:
             f"{trials.note()}"
         ),
         tables=[trials.gains("Calibrated minus original"), _searches(trials)],
-        drawings=[
-            curve_drawing(
-                f"Validated gain in {trials.rewards[0]} over images",
-                "On validation prompts: mean over search seeds, with its interval.",
-                {"": trials.curves()},
-                "images",
-            )
-        ],
+        drawings=[trials.drawing()],
         intervals=INTERVALS,
     )
 

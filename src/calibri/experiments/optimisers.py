@@ -8,7 +8,7 @@ from calibri.config import RunConfig
 from calibri.experiments.kinds import AS_THE_PAPER, Heading, Outcome, Searches
 from calibri.experiments.searching import Cell, with_search
 from calibri.experiments.trials import INTERVALS, Trials, judged, surely
-from calibri.reporting import Table, curve_drawing, in_words
+from calibri.reporting import Table, in_words
 from calibri.runs import Session
 
 # Registered search methods by name; one that a pipeline or reward cannot have is left out.
@@ -20,9 +20,7 @@ OPTIMISERS = {
     "random": "random search",
     "one_plus_one": "(1+1)-ES",
 }
-_OURS = OPTIMISERS["calibri"]
-# What the paper compares with, where there is such a method.
-_FLOW_GRPO = "Flow-GRPO"
+_OURS, _FLOW_GRPO = OPTIMISERS["calibri"], OPTIMISERS["grpo"]
 
 
 def _cells(config: RunConfig, session: Session) -> Sequence[Cell]:
@@ -45,14 +43,7 @@ def _outcome(session: Session, trials: Trials) -> Outcome:
             f"compared on prompts that no search saw. {trials.note()}"
         ),
         tables=[trials.gains("Calibrated minus original"), _lead(trials), _speed(trials)],
-        drawings=[
-            curve_drawing(
-                f"Validated gain in {trials.rewards[0]} over images",
-                "On validation prompts: mean over search seeds, with its interval.",
-                {"": trials.curves()},
-                "images",
-            )
-        ],
+        drawings=[trials.drawing()],
         intervals=INTERVALS,
     )
 

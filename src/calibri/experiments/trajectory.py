@@ -11,7 +11,7 @@ from calibri.config import RunConfig
 from calibri.experiments.kinds import AS_THE_PAPER, Heading, Outcome, Searches
 from calibri.experiments.searching import Cell, with_search, with_space
 from calibri.experiments.trials import INTERVALS, Trials, surely
-from calibri.reporting import Table, curve_drawing, in_words
+from calibri.reporting import Table, in_words
 from calibri.runs import Session
 
 _PAPER = "constants of the paper"
@@ -50,14 +50,7 @@ def _outcome(session: Session, trials: Trials) -> Outcome:
             f"for {len(others)} comparisons, leaves out 0. {trials.note()}"
         ),
         tables=[_table(trials, others), trials.gains("Calibrated minus original"), _sizes(trials)],
-        drawings=[
-            curve_drawing(
-                f"Validated gain in {trials.rewards[0]} over images",
-                "On validation prompts: mean over search seeds, with its interval.",
-                {"": trials.curves()},
-                "images",
-            )
-        ],
+        drawings=[trials.drawing()],
         intervals=INTERVALS,
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 from calibri.arrays import Scores, Vector
 from calibri.experiments.measured import ORIGINAL, Measured
 from calibri.experiments.searching import Found, by_cell, condition_name
-from calibri.reporting import Answer, Cell, Line, Table
+from calibri.reporting import Answer, Cell, Drawing, Line, Table, curve_drawing
 from calibri.results import Checkpoint, Figure
 from calibri.statistics import crossed_mean
 
@@ -134,12 +134,18 @@ class Trials:
 
         return self.over_seeds(label, gain)
 
-    def curves(self) -> list[Line]:
-        """Validated gain over the cost of the search so far: a line for each cell."""
-        return [
+    def drawing(self) -> Drawing:
+        """Draw the validated gain over the cost of the search so far, a line for each cell."""
+        lines = [
             Line(tuple(_curve(own)), label, style)
             for style, (label, own) in zip(STYLES, self.cells.items(), strict=False)
         ]
+        return curve_drawing(
+            f"Validated gain in {self.rewards[0]} over images",
+            "On validation prompts: mean over search seeds, with its interval.",
+            {"": lines},
+            "images",
+        )
 
     def note(self) -> str:
         """Say how many seeds there are, which searches failed, and what was left out."""
