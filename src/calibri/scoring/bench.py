@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from calibri.config import RunConfig
 from calibri.devices import resolve_device
@@ -74,6 +74,12 @@ class Bench:
         branches = BranchResolver(self.pipe)
         self.sampler.before_call = branches.expect
         return branches
+
+    def freeze(self) -> None:
+        """Have no weight of the pipeline ask for a gradient."""
+        for part in self.pipe.components.values():
+            if isinstance(part, nn.Module):
+                part.requires_grad_(False)
 
     def close(self) -> None:
         """Take the hooks off: the pipeline is as it was before."""

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from calibri.errors import NoMemoryError, RewardError
 from calibri.memory import Halving, is_out_of_memory
@@ -34,9 +34,7 @@ class Differentiator:
         self._halving = Halving(bench.config.sampling.batch_size)
         self._recomputation = Recomputation(bench)
         self._together = 1  # images of a prompt that are compared, and so not parted
-        for part in bench.pipe.components.values():
-            if isinstance(part, nn.Module):
-                part.requires_grad_(False)
+        bench.freeze()
 
     @property
     def batch_size(self) -> int:
@@ -169,10 +167,7 @@ class Differentiator:
     def _sampled(self, unit: Unit, places: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Sample rows with their graph: images, and the scales of each."""
         bench, coefficients = self._bench, unit.candidates[0]
-        table = torch.from_numpy(coefficients.site_scales(bench.scaler.sites)).float()
-        scales = table.repeat(len(places), *[1] * table.ndim).requires_grad_()
-        guidance = torch.tensor([coefficients.guidance])
-        bench.scaler.set(scales, coefficients.member_branches, guidance)
+        scales = bench.scaler.apply_rows(coefficients, len(places), requires_grad=True)
         noises = [unit.rows[place][1] for place in places]
         shift = coefficients.shift
         return bench.sampler.sample_with_gradient(noises, unit.last_steps, shift), scales

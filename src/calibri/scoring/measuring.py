@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from calibri.errors import RewardError
 from calibri.scoring.measures import Grouped, Measure, Measures, measured
 from calibri.scoring.pictures import Pictures
 from calibri.scoring.units import Row, Unit
@@ -68,3 +69,31 @@ def _called(measure: Measure, rows: Sequence[Row], pixels: Tensor) -> Tensor:
         group = list(members)
         parts.append(measured(measure, pixels[group], [prompts[i] for i in group]))
     return torch.cat(parts)
+
+
+def is_failed(scores: Tensor) -> Tensor:
+    """Whether a number of a row is not finite: bool (rows,)."""
+    return ~torch.isfinite(scores.reshape(len(scores), -1)).all(dim=1)
+
+
+def check_finite(values: Mapping[str, Tensor], rows: Sequence[Row]) -> None:
+    """Refuse numbers that are not finite.
+
+    Args:
+        values: by measure, as of ``measure_rows``.
+        rows: that were measured.
+
+    Raises:
+        RewardError: one is not.
+    """
+    for name, scores in values.items():
+        bad = is_failed(scores).nonzero().flatten()
+        if len(bad):
+            first = int(bad[0])
+            raise RewardError(
+                f"Reward '{name}' returned {scores[first].tolist()} for the prompt "
+                f"'{rows[first][1].prompt.text}' ({len(bad)} of {len(rows)} images failed), or the "
+                "image itself was not finite. A score must be a finite number. Everything before "
+                "this is kept; fix the reward, or set rewards.on_failure to 'drop', and resume the "
+                "run."
+            )

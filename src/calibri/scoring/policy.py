@@ -12,13 +12,14 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from calibri.errors import NoMemoryError, RewardError
+from calibri.errors import NoMemoryError
 from calibri.memory import Halving, is_out_of_memory
 from calibri.sampling import Noise, Paths, Rollouts, Transition
 from calibri.scoring.bench import Bench
 from calibri.scoring.device_swap import PIPELINE, REWARDS
+from calibri.scoring.measuring import check_finite
 from calibri.scoring.pictures import Pictures, join_pictures
 from calibri.scoring.plain_json import encode
 from calibri.scoring.units import Result, Unit
@@ -70,9 +71,7 @@ class PolicyDifferentiator:
         self._bench = bench
         self._sampling = Halving(bench.config.sampling.batch_size)
         self._following = Halving(bench.config.sampling.batch_size)
-        for part in bench.pipe.components.values():
-            if isinstance(part, nn.Module):
-                part.requires_grad_(False)
+        bench.freeze()
 
     @property
     def batch_size(self) -> int:
@@ -105,11 +104,12 @@ class PolicyDifferentiator:
         assert unit.noise_level is not None
         rollouts = Rollouts(self._bench.sampler, unit.noise_level)
         self._use(PIPELINE)
-        self._set(unit, 1)
+        self._bench.scaler.apply_rows(unit.candidates[0], 1)
         pictures, paths = self._sampled(unit, rollouts)
         self._use(REWARDS)
         values = self._bench.measure(unit, unit.rows, pictures)
-        self._check(unit, values)
+        if self._bench.config.rewards.on_failure != "drop":
+            check_finite(values, unit.rows)
         self._use(PIPELINE)
         gradients = {
             name: self._gradient(unit, rollouts, paths, _advantages_of(unit, scores))
@@ -135,20 +135,6 @@ class PolicyDifferentiator:
         pictures = join_pictures([Pictures(pixels, broken) for pixels, broken, _ in parts])
         return pictures, [paths.rows([i]) for *_, paths in parts for i in range(paths.count)]
 
-    def _check(self, unit: Unit, values: dict[str, Tensor]) -> None:
-        if self._bench.config.rewards.on_failure == "drop":
-            return
-        for name, scores in values.items():
-            failed = ~torch.isfinite(scores)
-            if failed.any():
-                first = unit.rows[int(failed.nonzero()[0])][1]
-                raise RewardError(
-                    f"The score of '{name}' is not finite for the prompt '{first.prompt.text}' "
-                    f"({int(failed.sum())} of {len(failed)} images failed). Everything before this "
-                    "is kept; fix the reward and resume the run, or set rewards.on_failure to "
-                    "'drop'."
-                )
-
     def _gradient(
         self, unit: Unit, rollouts: Rollouts, paths: Sequence[Paths], advantage: Tensor
     ) -> Tensor:
@@ -165,7 +151,8 @@ class PolicyDifferentiator:
         """Sum the gradients of some rows, step by step."""
         noises, paths, weights = zip(*part, strict=True)
         whole, weight = Paths.joined(paths), torch.tensor(weights)
-        scales = self._set(unit, len(part), gradient=True)
+        candidate = unit.candidates[0]
+        scales = self._bench.scaler.apply_rows(candidate, len(part), requires_grad=True)
         total = torch.zeros_like(scales)
 
         def told(index: int, step: Transition) -> None:
@@ -175,17 +162,8 @@ class PolicyDifferentiator:
             (gradient,) = torch.autograd.grad(gain, scales, retain_graph=True)
             total.add_(gradient)
 
-        rollouts.follow(noises, whole, told, unit.candidates[0].shift)
+        rollouts.follow(noises, whole, told, candidate.shift)
         return total.sum(dim=0)
-
-    def _set(self, unit: Unit, rows: int, *, gradient: bool = False) -> Tensor:
-        """Put the scales of the candidate on the model, a row for each image."""
-        bench, coefficients = self._bench, unit.candidates[0]
-        table = torch.from_numpy(coefficients.site_scales(bench.scaler.sites)).float()
-        scales = table.repeat(rows, *[1] * table.ndim).requires_grad_(gradient)
-        guidance = torch.tensor([coefficients.guidance])
-        bench.scaler.set(scales, coefficients.member_branches, guidance)
-        return scales
 
 
 def _advantages_of(unit: Unit, scores: Tensor) -> Tensor:

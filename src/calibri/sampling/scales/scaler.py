@@ -74,6 +74,28 @@ class Scaler:
         guidance = torch.tensor([candidates[row].guidance for row in rows])
         self.set(scales, branches, guidance)
 
+    def apply_rows(
+        self, coefficients: Coefficients, count: int, *, requires_grad: bool = False
+    ) -> Tensor:
+        """Give each image of the following forwards its own copy of the scales of a candidate.
+
+        Args:
+            coefficients: the candidate.
+            count: images of a batch.
+            requires_grad: whether what is sampled can be differentiated with respect to the copies.
+
+        Returns:
+            The copies, float32 (count, ...) with the shape of ``Coefficients.site_scales``.
+
+        Raises:
+            CalibrationError: the names of the candidate do not match the sites.
+            UnsupportedModelError: see ``set``.
+        """
+        table = torch.from_numpy(coefficients.site_scales(self.sites)).float()
+        scales = table.repeat(count, *[1] * table.ndim).requires_grad_(requires_grad)
+        self.set(scales, coefficients.member_branches, torch.tensor([coefficients.guidance]))
+        return scales
+
     def _table(self, coefficients: Coefficients) -> Tensor:
         for known, table in self._tables:
             if known is coefficients:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from calibri.config import OnFailure
-from calibri.errors import RewardError
+from calibri.scoring.measuring import check_finite, is_failed
 from calibri.scoring.pictures import Pictures
 from calibri.scoring.plain_json import encode
 from calibri.scoring.units import Result, Row, Unit
@@ -44,30 +44,13 @@ def finished(
         index = torch.tensor(again)
         values = {name: v.index_copy(0, index, fresh[name]) for name, v in values.items()}
     if policy != "drop":
-        for name, scores in values.items():
-            _check_finite(name, scores, unit.rows)
+        check_finite(values, unit.rows)
     result: Result = {"scores": {name: encode(scores) for name, scores in values.items()}}
     return result | ({"retried": len(again)} if again else {})
 
 
-def _failed(scores: Tensor) -> Tensor:
-    return ~torch.isfinite(scores.reshape(len(scores), -1)).all(dim=1)
-
-
 def _rows_to_retry(rows: Sequence[Row], values: Mapping[str, Tensor]) -> list[int]:
     """Rows that failed, with all images of their prompt: a grouped measure needs them together."""
-    failed = {i for scores in values.values() for i in _failed(scores).nonzero().flatten().tolist()}
+    failed = {i for v in values.values() for i in is_failed(v).nonzero().flatten().tolist()}
     groups = {(rows[i][0], rows[i][1].prompt.id) for i in failed}
     return [i for i, (c, noise) in enumerate(rows) if (c, noise.prompt.id) in groups]
-
-
-def _check_finite(name: str, scores: Tensor, rows: Sequence[Row]) -> None:
-    bad = _failed(scores).nonzero().flatten()
-    if len(bad):
-        first = int(bad[0])
-        raise RewardError(
-            f"Reward '{name}' returned {scores[first].tolist()} for the prompt "
-            f"'{rows[first][1].prompt.text}' ({len(bad)} of {len(rows)} images failed), or the "
-            "image itself was not finite. A score must be a finite number. Everything before this "
-            "is kept; fix the reward, or set rewards.on_failure to 'drop', and resume the run."
-        )
